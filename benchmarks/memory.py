@@ -1,0 +1,196 @@
+"""Memory held for backward and throughput of a training step: end to end against blockwise, at equal batch.
+
+    python benchmarks/memory.py [--models resnet50] [--batch 4] [--size 224] [--repeats 3] [--memory 16] [--json FILE]
+
+On a CPU the memory is the peak of the bytes that autograd has saved at any moment of a step: each storage counted
+once, weights left out. On a GPU it is the allocator's peak above what lies there between steps. Each phase of the
+sequential plan is a row. `largest batch`: its step, with weights, gradients and momentum, fits into `--memory` GiB.
+"""
+
+import argparse
+import json
+import statistics
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from twinblock.config import compose
+from twinblock.encoders import build_encoder
+from twinblock.learner import Batch, Learner, Signal
+from twinblock.scope import make_learners
+from twinblock.studies.study import markdown
+from twinblock.train import optimizer_of
+
+MODELS = ("resnet18", "resnet50", "vit_small_patch16_224")
+SCOPES = {
+    "end to end": ["scope.kind=end_to_end"],
+    "simultaneous": ["scope.kind=blockwise"],
+    "simultaneous, every block": ["scope.kind=blockwise", "scope.cuts=blocks"],
+    "overlapping": ["scope.kind=overlapping"],
+}
+VIT_STAGES = "scope.cuts=[blocks.3,blocks.6,blocks.9]"  # four parts of three layers, as a ResNet has four stages
+HEAD = "projector.dims=[512,128]"
+STATES = 3  # tensors as large as the weights that training holds: weights, gradients, momentum
+
+
+@dataclass
+class Saved:
+    """What autograd holds for backward, storage by storage: `peak` is the most at any moment, in bytes."""
+
+    weights: set[int]
+    held: Counter = field(default_factory=Counter)
+    now: int = 0
+    peak: int = 0
+
+    def hooks(self):
+        return torch.autograd.graph.saved_tensors_hooks(lambda tensor: Entry(tensor, self), lambda entry: entry.tensor)
+
+    def change(self, tensor: Tensor, count: int) -> None:
+        storage = tensor.untyped_storage()
+        key = storage.data_ptr()
+        if key in self.weights:
+            return
+        before = self.held[key]
+        self.held[key] += count
+        self.now += storage.nbytes() * ((self.held[key] > 0) - (before > 0))
+        self.peak = max(self.peak, self.now)
+
+
+class Entry:
+    """One saved tensor, counted for as long as its graph lives."""
+
+    def __init__(self, tensor: Tensor, saved: Saved):
+        self.tensor, self.saved = tensor.detach(), saved  # with its graph it would keep itself alive
+        saved.change(self.tensor, 1)
+
+    def __del__(self):
+        self.saved.change(self.tensor, -1)
+
+
+class Step:
+    """A training step: what `twinblock.train` does with one batch of views. `trained`: the Learners that learn."""
+
+    def __init__(self, model: str, scope: list[str], batch: int, size: int, device: torch.device):
+        cuts = [VIT_STAGES] if model.startswith("vit") and "scope.cuts=blocks" not in scope else []
+        cuts = [] if "scope.kind=end_to_end" in scope else cuts
+        self.config = compose("simclr", overrides=[*scope, *cuts, HEAD, f"data.batch={batch}"])
+        self.encoder = build_encoder(model, "standard", "batch", None, size, 0, self.config.scope.cuts)
+        autocast = torch.bfloat16 if device.type == "cuda" else None
+        self.learners = make_learners(self.config, self.encoder, None, autocast)
+        layout = torch.channels_last if device.type == "cuda" else torch.contiguous_format
+        for learner in self.learners:
+            learner.to(device).to(memory_format=layout)
+        self.optimizers = [optimizer_of(learner, self.config.optim) for learner in self.learners]
+        g = torch.Generator().manual_seed(0)
+        self.views = [torch.randn(batch, 3, size, size, generator=g).to(device) for _ in range(2)]
+        self.weights = {p.untyped_storage().data_ptr() for p in (*self.encoder.parameters(), *self._heads())}
+
+    def _heads(self):
+        return [p for learner in self.learners for p in learner.parameters()]
+
+    @property
+    def bytes_of_state(self) -> int:
+        return STATES * sum({p: p.nbytes for p in (*self.encoder.parameters(), *self._heads())}.values())
+
+    def run(self, trained: set[int]) -> None:
+        signal = Signal.from_views(self.views)
+        for i, (learner, optimizer) in enumerate(zip(self.learners, self.optimizers, strict=True)):
+            if i > max(trained):
+                break
+            if i not in trained:
+                assert isinstance(learner, Learner)
+                signal = learner.eval().pass_on(signal, Batch(None, (0, 0)))
+                continue
+            loss, signal = learner.train()(signal, Batch(None, (0, 0)))
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            learner.after_step(0, 1)
+
+    def bytes_saved(self, trained: set[int]) -> int:
+        """The most that is held for backward at any moment."""
+        if self.views[0].is_cuda:
+            self.run(trained)  # momenta and workspaces exist from the first step on
+            torch.cuda.synchronize()
+            torch.cuda.reset_peak_memory_stats()
+            before = torch.cuda.memory_allocated()
+            self.run(trained)
+            torch.cuda.synchronize()
+            return torch.cuda.max_memory_allocated() - before
+        saved = Saved(self.weights)
+        with saved.hooks():
+            self.run(trained)
+        assert saved.now == 0, "what was saved has been freed"
+        return saved.peak
+
+    def seconds(self, trained: set[int]) -> float:
+        begin = time.perf_counter()
+        self.run(trained)
+        if self.views[0].is_cuda:
+            torch.cuda.synchronize()
+        return time.perf_counter() - begin
+
+
+def phases(step: Step, name: str) -> dict[str, set[int]]:
+    """The name of each thing to measure, and the Learners that it trains."""
+    every = set(range(len(step.learners)))
+    if name != "simultaneous":
+        return {name: every}
+    return {name: every, **{f"sequential, block {k + 1}": {k} for k in every}}
+
+
+def measure(model: str, options: argparse.Namespace, device: torch.device) -> list[dict]:
+    rows: list[dict] = []
+    whole = 0
+    for scope, overrides in SCOPES.items():
+        step = Step(model, overrides, options.batch, options.size, device)
+        found = phases(step, scope)
+        peaks = {name: step.bytes_saved(trained) for name, trained in found.items()}
+        times: dict[str, list[float]] = {name: [] for name in found}
+        for _ in range(options.repeats):
+            for name, trained in found.items():
+                times[name].append(step.seconds(trained))
+        for name, peak in peaks.items():
+            whole = whole or peak
+            each = peak / options.batch
+            room = options.memory * 2**30 - step.bytes_of_state
+            rows.append(
+                {
+                    "model": model,
+                    "scope": name,
+                    "MiB an image": round(each / 2**20, 1),
+                    "of end to end": round(peak / whole, 3),
+                    "images/s": round(options.batch / statistics.median(times[name]), 1) if options.repeats else None,
+                    "largest batch": max(0, int(room / each)),
+                }
+            )
+        parts = [peak for name, peak in peaks.items() if name.startswith("sequential")]
+        if parts and device.type == "cpu":
+            assert peaks["simultaneous"] <= 1.02 * max(parts), "more than the largest block"
+        del step
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--models", nargs="+", default=MODELS)
+    parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument("--size", type=int, default=224)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--memory", type=float, default=16, help="GiB that a step may take")
+    parser.add_argument("--json", help="write the rows there")
+    options = parser.parse_args()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    rows = [row for model in options.models for row in measure(model, options, device)]
+    where = torch.cuda.get_device_name() if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+    print(f"Two views of {options.batch} images of {options.size} px on {where}\n\n{markdown(rows)}")
+    if options.json:
+        with open(options.json, "w") as file:
+            json.dump({**vars(options), "device": where, "torch": torch.__version__, "rows": rows}, file, indent=1)
+
+
+if __name__ == "__main__":
+    main()

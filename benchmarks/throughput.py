@@ -1,0 +1,150 @@
+"""Images a second of SimCLR training: our loop against lightly's own, side by side in one run; and where a step goes.
+
+    python benchmarks/throughput.py [--steps 4] [--rounds 5] [--threads 2] [--batch 128]
+
+ResNet-18 with the CIFAR stem at 32 px on the embedded images, two views, SGD. lightly (if it is installed) runs as
+its documentation writes the loop, float32, and with bf16 and channels_last. Sides take turns; printed are medians over
+the rounds, the ratio to ours in the same round, and which part of our step is not the forward and backward of networks.
+"""
+
+import argparse
+import importlib.util
+import itertools
+import statistics
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from twinblock.api import resolve
+from twinblock.config import compose
+from twinblock.data import Images, load
+from twinblock.launch import make_fabric
+from twinblock.report import Reporter
+from twinblock.run import Run
+from twinblock.train import Trainer
+
+FLOP = 2 * 0.5567e9 * 3 * 2  # of an image: ResNet-18 at 32 px, CIFAR stem; multiply and add, three passes, two views
+
+
+def ours(images: Images, batch: int, precision: str, folder: Path) -> Trainer:
+    fields = [f"data.batch={batch}", "encoder.kind=resnet18", "encoder.stem=cifar", f"train.precision={precision}"]
+    config = compose("simclr", overrides=[*fields, "train.length=100000steps"])
+    fabric = make_fabric()
+    return Trainer(resolve(config, images, fabric.device), images, fabric, Run(folder), Reporter(quiet=True))
+
+
+def steps_of(trainer: Trainer) -> Callable[[], None]:
+    loader = trainer.batches(ThreadPoolExecutor(1))
+
+    def step() -> None:
+        trainer.train_step(*next(loader))
+        trainer.step += 1
+
+    return step
+
+
+def lightly_loop(images: Images, batch: int, fast: bool) -> Iterator[None]:
+    """A step each time it is asked: lightly's transform in a DataLoader, its head and its loss."""
+    from lightly.loss import NTXentLoss
+    from lightly.models.modules import SimCLRProjectionHead
+    from lightly.transforms.simclr_transform import SimCLRTransform
+    from PIL import Image
+    from torchvision.models import resnet18
+
+    transform = SimCLRTransform(input_size=32, gaussian_blur=0.0)
+    pictures = [Image.fromarray(pixels) for pixels in images.pixels]
+
+    class Pictures(torch.utils.data.Dataset):
+        def __len__(self) -> int:
+            return len(pictures)
+
+        def __getitem__(self, i: int):
+            return transform(pictures[i])
+
+    network = resnet18()
+    network.conv1, network.maxpool = nn.Conv2d(3, 64, 3, 1, 1, bias=False), nn.Identity()
+    network.fc = SimCLRProjectionHead(512, 512, 128)
+    network = network.to(memory_format=torch.channels_last) if fast else network
+    loss_of, optimizer = NTXentLoss(temperature=0.2), torch.optim.SGD(network.parameters(), 0.03, momentum=0.9)
+    loader = torch.utils.data.DataLoader(Pictures(), batch, shuffle=True, drop_last=True)
+    for views in itertools.chain.from_iterable(itertools.repeat(loader)):
+        with torch.autocast("cpu", torch.bfloat16, enabled=fast):
+            a, b = (network(v.contiguous(memory_format=torch.channels_last) if fast else v) for v in views)
+            loss = loss_of(a, b)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        yield
+
+
+def shares(trainer: Trainer, step: Callable[[], None], steps: int) -> dict[str, float]:
+    """Which part of a step each kind of work takes: of networks forward and backward, and everything else."""
+    spent: dict[str, float] = defaultdict(float)
+
+    def timed(name: str, call: Callable) -> Callable:
+        def run(*args, **kwargs):
+            start = time.perf_counter()
+            try:
+                return call(*args, **kwargs)
+            finally:
+                spent[name] += time.perf_counter() - start
+
+        return run
+
+    learner = trainer.learners[0]
+    learner.network.forward = timed("forward", learner.network.forward)
+    trainer.fabric.backward = timed("backward", trainer.fabric.backward)
+    trainer.update = timed("optimizer, branch", trainer.update)
+    trainer.views.__class__.__call__ = timed("views", trainer.views.__class__.__call__)
+    start = time.perf_counter()
+    for _ in range(steps):
+        step()
+    total = time.perf_counter() - start
+    spent["loss, loading, rest"] = total - sum(spent.values())
+    return {name: 100 * value / total for name, value in spent.items()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    for name, default in (("steps", 4), ("rounds", 5), ("threads", 2), ("batch", 128)):
+        parser.add_argument(f"--{name}", type=int, default=default)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    images = load("photodigits")
+    assert images is not None
+    with tempfile.TemporaryDirectory() as folder:
+        trainers = {f"twinblock {p}": ours(images, args.batch, p, Path(folder) / p) for p in ("bf16", "fp32")}
+        sides: dict[str, Callable[[], None]] = {name: steps_of(trainer) for name, trainer in trainers.items()}
+        if importlib.util.find_spec("lightly"):
+            for name, fast in (("lightly fp32", False), ("lightly bf16, channels_last", True)):
+                loop = lightly_loop(images, args.batch, fast)
+                sides[name] = lambda loop=loop: next(loop)
+        else:
+            print("lightly is not installed: left out")
+        speeds: dict[str, list[float]] = {name: [] for name in sides}
+        for step in sides.values():
+            step()  # warm-up
+        for _ in range(args.rounds):
+            for name, step in sides.items():
+                start = time.perf_counter()
+                for _ in range(args.steps):
+                    step()
+                speeds[name].append(args.steps * args.batch / (time.perf_counter() - start))
+        print(f"batch {args.batch}, {args.threads} threads, torch {torch.__version__}, median of {args.rounds} rounds")
+        for name, values in speeds.items():
+            ratio = statistics.median(o / v for o, v in zip(speeds["twinblock bf16"], values, strict=True))
+            median = statistics.median(values)
+            print(f"  {name:28} {median:7.1f} images/s, {median * FLOP / 1e9:6.0f} GFLOP/s; ours is {ratio:.2f} times")
+        for name, trainer in trainers.items():
+            parts = shares(trainer, sides[name], args.steps)
+            print(f"  {name}: " + ", ".join(f"{part} {value:.1f} %" for part, value in parts.items()))
+
+
+if __name__ == "__main__":
+    main()

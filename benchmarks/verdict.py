@@ -1,0 +1,120 @@
+"""How often the verdict is wrong: small runs that are known to learn, and small runs that are known to collapse.
+
+    python benchmarks/verdict.py [--seeds 4] [--out runs/verdict] [--only NAME]
+
+Healthy: every method with its recipe's learning rate and half of it. Collapsed: ten ways to take from a method what
+keeps it from collapsing. Every verdict that a run gave while it went counts, not only the last. A run that was meant to
+collapse and ended with its images apart is listed as such and not counted. Runs that are done are not done again.
+"""
+
+import argparse
+import statistics
+from collections.abc import Mapping
+from pathlib import Path
+
+from twinblock.config import compose
+from twinblock.diagnosis import verdict
+from twinblock.report import print_table
+from twinblock.run import Run
+from twinblock.studies.study import Arm, Options, Row, carry_out
+
+STEPS = 150
+SMALL = ("data.batch=64", "encoder.width=8", f"train.length={STEPS}steps", "train.checkpoint_every=100%")
+HEADS = {
+    "simclr": ("projector.dims=[64,32]",),
+    "moco_v2": ("projector.dims=[64,32]", "objective.queue=1024"),
+    "byol": ("projector.dims=[128,32]", "predictor.dims=[128,32]"),
+    "simsiam": ("projector.dims=[128,128]", "predictor.dims=[32,128]"),
+    "barlow_twins": ("projector.dims=[128,128]",),
+    "vicreg": ("projector.dims=[128,128]",),
+    "supervised": (),
+}
+SGD = ("optim.kind=sgd", "optim.lr=0.8", "optim.weight_decay=1.0e-4")
+BARE = ("projector.norm=none", "projector.last_norm=none")
+NO_NORM = (*BARE, "predictor.norm=none")
+COLLAPSING = {
+    "byol: no norm in the heads, SGD": ("byol", (*NO_NORM, *SGD)),
+    "byol: layer norm in the heads, SGD": ("byol", ("projector.norm=layer", "predictor.norm=layer", *SGD)),
+    "byol: no norm anywhere but GN in the encoder": ("byol", (*NO_NORM, *SGD, "encoder.norm=group8")),
+    "byol: no norm, target of the step before": ("byol", (*NO_NORM, *SGD, "branch.momentum=0")),
+    "byol: no norm, weight decay 0.01": ("byol", (*NO_NORM, *SGD, "optim.weight_decay=0.01")),
+    "byol: no predictor": ("byol", (*BARE, *SGD, "predictor=null")),
+    "simsiam: no norm in the heads": ("simsiam", (*NO_NORM, *SGD)),
+    "simsiam: no predictor": ("simsiam", (*BARE, *SGD, "predictor=null")),
+    "vicreg: invariance alone": ("vicreg", (*BARE, *SGD, "objective.variance=0", "objective.covariance=0")),
+    "blockwise, no predictor": ("simsiam", (*BARE, *SGD, "predictor=null", "scope.kind=blockwise")),
+}
+BAD = ("complete collapse", "dimensional collapse", "diverging")
+APART = 0.99  # final cosine between images below which a run has not collapsed, whatever it was meant to do
+
+
+def arms() -> tuple[list[Arm], list[Arm]]:
+    healthy = []
+    for method, heads in HEADS.items():
+        lr = compose(method).optim.lr
+        healthy += [Arm(f"{method}, lr {f * lr:g}", method, (*SMALL, *heads, f"optim.lr={f * lr}")) for f in (1, 0.5)]
+    return healthy, [
+        Arm(name, method, (*SMALL, *HEADS[method], *changes)) for name, (method, changes) in COLLAPSING.items()
+    ]
+
+
+def measure(run: Run) -> Mapping[str, float]:
+    """The step of the first bad verdict, and of the first call of a collapse (-1: none), by the worst Learner."""
+    rows = [row for row in run.metrics() if "diagnosis" in row]
+    config = run.config
+    alarm = call = -1
+    for count in range(1, len(rows) + 1):
+        states = []
+        for learner in range(len(rows[0]["diagnosis"])):
+            history = [{"step": row["step"], **row["diagnosis"][learner]} for row in rows[:count]]
+            states.append(verdict(history, finished=count == len(rows), config=config).state)
+        if alarm < 0 and any(state in BAD for state in states):
+            alarm = rows[count - 1]["step"]
+        if call < 0 and "complete collapse" in states:
+            call = rows[count - 1]["step"]
+    last = [found["projector"]["negative_cosine"] for found in rows[-1]["diagnosis"]]
+    knn = (run.result or {}).get("knn") or {"encoder": 0.0, "untrained encoder": 0.0}
+    gain = knn["encoder"] - knn["untrained encoder"]
+    return {"alarm": alarm, "call": call, "between": max(last), "kNN over untrained": gain}
+
+
+def table(rows: list[Row], healthy: set[str]) -> list[dict[str, str]]:
+    lines = []
+    for arm in dict.fromkeys(row["arm"] for row in rows):
+        mine = [row for row in rows if row["arm"] == arm and "failed" not in row]
+        meant = [row for row in mine if arm in healthy or row["between"] > APART]
+        wrong = [row for row in meant if (row["alarm"] >= 0 if arm in healthy else row["call"] < 0)]
+        calls = [row["call"] for row in meant if row["call"] >= 0 and arm not in healthy]
+        lines.append(
+            {
+                "run": arm,
+                "runs": str(sum(row["arm"] == arm for row in rows)),
+                "counted": str(len(meant)),
+                "wrong": str(len(wrong)),
+                "called at step": f"{statistics.median(calls):.0f}, at most {max(calls)}" if calls else "-",
+                "between": f"{max(row['between'] for row in mine):.4f}" if mine else "-",
+                "kNN gained": f"{statistics.fmean(row['kNN over untrained'] for row in mine):.1f}" if mine else "-",
+            }
+        )
+    return lines
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="False alarms and misses of the verdict over small runs.")
+    parser.add_argument("--seeds", type=int, default=4)
+    parser.add_argument("--out", type=Path, default=Path("runs/verdict"))
+    parser.add_argument("--only", help="take the arms whose name holds this text")
+    arguments = parser.parse_args()
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    healthy, collapsing = ([arm for arm in side if (arguments.only or "") in arm.name] for side in arms())
+    rows = carry_out([*healthy, *collapsing], measure, Options(arguments.out, arguments.seeds))
+    lines = table(rows, {arm.name for arm in healthy})
+    print_table(f"verdicts of runs of {STEPS} steps", lines)
+    for title, side in (("false alarms", healthy), ("misses", collapsing)):
+        mine = [line for line in lines if line["run"] in {arm.name for arm in side}]
+        wrong, counted = (sum(int(line[key]) for line in mine) for key in ("wrong", "counted"))
+        print(f"{title}: {wrong} of {counted} runs")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,54 @@
+"""What a run is told to change follows from its own config."""
+
+import pytest
+
+from twinblock.config import compose
+from twinblock.diagnosis import advice, verdict
+
+NO_NORM = ["projector.norm=none", "predictor.norm=none"]
+SGD = ["optim.kind=sgd", "optim.lr=0.1"]
+
+
+@pytest.mark.parametrize(
+    ("recipe", "overrides", "words"),
+    [
+        ("byol", [*NO_NORM, *SGD], "neither head has batch norm and optim.kind=sgd"),
+        ("byol", ["projector.norm=layer", "predictor.norm=group", *SGD], "neither head has batch norm"),
+        ("byol", [*NO_NORM, "encoder.norm=none"], "no batch statistics anywhere"),
+        ("byol", ["predictor=null"], "regression without a predictor"),
+        ("byol", ["optim.kind=adamw", "optim.lr=2"], "this looks like LARS's"),
+        ("byol", ["branch.momentum=0"], "branch.momentum=0"),
+        ("byol", ["branch.momentum=1"], "the target never moves"),
+        ("byol", ["data.batch=4"], "data.batch=4: too few images for batch statistics"),
+        ("simsiam", ["optim.weight_decay=0.1"], "optim.weight_decay=0.1 shrinks"),
+        ("simclr", ["objective.temperature=20"], "objective.temperature=20 is unusual"),
+        ("vicreg", ["objective.variance=0"], "objective.variance=0"),
+        ("barlow_twins", ["objective.lambd=0"], "objective.lambd=0"),
+    ],
+)
+def test_the_likely_cause_comes_first(recipe, overrides, words):
+    assert words in advice("complete collapse", compose(recipe, overrides=overrides)).split("; ")[0]
+
+
+@pytest.mark.parametrize("norm", ["batch", "sync"])
+def test_batch_norm_in_either_head_is_enough(norm):
+    for head in ("projector", "predictor"):
+        config = compose("byol", overrides=[*NO_NORM, *SGD, f"{head}.norm={norm}"])
+        assert "batch norm and optim" not in advice("complete collapse", config)
+    last = compose("byol", overrides=[*NO_NORM, *SGD, f"projector.last_norm={norm}"])
+    assert "batch norm and optim" not in advice("complete collapse", last)
+    unused = compose("byol", overrides=[*NO_NORM, *SGD, "projector.dims=[8]", f"projector.norm={norm}"])
+    assert advice("complete collapse", unused).startswith("neither head")
+
+
+def test_a_config_without_a_known_cause_gets_the_general_advice():
+    assert advice("complete collapse", compose("byol")) == advice("complete collapse")
+    assert advice("healthy", compose("byol", overrides=NO_NORM)) == ""
+    assert "neither" not in advice("diverging", compose("byol", overrides=[*NO_NORM, *SGD]))
+
+
+def test_a_verdict_on_a_run_without_norm_says_so():
+    config = compose("byol", overrides=[*NO_NORM, *SGD])
+    point = {"std": 1e-6, "negative_cosine": 1.0, "positive_cosine": 1.0, "feature_norm": 1.0, "dimensions": 8.0}
+    found = verdict([{"projector": {**point, "std": 0.3}}, *[{"projector": point}] * 2], config=config)
+    assert (found.state, found.advice) == ("complete collapse", advice("complete collapse", config))

@@ -1,0 +1,147 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch.nn.functional import normalize
+
+from twinblock.diagnosis import measures as d
+from twinblock.diagnosis.measures import indicators
+from twinblock.errors import InputError
+
+
+def close(found, expected, tolerance=1e-9):
+    np.testing.assert_allclose(np.asarray(found.detach()), expected, rtol=0, atol=tolerance * np.abs(expected).max())
+
+
+def tensor(golden, key):
+    return torch.from_numpy(golden[key]).requires_grad_()
+
+
+@pytest.mark.parametrize("group", ["spread", "near_collapse"])
+def test_std_of_normalised(golden, group):
+    close(d.std_of_normalised(tensor(golden, f"zstd/{group}/Z")), golden[f"zstd/{group}/std_mean"])
+
+
+@pytest.mark.parametrize("group", ["full", "lowrank", "wide", "collapsed"])
+def test_effective_rank(golden, group):
+    z = tensor(golden, f"rankme/{group}/Z").detach()
+    close(d.effective_rank(z), golden[f"rankme/{group}/rankme_1e7"])
+    close(d.effective_rank(z, eps=1e-5), golden[f"rankme/{group}/rankme_1e5"])
+    assert indicators(z)["effective_rank"] == pytest.approx(float(golden[f"rankme/{group}/rankme_1e7"]), rel=2e-6)
+
+
+@pytest.mark.parametrize("group", ["a", "b"])
+def test_lidar(golden, group):
+    z = tensor(golden, f"lidar/{group}/Z").detach()
+    views, delta, eps = (golden[f"lidar/{group}/{name}"] for name in ("n_views", "delta", "eps"))
+    close(d.lidar(z, int(views), float(delta), float(eps)), golden[f"lidar/{group}/lidar"], 1e-8)
+
+
+def test_cosines(golden):
+    z, t = tensor(golden, "posneg/z"), tensor(golden, "posneg/z_target")
+    close(d.positive_cosine(z, t), golden["posneg/pos_cos"])
+    close(d.negative_cosine(z, t), golden["posneg/neg_cos"])
+    found = indicators(z, t)
+    assert found["positive_cosine"] == pytest.approx(float(golden["posneg/pos_cos"]), rel=1e-9)
+    assert found["negative_cosine"] == pytest.approx(float(golden["posneg/neg_cos"]), rel=1e-9)
+
+
+@pytest.mark.parametrize("group", ["a", "b"])
+def test_alignment_and_uniformity(golden, group):
+    x, y = (tensor(golden, f"align_uniform/{group}/{name}") for name in "xy")
+    alpha, t = (float(golden[f"align_uniform/{group}/{name}"]) for name in ("alpha", "t"))
+    losses = {
+        "align": d.alignment(x, y, alpha),
+        "uniform_x": d.uniformity(x, t),
+        "uniform_y": d.uniformity(y, t),
+    }
+    for name, loss in losses.items():
+        close(loss, golden[f"align_uniform/{group}/{name}"])
+    for name, side in (("align_x", x), ("align_y", y), ("uniform_x", x), ("uniform_y", y)):
+        (gradient,) = torch.autograd.grad(losses.get(name, losses["align"]), side, retain_graph=True)
+        close(gradient, golden[f"align_uniform/{group}/g_{name}"])
+
+
+def gaussian(n=256, width=64, seed=0):
+    return torch.randn(n, width, generator=torch.Generator().manual_seed(seed))
+
+
+def test_dead_share_counts_dimensions_that_do_not_vary():
+    z = gaussian(width=8)
+    z[:, 2] = 0
+    z[:, 5] = 3.3
+    z[:, 6] *= 1e-3  # small, but alive
+    assert d.dead_share(z) == 0.25
+    assert d.dead_share(100 * z) == 0.25
+    assert d.dead_share(torch.full((5, 3), 0.1)) == 1
+
+
+def test_feature_norm():
+    assert d.feature_norm(torch.tensor([[3.0, 4.0], [0.0, 1.0]])) == 3
+
+
+def test_lidar_does_not_depend_on_linear_coordinates_and_counts_directions():
+    """Images differ along 3 of 6 axes equally, views along all: 3 discriminants, in whatever coordinates."""
+    means = torch.zeros(2000, 6, dtype=torch.float64)
+    means[:, :3] = 3 * gaussian(2000, 3).double()
+    views = means[:, None] + 0.01 * gaussian(8000, 6, seed=1).double().view(2000, 4, 6)
+    mix = gaussian(6, 6, seed=2).double()
+    found = d.lidar(views.flatten(0, 1), 4, delta=0.0)
+    assert found == pytest.approx(3, abs=0.01)
+    assert d.lidar(views.flatten(0, 1) @ mix, 4, delta=0.0) == pytest.approx(float(found), rel=1e-6)
+
+
+def test_diagnose_of_an_isotropic_gaussian():
+    z = gaussian()
+    found = indicators(z, z + 0.1 * gaussian(seed=1))
+    assert found["samples"] == 256
+    assert found["dimensions"] == 64
+    assert found["negative_cosine"] == pytest.approx(0, abs=0.02)
+    assert found["positive_cosine"] == pytest.approx(1 / math.sqrt(1.01), abs=0.01)
+    assert found["alignment"] == pytest.approx(2 - 2 * found["positive_cosine"])
+    assert found["std"] == pytest.approx(1 / 8, rel=0.02)
+    assert 56 < found["effective_rank"] <= 64
+    assert found["uniformity"] == pytest.approx(float(d.uniformity(normalize(z))), rel=1e-5)
+    assert found["feature_norm"] == pytest.approx(8, rel=0.02)
+    assert found["dead_share"] == 0
+
+
+def test_diagnose_sees_past_the_mean():
+    z = gaussian() + 30
+    found = indicators(z)
+    assert found["effective_rank"] < 8
+    assert found["centred_rank"] == pytest.approx(indicators(gaussian())["centred_rank"], rel=1e-3)
+
+
+def test_diagnose_of_one_view_says_nothing_of_pairs():
+    assert indicators(gaussian()).keys() == indicators(gaussian(), gaussian()).keys() - {
+        "positive_cosine",
+        "alignment",
+    }
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_diagnose_of_what_is_not_finite(value):
+    z = gaussian()
+    z[3, 2] = value
+    for found in (indicators(z), indicators(gaussian(), z)):
+        assert found.pop("samples") == 256
+        assert found.pop("dimensions") == 64
+        assert all(math.isnan(number) for number in found.values())
+
+
+def test_diagnose_leaves_no_graph_and_takes_half_precision():
+    z = gaussian().requires_grad_()
+    exact, rough = indicators(z, z), indicators(z.bfloat16(), z.bfloat16())
+    assert all(isinstance(number, float) for number in exact.values())
+    assert rough["effective_rank"] == pytest.approx(exact["effective_rank"], rel=0.01)
+
+
+def test_diagnose_of_nothing_but_zeros():
+    assert indicators(torch.zeros(4, 3))["effective_rank"] == pytest.approx(1, abs=1e-4)
+
+
+def test_one_embedding_is_refused():
+    with pytest.raises(InputError, match="at least 2"):
+        indicators(gaussian(n=1))

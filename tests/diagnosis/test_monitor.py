@@ -1,0 +1,116 @@
+"""The monitor looks early, confirms what it suspects, and survives a resume."""
+
+import json
+
+import pytest
+import tiny
+import torch
+
+from twinblock import checkpoint
+from twinblock.diagnosis.monitor import leave_one_out
+from twinblock.errors import Collapsed
+
+
+def pretend(monitor, spread_at):
+    """Embeddings whose spread at each look is chosen; everything else as measured."""
+    true = monitor.measure
+
+    def measure():
+        rows = true()
+        for row in rows:
+            spread = spread_at(len(monitor.rows))
+            row["projector"] |= {"std": spread, "negative_cosine": 1 - spread**2, "positive_cosine": 1 - spread**2 / 2}
+        return rows
+
+    monitor.measure = measure
+
+
+def test_looks_cost_about_one_percent(tmp_path):
+    for batch, steps in ((16, 20_000), (48, 3_000)):
+        config = tiny.config("byol", data={"batch": batch}, train={"length": f"{steps}steps"})
+        trainer = tiny.trainer(config, tmp_path / str(batch))
+        looks = sum(trainer.monitor.due(step) for step in range(steps)) + 1
+        assert 0.004 * steps < looks * 2 * len(trainer.monitor.pixels) / (6 * batch) <= 0.01 * steps
+
+
+@pytest.mark.parametrize("steps", [200, 456, 4000, 100_000])
+def test_a_collapse_is_confirmed_within_five_percent_and_200_steps(tmp_path, steps):
+    config = tiny.config("byol", data={"batch": 48}, train={"length": f"{steps}steps"})
+    monitor = tiny.trainer(config, tmp_path).monitor
+    pretend(monitor, lambda looks: 0.2 if looks == 0 else 0.001)
+    for step in range(steps):
+        if monitor.due(step):
+            monitor.look(step)
+        if monitor.collapsed:
+            break
+    assert step <= min(0.05 * steps, 200)
+
+
+def test_a_resumed_monitor_knows_what_was_seen(tmp_path):
+    monitor = tiny.trainer(tiny.config("byol", train={"length": "1000steps"}), tmp_path / "a").monitor
+    pretend(monitor, lambda looks: 0.2 if looks == 0 else 0.001)
+    rows = [json.loads(json.dumps(monitor.look(step))) for step in (0, 10)]
+    assert monitor.due(30)
+    other = tiny.trainer(tiny.config("byol", train={"length": "1000steps"}), tmp_path / "b").monitor
+    assert not other.due(30)
+    other.recall(rows)
+    assert other.due(30)
+    assert other.verdicts == monitor.verdicts
+
+
+def test_blocks_trained_later_are_judged_from_their_own_start(tmp_path):
+    trainer = tiny.trainer(tiny.config("byol", "sequential", train={"length": "400steps"}), tmp_path)
+    assert trainer.monitor.starts == [0, 100, 200, 300]
+    assert all(trainer.monitor.due(step) for step in (0, 100, 200, 300))
+    pretend(trainer.monitor, lambda looks: 0.2 if looks == 0 else 0.001)
+    for step in (0, 50, 60):
+        trainer.monitor.look(step)
+    assert [v.state for v in trainer.monitor.verdicts] == ["complete collapse", *["not started"] * 3]
+    trainer.monitor.look(100)
+    assert not trainer.monitor.collapsed
+
+
+def test_words_for_the_bar(tmp_path):
+    trainer = tiny.trainer(tiny.config("simclr"), tmp_path / "a")
+    assert trainer.monitor.words() == ""
+    row = trainer.monitor.look(0)
+    knn = row["diagnosis"][0]["sample_knn"]
+    assert trainer.monitor.words() == f"sample kNN {knn:.0f} % · not started"
+    assert knn > 50  # the mean colour is the class, and three classes make a third by chance
+
+
+def test_leave_one_out_is_not_its_own_neighbour():
+    z = torch.tensor([[[1.0, 0.0], [1.0, 0.1], [0.0, 1.0], [0.1, 1.0]]])
+    assert leave_one_out(z, torch.tensor([0, 0, 1, 1])) == 100
+    assert leave_one_out(z, torch.tensor([0, 1, 0, 1])) == 0
+    assert leave_one_out(z, torch.tensor([0, 0, -1, -1])) == 100
+    assert leave_one_out(z, torch.full((4,), -1)) is None
+
+
+def test_stop_on_collapse_saves_and_goes_on_when_told(tmp_path):
+    train = {"length": "60steps", "on_collapse": "stop"}
+    trainer = tiny.trainer(tiny.config("byol", train=train), tmp_path)
+    pretend(trainer.monitor, lambda looks: 0.2 if looks == 0 else 0.001)
+    with pytest.raises(Collapsed, match=r"stopped at step \d+, state saved: complete collapse: cosine 1\.0") as caught:
+        trainer.fit()
+    assert "\n" not in str(caught.value)
+    assert caught.value.code == 3
+    _, meta = checkpoint.read(tmp_path / "checkpoints" / checkpoint.LAST)
+    assert meta["step"] == trainer.step < 60
+    trainer.run.release()
+    again = tiny.trainer(tiny.config("byol", train={**train, "on_collapse": "warn"}), tmp_path)
+    again.resume()
+    again.fit()
+    assert again.step == 60
+
+
+def test_a_real_run_without_contrast_and_predictor_is_called_collapsed(tmp_path):
+    train, head = {"length": "60steps"}, {"norm": "none"}
+    objective = {"kind": "regression"}
+    config = tiny.config(
+        "simclr", precision="fp32", train=train, objective=objective, projector=head, optim={"lr": 1.5}
+    )
+    trainer = tiny.trainer(config, tmp_path)
+    trainer.fit()
+    assert trainer.monitor.verdict().state == "complete collapse"
+    assert trainer.monitor.verdict().advice.startswith("predictor=null: regression without a predictor")

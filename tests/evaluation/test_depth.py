@@ -1,0 +1,79 @@
+"""Every block measured in one pass, with or without its tap."""
+
+import pytest
+import tiny
+import torch
+
+import twinblock
+from twinblock.data import longtail
+from twinblock.errors import InputError
+from twinblock.evaluation import run as evaluation
+from twinblock.evaluation.depth import EveryBlock, figure, rank_share, rows_by_block, trained_taps
+
+SMALL = ["encoder.width=8", "encoder.kind=resnet10", "train.length=2steps", "projector.dims=[16,8]", "data.batch=64"]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """A blockwise run with an expansion, and an end-to-end one."""
+    folder = tmp_path_factory.mktemp("runs")
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (longtail, evaluation):
+            patch.setattr(module, "load", lambda *_: tiny.images(200))
+        blockwise = ["scope.kind=blockwise", "scope.expand=12"]
+        return [
+            twinblock.pretrain("simclr", out=folder / name, quiet=True, overrides=[*SMALL, *more])
+            for name, more in (("blockwise", blockwise), ("whole", []))
+        ]
+
+
+@pytest.fixture(autouse=True)
+def small_data(monkeypatch):
+    for module in (longtail, evaluation):
+        monkeypatch.setattr(module, "load", lambda *_: tiny.images(200))
+
+
+def test_a_blockwise_run_is_measured_by_block(runs):
+    rows = twinblock.evaluate(runs[0])
+    blocks = [f"block {k}" for k in (1, 2, 3, 4)]
+    assert [row["features"] for row in rows] == ["encoder", "raw pixels", "untrained encoder", *blocks]
+    assert [row["width"] for row in rows[3:]] == [8, 16, 32, 64]
+    assert {**rows[-1], "features": "encoder"} == rows[0]  # the last block is the encoder
+    assert all(0 < row["rank %"] <= 100 for row in rows if row["features"] != "raw pixels")
+    assert rows_by_block(runs[0]) == rows[3:]
+    assert (runs[0].path / "depth.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_taps_that_a_run_was_trained_through(runs):
+    encoder = runs[0].encoder()
+    taps = trained_taps(runs[0], encoder)
+    x = torch.randn(2, 3, 16, 16)
+    with torch.no_grad():
+        parts = EveryBlock(encoder, taps).eval()(x).split([12] * 4, 1)
+        block = encoder.as_blocks()[0]
+        assert torch.equal(parts[0], taps[0].expansion(block(x)).mean((2, 3)))
+    rows = twinblock.evaluate(runs[0], baselines=False, taps=True)
+    assert [row["width"] for row in rows] == [64, 12, 12, 12, 12]
+    with pytest.raises(InputError, match="no tap for each block"):
+        twinblock.evaluate(runs[1], taps=True)
+
+
+def test_end_to_end_beside_blockwise(runs):
+    assert len(twinblock.evaluate(runs[1], baselines=False)) == 1
+    with pytest.raises(InputError, match="measure its blocks first"):
+        twinblock.evaluate(runs[0], baselines=False, beside=[runs[1].path])
+    assert len(twinblock.evaluate(runs[1], baselines=False, blocks=True)) == 5
+    alone = (runs[0].path / "depth.png").read_bytes()
+    twinblock.evaluate(runs[0], baselines=False, beside=[runs[1].path])
+    assert (runs[0].path / "depth.png").read_bytes() != alone
+
+
+def test_rank_is_a_share_of_the_width():
+    x = torch.randn(4000, 8, generator=torch.Generator().manual_seed(0))
+    assert rank_share(x) == pytest.approx(100, abs=1)
+    assert rank_share(x[:, :1].repeat(1, 8) + 5) == pytest.approx(100 / 8, abs=0.1)
+
+
+def test_a_figure_of_several_runs_and_of_none():
+    rows = [{"features": f"block {k}", "linear %": 10.0 * k, "kNN %": 9.0 * k, "rank %": 50.0} for k in (1, 2)]
+    assert figure({"a": [rows, rows], "b": [rows], "nothing": [[]]}, "t").startswith(b"\x89PNG")

@@ -1,0 +1,129 @@
+"""Groups of classes as published, balancedness, the SGD probe, and what `evaluate` writes of a long-tailed run."""
+
+import json
+
+import numpy as np
+import pytest
+import tiny
+import torch
+from torch import nn
+
+import twinblock
+import twinblock.views
+from twinblock.config import Data, LongTail, compose
+from twinblock.data import Images, longtail
+from twinblock.errors import InputError
+from twinblock.evaluation import run as evaluation
+from twinblock.evaluation.groups import by_size, class_accuracies, class_sizes, figure, group_report, spread, thirds
+from twinblock.evaluation.run import group_rows
+from twinblock.evaluation.sgd import augmented, sgd_probe
+
+
+@pytest.mark.parametrize("case", ["cifar10", "cifar100", "imagenet"])
+def test_groups_accuracies_and_balancedness_are_the_published_ones(golden, case):
+    there = {k.rpartition("/")[2]: v for k, v in golden.items() if k.startswith(f"longtail_groups/{case}/")}
+    name, define = ("by size", by_size) if case == "imagenet" else ("thirds", thirds)
+    assert define(there["train_counts"]).tolist() == there["group_of_class"].tolist()
+    found = class_accuracies(there["predictions"], there["labels"], len(there["train_counts"]))
+    assert np.allclose(found, there["per_class_acc"], atol=1e-6)
+    report = group_report(found, there["train_counts"])[name]
+    for mine, theirs in (("many", "acc_many"), ("medium", "acc_medium"), ("few", "acc_few"), ("all", "mean_class_acc")):
+        assert report[mine] == pytest.approx(float(there[theirs]), rel=1e-9)
+    assert report["std"] / 100 == pytest.approx(float(there["std_groups"]), rel=1e-9)
+
+
+def test_a_group_without_classes_and_a_class_without_images():
+    report = group_report(np.array([50.0, 70.0]), np.array([500, 300]))
+    assert report["by size"] == {"all": 60.0, "many": 60.0, "medium": None, "few": None, "std": 0.0}
+    with pytest.raises(InputError, match="class 1 has no test image"):
+        class_accuracies(np.array([0]), np.array([0]), 2)
+
+
+def test_spread_over_runs():
+    assert spread([{"all": 50.0, "few": None}, {"all": 54.0, "few": 20.0}]) == {
+        "all": (52.0, pytest.approx(8**0.5)),
+        "few": (20.0, 0.0),
+    }
+
+
+def test_groups_need_labels(monkeypatch):
+    monkeypatch.setattr(longtail, "load", lambda *_: Images(tiny.images().pixels))
+    with pytest.raises(InputError, match="groups of classes need labels"):
+        class_sizes(compose("simclr", {"data": {"source": "photos"}}))
+
+
+def test_a_balanced_twin_has_the_groups_of_the_long_tailed_set(monkeypatch):
+    monkeypatch.setattr(longtail, "load", lambda *_: tiny.images(300))
+    config = compose("simclr")
+    sizes = [
+        class_sizes(config.model_copy(update={"data": Data(longtail=LongTail(imbalance=10, kind=kind))})).tolist()
+        for kind in ("exp", "balanced")
+    ]
+    assert sizes[0] == sizes[1]
+    assert max(sizes[0]) >= 9 * min(sizes[0])
+
+
+def test_the_published_probe_separates_what_can_be_separated():
+    g = torch.Generator().manual_seed(0)
+    labels = torch.arange(300) % 3
+    x = torch.eye(3)[labels] + 0.1 * torch.randn(300, 3, generator=g)
+    seen = []
+
+    def train(epoch):
+        seen.append(epoch)
+        return x[:200]
+
+    scores = sgd_probe(train, labels[:200], x[200:], 3, epochs=4, drops=(2, 3))
+    assert seen == [0, 1, 2, 3]
+    assert (scores.argmax(1) == labels[200:]).float().mean() > 0.97
+    with pytest.raises(InputError, match="NaN"):
+        sgd_probe(lambda _: x[:200] * torch.nan, labels[:200], x[200:], 3, epochs=1)
+
+
+def test_augmentation_moves_and_mirrors_whole_images():
+    images, seen = tiny.images(40), []
+
+    class Look(nn.Module):
+        def forward(self, x):
+            seen.append(x)
+            return x.flatten(1)
+
+    again = [augmented(Look(), images, 16, epoch, 0, True, torch.device("cpu")) for epoch in (0, 0, 1)]
+    assert torch.equal(again[0], again[1])
+    assert not torch.equal(again[0], again[2])
+    still = augmented(Look(), images, 16, 0, 0, False, torch.device("cpu")).view(40, 3, 16, 16)
+    plain = twinblock.views.centre(images.batch(range(40)), 16, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    for one, whole in zip(still, plain, strict=True):  # each is the image moved by at most 2 pixels
+        places = [(a, b) for a in range(-2, 3) for b in range(-2, 3)]
+        assert any(torch.allclose(inner(one, a, b), inner(whole, -a, -b), atol=1e-5) for a, b in places)
+
+
+def inner(x, down, right):
+    return x[:, max(0, down) : 16 + min(0, down), max(0, right) : 16 + min(0, right)]
+
+
+def test_evaluate_of_a_long_tailed_run(tmp_path, monkeypatch):
+    for module in (longtail, evaluation):
+        monkeypatch.setattr(module, "load", lambda *_: tiny.images(600))
+    small = ["encoder.width=8", "encoder.kind=resnet10", "train.length=2steps", "projector.dims=[16,8]"]
+    tail = ["data.longtail={imbalance: 20}", "data.batch=64"]
+    run = twinblock.pretrain("simclr", out=tmp_path / "a", quiet=True, overrides=[*small, *tail])
+    rows = twinblock.evaluate(run, published=True)
+    columns = ["features", "kNN %", "linear %", "few-shot %", "SGD linear %", "SGD few-shot %", "width"]
+    assert [list(row) for row in rows] == [columns] * 3
+    assert rows[0]["SGD linear %"] > 50  # the colour is the class
+    written = json.loads((run.path / "evaluation.json").read_text())
+    assert written["train"] == 600  # the probes are fitted to all images of the source
+    assert max(written["class sizes"]) >= 20 * min(written["class sizes"])
+    table = group_rows(run)
+    assert [(row["evaluator"], row["groups"]) for row in table] == [
+        (evaluator, groups)
+        for evaluator in ("kNN", "linear", "few-shot", "SGD linear", "SGD few-shot")
+        for groups in ("thirds", "by size")
+    ]
+    figure(
+        {"a": [(np.array(written["class sizes"]), np.array(written["groups"][0]["classes"]))]},
+        tmp_path / "classes.png",
+        "kNN",
+    )
+    assert (tmp_path / "classes.png").stat().st_size > 1000

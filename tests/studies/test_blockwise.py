@@ -1,0 +1,51 @@
+"""The study's arms compose on every kind of data, its gaps are between runs of one seed, expansions are probed."""
+
+import numpy as np
+import pytest
+
+from twinblock.api import pretrain
+from twinblock.config import compose
+from twinblock.data import take
+from twinblock.evaluation import run as evaluation
+from twinblock.studies.blockwise import DIGITS, WHOLE, arms, measure, with_gaps
+from twinblock.studies.study import Options
+
+
+@pytest.mark.parametrize("data", [(), ("data=cifar10",)])
+def test_every_arm_is_a_run(tmp_path, data):
+    found = arms(Options(tmp_path, 1, data))
+    for arm in found:
+        compose(arm.recipe, overrides=(*arm.overrides, *data))
+    names = [arm.name for arm in found]
+    assert len(set(names)) == len(names)
+    for method in DIGITS:
+        assert {f"{method}, {WHOLE}", f"{method}, blockwise"} <= set(names)
+
+
+def test_the_gap_is_to_the_same_method_and_seed_end_to_end():
+    def row(arm: str, seed: int, *linear: float):
+        return {"arm": arm, "seed": seed, "expanded 2": 99.0, **{f"linear {k}": v for k, v in enumerate(linear, 1)}}
+
+    rows = [
+        row("A, end to end", 0, 10.0, 60.0),
+        row("A, end to end", 1, 10.0, 64.0),
+        row("A, blockwise", 0, 12.0, 59.0),
+        row("A, blockwise", 1, 12.0, 60.0),
+        {"arm": "A, noise", "seed": 0, "failed": "diverged"},
+    ]
+    assert [found.get("gap") for found in with_gaps(rows)] == [0.0, 0.0, 1.0, 4.0, None]
+
+
+@pytest.mark.slow
+def test_an_expansion_is_probed_too(tmp_path, monkeypatch):
+    monkeypatch.setenv("TWINBLOCK_CACHE", str(tmp_path / "cache"))
+    labelled = evaluation.labelled
+    monkeypatch.setattr(evaluation, "labelled", lambda *a: [take(images, np.arange(300)) for images in labelled(*a)])
+    small = ("encoder.width=8", "data.batch=64", "train.length=1steps", "projector.dims=[16,8]", "scope.kind=blockwise")
+    found = {}
+    for name, expand in (("plain", ()), ("expanded", ("scope.expand=12",))):
+        run = pretrain("demo", out=tmp_path / name, overrides=[*small, *expand], quiet=True)
+        found[name] = measure(run)
+        assert [row["width"] for row in run.evaluation["rows"] if row["features"] != "encoder"] == [8, 16, 32, 64]
+    assert set(found["plain"]) == {f"{what} {k}" for what in ("linear", "kNN", "rank") for k in (1, 2, 3, 4)}
+    assert set(found["expanded"]) - set(found["plain"]) == {f"expanded {k}" for k in (1, 2, 3, 4)}

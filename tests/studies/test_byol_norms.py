@@ -1,0 +1,63 @@
+"""The arms of the study are what their names say; two of them from start to table."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from twinblock.config import compose
+from twinblock.studies import byol_norms
+from twinblock.studies.study import Options
+
+
+def configs(*overrides):
+    options = Options(Path("x"), 1, overrides)
+    return {arm.name: compose(arm.recipe, overrides=(*arm.overrides, *overrides)) for arm in byol_norms.arms(options)}
+
+
+@pytest.mark.parametrize("source", ["photodigits", "cifar10", "stl10"])
+def test_arms_are_what_their_names_say(source):
+    found = configs(f"data={source}")
+    assert len(found) == 20
+    assert set(byol_norms.PUBLISHED) | set(byol_norms.OVERLAID) <= found.keys()
+    for name, config in found.items():
+        heads = {"batch": "BN" in name and "SimSiam, no" not in name, "layer": "layer norm" in name}
+        norms = [config.projector.norm] + ([config.predictor.norm] if config.predictor else [])
+        if name != "random weights":
+            assert ("batch" in norms) == heads["batch"], name
+        assert ("layer" in norms) == heads["layer"], name
+        assert (config.optim.kind == "lars") == ("LARS" in name), name
+        assert (config.encoder.norm != "batch") == name.startswith("GN"), name
+        assert (config.branch.kind == "shared") == any(m in name for m in ("SimSiam", "Barlow", "VICReg")), name
+        regression = not any(m in name for m in ("cross entropy", "Barlow", "VICReg"))
+        assert (config.objective.kind == "regression") == (config.predictor is not None) == regression, name
+    both = [found[f"BN in the {head}"] for head in ("projector", "predictor")]
+    assert [(c.projector.norm, c.predictor.norm) for c in both] == [("batch", "none"), ("none", "batch")]
+
+
+def test_the_published_setting_on_stl10():
+    bn = configs("data=stl10")["BN in both heads"]
+    assert (bn.data.batch, str(bn.train.length), bn.optim.kind, bn.optim.lr) == (256, "10epochs", "sgd", 0.8)
+    assert (bn.projector.dims, bn.predictor.dims, bn.branch.momentum) == ((512, 128), (512, 128), 0.996)
+    xent = configs("data=stl10")["cross entropy, no norm"]
+    assert (xent.optim.lr, xent.objective.temperature, xent.objective.queue) == (0.02, 0.2, 65536)
+
+
+@pytest.mark.slow
+def test_two_arms_from_start_to_table(tmp_path, monkeypatch):
+    arms = byol_norms.arms
+    monkeypatch.setattr(byol_norms, "arms", lambda options: arms(options)[1:5:3])
+    monkeypatch.setenv("TWINBLOCK_CACHE", str(tmp_path / "cache"))
+    out = tmp_path / "out"
+    out.mkdir()
+    byol_norms.reproduce(Options(out, 1, ("train.length=2steps", "encoder.width=8")))
+    table = (out / "table.md").read_text()
+    assert "| BN in both heads |" in table
+    assert "57.7 · .88 · .27" in table
+    assert {row["arm"] for row in json.loads((out / "rows.json").read_text())} == {
+        "BN in both heads",
+        "no norm in the heads",
+    }
+    assert (out / "cosines.png").is_file() and (out / "curves.png").is_file()
+    shutil.rmtree(out)

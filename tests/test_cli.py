@@ -1,0 +1,200 @@
+"""The command line as a person meets it: runs from start to verdict, and one line for every fault."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import twinblock
+from twinblock import cli
+from twinblock.config import recipes
+from twinblock.run import Run
+
+SMALL = [
+    "encoder.kind=resnet10",
+    "encoder.width=8",
+    "data.batch=64",
+    "train.length=4steps",
+    "projector.dims=[16,8]",
+    "train.precision=fp32",
+]
+
+
+def call(monkeypatch, capsys, *arguments: str) -> tuple[int, str, str]:
+    """Exit code, output and error stream of one command."""
+    monkeypatch.setattr(sys, "argv", ["twinblock", *map(str, arguments)])
+    try:
+        cli.main()
+        code = 0
+    except SystemExit as end:
+        code = end.code or 0
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+@pytest.fixture
+def photos(tmp_path, monkeypatch):
+    """A hundred small photographs of noise, flat in one folder, with names that need care."""
+    monkeypatch.setenv("TWINBLOCK_CACHE", str(tmp_path / "cache"))
+    folder = tmp_path / "my photos [b]é"
+    folder.mkdir()
+    rng = np.random.Generator(np.random.PCG64(0))
+    for i in range(100):
+        Image.fromarray(rng.integers(0, 256, (20, 24, 3), dtype=np.uint8)).save(folder / f"a b [red]{i}.png")
+    return folder
+
+
+def test_a_folder_of_photos_from_start_to_finish(monkeypatch, capsys, tmp_path, photos):
+    (photos / "broken.jpg").write_bytes(b"not a picture")
+    out = tmp_path / "run"
+    command = ["pretrain", "simclr", f"data={photos}", f"out={out}", *SMALL]
+    code, _, error = call(monkeypatch, capsys, *command)
+    assert code == 0, error
+    assert "100 images" in error
+    assert "1 unreadable" in error
+    assert "no labels" in error
+    assert "effective rank" in error
+    assert "broken.jpg" in (out / "skipped.txt").read_text()
+    for name in ("config.yaml", "metrics.jsonl", "encoder.safetensors", "result.json"):
+        assert (out / name).is_file()
+    code, _, error = call(monkeypatch, capsys, *command)
+    assert code == 0
+    assert "finished; nothing to do" in error
+    code, _, error = call(monkeypatch, capsys, *command, "optim.lr=9")
+    assert code == 2
+    assert "optim.lr: 0.06 there, 9.0 here" in error
+    code, _, error = call(monkeypatch, capsys, "evaluate", out)
+    assert code == 2
+    assert "no labels" in error
+
+
+def test_an_interrupted_run_says_how_to_go_on(monkeypatch, capsys, tmp_path, photos):
+    from twinblock.train import Trainer
+
+    step = Trainer.train_step
+
+    def interrupted(self, *batch):
+        if self.step == 2:
+            os.kill(os.getpid(), 2)
+        return step(self, *batch)
+
+    out = tmp_path / "run"
+    command = ["pretrain", "simclr", f"data={photos}", f"out={out}", *SMALL, "train.length=9steps"]
+    monkeypatch.setattr(Trainer, "train_step", interrupted)
+    code, _, error = call(monkeypatch, capsys, *command)
+    assert code == 130
+    assert "stopped at step 3, state saved; the same command goes on" in error
+    monkeypatch.setattr(Trainer, "train_step", step)
+    code, _, error = call(monkeypatch, capsys, *command)
+    assert code == 0
+    assert "resuming at step 3 of 9" in error
+    assert len([row for row in Run(out).metrics() if "loss" in row]) == 9
+
+
+def test_python_and_evaluation(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("TWINBLOCK_CACHE", str(tmp_path / "cache"))
+    run = twinblock.pretrain("byol", out=tmp_path / "a", quiet=True, overrides=[*SMALL, "predictor.dims=[16,8]"])
+    assert run.result["knn"].keys() == {"encoder", "raw pixels", "untrained encoder"}
+    encoder = twinblock.load_encoder(tmp_path / "a")
+    assert not encoder.training
+    assert encoder(torch.zeros(2, 3, 32, 32)).shape == (2, encoder.width)
+    rows = twinblock.evaluate(tmp_path / "a")
+    assert [row["features"] for row in rows] == ["encoder", "raw pixels", "untrained encoder"]
+    written = json.loads((tmp_path / "a" / "evaluation.json").read_text())
+    assert written["rows"] == rows
+    code, out, _ = call(monkeypatch, capsys, "evaluate", tmp_path / "a")
+    assert code == 0
+    assert "raw pixels" in out
+
+
+def test_recipes_and_show(monkeypatch, capsys, tmp_path):
+    code, out, _ = call(monkeypatch, capsys, "recipes")
+    assert code == 0
+    assert all(name in out for name in recipes())
+    code, out, _ = call(monkeypatch, capsys, "show", "byol", "optim.lr=0.5")
+    assert code == 0
+    (tmp_path / "mine.yaml").write_text(out)
+    assert twinblock.compose(tmp_path / "mine.yaml") == twinblock.compose("byol", overrides=["optim.lr=0.5"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["bylo"], "did you mean byol"),
+        (["byol", "data=no/such/folder"], "no/such/folder"),
+        (["byol", "data=cifar11"], "cifar10"),
+        (["byol", "encoder.kind=resnte18"], "did you mean resnet18"),
+        (["byol", "data.batch=9999"], "data.batch"),
+        (["byol", "train.length=0steps"], "train.length"),
+        (["supervised", "data=."], "no image files"),
+        (["byol", "data.batch=1", "encoder.norm=none", "projector.norm=none"], "predictor.norm"),
+        (["moco_v2", "data.batch=1"], "encoder.norm"),
+        (["byol", "projector.norm=group", "projector.dims=[30,8]"], "30"),
+    ],
+)
+def test_wrong_input_is_one_line_and_code_2(monkeypatch, capsys, tmp_path, arguments, words):
+    monkeypatch.chdir(tmp_path)
+    code, _, error = call(monkeypatch, capsys, "pretrain", *arguments, f"out={tmp_path / 'run'}")
+    lines = error.strip().splitlines()
+    assert code == 2
+    assert lines[-1].startswith("error: ")
+    assert words in lines[-1]
+    assert not (tmp_path / "run" / "config.yaml").exists()
+
+
+def test_an_out_that_cannot_be_used(monkeypatch, capsys, tmp_path):
+    (tmp_path / "file").write_text("x")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "thesis.tex").write_text("x")
+    for out, words in (
+        ("file", "cannot write there"),
+        ("full", "not empty"),
+        ("file/below", "cannot write there"),
+    ):
+        code, _, error = call(monkeypatch, capsys, "pretrain", "byol", f"out={tmp_path / out}")
+        assert code == 2
+        assert words in error
+    assert (tmp_path / "full" / "thesis.tex").read_text() == "x"
+    for command in ("evaluate",):
+        code, _, error = call(monkeypatch, capsys, command, tmp_path / "nothing")
+        assert code == 2
+        assert "no run at" in error
+
+
+def test_a_full_disk_keeps_the_last_checkpoint(monkeypatch, capsys, tmp_path, photos):
+    from twinblock import checkpoint
+
+    save_file, calls = checkpoint.save_file, []
+
+    def full(tensors, path, metadata):
+        calls.append(path)
+        if len(calls) == 2:
+            path.write_bytes(b"half")
+            raise OSError(28, "No space left on device")
+        save_file(tensors, path, metadata)
+
+    monkeypatch.setattr(checkpoint, "save_file", full)
+    out = tmp_path / "run"
+    more = ["train.length=9steps", "train.checkpoint_every=2steps"]
+    code, _, error = call(monkeypatch, capsys, "pretrain", "simclr", f"data={photos}", f"out={out}", *SMALL, *more)
+    assert code == 2
+    assert "No space left on device" in error.splitlines()[-1]
+    assert checkpoint.read(out / "checkpoints" / "last.safetensors")[1]["step"] == 2
+    assert sorted(p.name for p in (out / "checkpoints").iterdir()) == ["last.safetensors"]
+
+
+def test_help_does_not_wait_for_torch():
+    start = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "twinblock", "--help"], capture_output=True, text=True
+    )
+    assert done.returncode == 0
+    assert "pretrain" in done.stdout
+    assert " torch\n" not in done.stderr
+    assert time.monotonic() - start < 30

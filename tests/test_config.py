@@ -1,0 +1,109 @@
+"""Recipes, overrides, and errors in one line."""
+
+import pytest
+
+from twinblock.config import compose, recipes
+from twinblock.errors import InputError
+from twinblock.run import differences, leaves
+
+
+@pytest.mark.parametrize("name", sorted(recipes()))
+def test_every_recipe_is_a_whole_run_with_few_fields(name):
+    blockwise = ["scope.kind=blockwise"] if name == "byol" else []  # the one with the most fields
+    fields = leaves(compose(name, overrides=blockwise).model_dump(mode="json"))
+    fields = {part for part in fields if not part.startswith("views.1.")}  # the second view has the same fields
+    assert len(fields) <= 60
+
+
+@pytest.mark.parametrize("name", sorted(recipes()))
+def test_every_recipe_says_where_it_comes_from(name):
+    header = [line for line in recipes()[name].read_text().splitlines() if line.startswith("#")]
+    assert ": " in header[0]
+    for word in ("Source:", "Deviations:", "Command:"):
+        assert any(word in line for line in header), f"{name}.yaml does not say its {word}"
+
+
+def test_overrides_reach_every_depth():
+    config = compose("byol", overrides=["data=cifar10", "views.1.solarize=0.5", "data.batch=64", "out=a: b.yaml"])
+    assert (config.data.source, config.views[1].solarize, config.data.batch, config.out) == (
+        "cifar10",
+        0.5,
+        64,
+        "a: b.yaml",
+    )
+    assert config.views[1].jitter == config.views[0].jitter  # like: 0
+
+
+def test_another_kind_starts_from_its_own_fields():
+    config = compose(
+        "simclr", overrides=["objective.temperature=0.07", "objective.queue=99", "objective.kind=info_nce"]
+    )
+    assert config.objective.model_dump() == {
+        "scale": 1.0,
+        "kind": "info_nce",
+        "temperature": 0.07,
+        "queue": 99,
+        "negatives": None,
+    }
+
+
+def test_fields_merge_and_a_path_is_a_recipe(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text(recipes()["simclr"].read_text().replace("seed: 0", "seed: 7"))
+    config = compose(path, {"train": {"length": "3steps"}, "data": "somewhere/"})
+    assert (config.train.seed, str(config.train.length), config.data.source) == (7, "3steps", "somewhere/")
+    assert config.data.batch == 256  # kept
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["data.batchh=3"], "data.batchh: unknown field; did you mean batch"),
+        (["objective.kind=nt_xnt"], "unknown kind 'nt_xnt'; did you mean nt_xent"),
+        (["objective.temprature=1"], "objective.temprature: unknown field; did you mean temperature"),
+        (["branch.kind=emma"], "did you mean ema"),
+        (["views.0.jiter=3"], "views.0.jiter: unknown field; did you mean jitter"),
+        (["views.3.flip=1"], "views.3"),
+        (["optim.lr=-1"], "optim.lr: should be greater than 0 (got -1)"),
+        (["optim.lr=.nan"], "optim.lr"),
+        (["train.length=100"], "80steps, 10epochs or 25%"),
+        (["data.batch=1"], "one sample has no batch statistics"),
+        (["foo"], "a.b=c"),
+        (["data.a.b=1"], "data.a: unknown field"),
+        (["encoder.norm=bach"], "should be 'batch', 'sync'"),
+        (["objective=3"], "objective: should be a mapping"),
+        (["views=[]"], "views:"),
+        (["views=[{like: 3}]"], "views.0.like=3"),
+        (["data.batch=[1"], "not valid YAML"),
+        (["objective.kind=info_nce"], "objective.temperature: required"),
+        (["scope.kind=blockwise", "scope.grid=2"], "grid is for pool=local"),
+        (["objective.kind=supervised", "branch.kind=ema", "branch.momentum=0.9"], "labels"),
+    ],
+)
+def test_what_is_wrong_is_said_in_one_line(overrides, words):
+    with pytest.raises(InputError) as caught:
+        compose("simclr", overrides=overrides)
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_unknown_recipe_names_the_nearest():
+    with pytest.raises(InputError, match="did you mean byol"):
+        compose("bylo")
+
+
+def test_a_recipe_that_is_no_mapping(tmp_path):
+    for text in ("[1, 2]", "3", "", "a: [", "\x00"):
+        path = tmp_path / "bad.yaml"
+        path.write_text(text)
+        with pytest.raises(InputError):
+            compose(path, overrides=["data.batch=2"])
+
+
+def test_configs_differ_by_field_and_auto_agrees_with_what_it_became():
+    saved = compose("simclr", overrides=["encoder.kind=resnet18", "train.precision=fp32", "data.size=32"])
+    assert differences(saved, compose("simclr")) == []
+    assert differences(saved, compose("simclr", overrides=["optim.lr=0.5", "encoder.kind=resnet50"])) == [
+        "encoder.kind: resnet18 there, resnet50 here",
+        "optim.lr: 0.06 there, 0.5 here",
+    ]

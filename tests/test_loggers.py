@@ -1,0 +1,39 @@
+"""Other people's loggers get the numbers of metrics.jsonl, and are not imported unless asked for."""
+
+import subprocess
+import sys
+
+import pytest
+import tiny
+
+from twinblock.errors import InputError
+from twinblock.loggers import make_loggers, scalars
+
+
+def test_tensorboard_holds_the_losses(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    trainer = tiny.trainer(tiny.config("simclr", "simultaneous", train={"loggers": ["tensorboard"]}), tmp_path / "run")
+    trainer.fit()
+    events = EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload()
+    for i in range(4):
+        found = [(e.step, e.value) for e in events.Scalars(f"loss/learner {i + 1}")]
+        written = [(row["step"], row["loss"][i]) for row in trainer.run.metrics() if "loss" in row]
+        assert found == [(step, pytest.approx(loss)) for step, loss in written]
+        assert len(found) == 5
+
+
+def test_the_names_of_numbers():
+    row = {"step": 3, "loss": [0.5], "diagnosis": [{"encoder": {"std": 1.0}, "knn": 60.0}]}
+    assert scalars(row) == {"loss/learner 1": 0.5, "encoder std/learner 1": 1.0, "knn/learner 1": 60.0}
+
+
+def test_a_logger_that_is_not_installed_is_one_line(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(InputError, match=r"train\.loggers: wandb is not installed; pip install wandb"):
+        make_loggers(["wandb"], tmp_path)
+
+
+def test_nothing_is_imported_unless_asked_for():
+    code = "import twinblock.loggers, sys; sys.exit(any(m in sys.modules for m in ('tensorboard', 'wandb')))"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -1,0 +1,149 @@
+"""A run that was killed goes on bit for bit as if nothing had happened."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import tiny
+import torch
+
+from twinblock import checkpoint
+from twinblock.errors import InputError
+from twinblock.run import Run
+
+CASES = [(method, "end_to_end") for method in tiny.METHODS] + [
+    *((method, "end_to_end") for method in tiny.PRUNED),
+    ("sdclr_byol", "simultaneous"),
+    ("sdclr", "sequential"),
+    ("byol", "simultaneous"),
+    ("moco_v2", "sequential"),
+    ("vicreg", "sequential"),
+    ("byol", "overlapping"),
+]
+
+
+class Killed(Exception):
+    pass
+
+
+def fit(config, out: Path, kill_at: int | None = None):
+    """Train to the end, or until just before step `kill_at` is taken."""
+    trainer = tiny.trainer(config, out)
+    step = trainer.train_step
+
+    def train_step(*batch):
+        if trainer.step == kill_at:
+            raise Killed
+        return step(*batch)
+
+    trainer.train_step = train_step
+    trainer.resume()
+    try:
+        trainer.fit()
+    finally:
+        trainer.run.release()
+    return trainer
+
+
+def assert_same(a, b) -> None:
+    mine, theirs = tiny.state(a), tiny.state(b)
+    assert mine.keys() == theirs.keys()
+    assert [name for name in mine if not torch.equal(mine[name], theirs[name])] == []
+    assert a.run.metrics() == b.run.metrics()
+    assert (a.run.path / "metrics.jsonl").read_bytes() == (b.run.path / "metrics.jsonl").read_bytes()
+
+
+@pytest.mark.parametrize(("method", "scope"), CASES)
+def test_a_killed_run_ends_as_the_uninterrupted_one(method, scope, tmp_path):
+    """Three steps an epoch, saved every two: the kills fall within epochs, and within phases."""
+    train = {"length": "9steps", "checkpoint_every": "2steps"}
+    config = tiny.config(method, scope, precision="fp32", train=train)
+    straight = fit(config, tmp_path / "straight")
+    for kill_at in (1, 5, 8):
+        with pytest.raises(Killed):
+            fit(config, tmp_path / "killed", kill_at)
+    assert_same(fit(config, tmp_path / "killed"), straight)
+
+
+def test_the_optimizer_state_matters(tmp_path, monkeypatch):
+    """The comparison above would find a resume that forgets something."""
+    config = tiny.config("simclr", train={"length": "6steps", "checkpoint_every": "2steps"})
+    straight = fit(config, tmp_path / "straight")
+    with pytest.raises(Killed):
+        fit(config, tmp_path / "killed", 5)
+    monkeypatch.setattr(checkpoint, "restore_optimizer", lambda *_: None)
+    with pytest.raises(AssertionError):
+        assert_same(fit(config, tmp_path / "killed"), straight)
+
+
+def test_a_damaged_checkpoint_falls_back_to_the_one_before(tmp_path):
+    config = tiny.config("byol", train={"length": "8steps", "checkpoint_every": "2steps"})
+    straight = fit(config, tmp_path / "straight")
+    with pytest.raises(Killed):
+        fit(config, tmp_path / "killed", 7)
+    last = tmp_path / "killed" / "checkpoints" / checkpoint.LAST
+    last.write_bytes(last.read_bytes()[:-100])
+    trainer = tiny.trainer(config, tmp_path / "killed")
+    trainer.resume()
+    assert trainer.step == 4
+    trainer.fit()
+    assert_same(trainer, straight)
+    assert last.with_name(last.name + ".damaged").exists()
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_good_state(tmp_path):
+    config = tiny.config("simclr", "simultaneous", train={"length": "30steps", "checkpoint_every": "4steps"})
+    trainer = tiny.trainer(config, tmp_path / "run")
+    good = trainer.train_step
+
+    def bad(*batch):
+        return good(*batch) * torch.tensor([1.0, float("nan") if trainer.step >= 13 else 1.0, 1.0, 1.0])
+
+    trainer.train_step = bad
+    with pytest.raises(InputError, match=r"Learner 2 of 4 is nan at step 13.*optim\.lr"):
+        trainer.fit()
+    _, meta = checkpoint.read(tmp_path / "run" / "checkpoints" / checkpoint.LAST)
+    assert meta["step"] == 12
+
+
+def command(out: Path, *more: str) -> list[str]:
+    fields = ["data.batch=64", "train.length=40steps", "train.checkpoint_every=7steps", "encoder.width=8"]
+    fields += ["projector.dims=[32,16]", "train.precision=fp32", f"out={out}", *more]
+    return [sys.executable, "-m", "twinblock", "pretrain", "simclr", *fields]
+
+
+def steps_done(out: Path) -> int:
+    return len([row for row in Run(out).metrics() if "loss" in row])
+
+
+def start_and_signal(out: Path, signum: int) -> subprocess.CompletedProcess:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command(out), stderr=subprocess.PIPE, text=True, env=environment)
+    deadline = time.monotonic() + 120
+    while not (out / "checkpoints" / checkpoint.LAST).exists():
+        assert process.poll() is None, process.stderr.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    process.send_signal(signum)
+    _, text = process.communicate(timeout=60)
+    return subprocess.CompletedProcess(process.args, process.returncode, stderr=text)
+
+
+@pytest.mark.slow
+def test_real_kills_of_the_command(tmp_path):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    subprocess.run(command(tmp_path / "straight"), check=True, capture_output=True, env=environment)
+    for signum, code in ((signal.SIGKILL, -9), (signal.SIGTERM, 143), (signal.SIGINT, 130)):
+        out = tmp_path / signal.Signals(signum).name
+        killed = start_and_signal(out, signum)
+        assert killed.returncode == code, killed.stderr
+        assert steps_done(out) < 40
+        subprocess.run(command(out), check=True, capture_output=True, env=environment)
+        a = checkpoint.read(tmp_path / "straight" / "encoder.safetensors")[0]
+        b = checkpoint.read(out / "encoder.safetensors")[0]
+        assert all(torch.equal(a[name], b[name]) for name in a)
+        assert Run(out).metrics() == Run(tmp_path / "straight").metrics()

@@ -1,0 +1,71 @@
+"""The smallest runs that exercise everything: images of 16 pixels, a ResNet of 8 channels, every method and scope."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from twinblock.api import resolve
+from twinblock.config import Config, compose
+from twinblock.data import Images
+from twinblock.launch import make_fabric
+from twinblock.report import Reporter
+from twinblock.run import Run
+from twinblock.train import Trainer
+
+METHODS = ("simclr", "byol", "moco_v2", "simsiam", "barlow_twins", "vicreg", "supervised")
+PRUNED = ("sdclr", "sdclr_byol", "sdclr_moco", "sdclr_barlow", "sdclr_vicreg")  # a recipe with another branch
+SCOPES = ("end_to_end", "simultaneous", "sequential", "overlapping")
+
+
+def images(count: int = 48, side: int = 16) -> Images:
+    """Coloured noise whose mean colour is the class."""
+    rng = np.random.Generator(np.random.PCG64(0))
+    labels = rng.integers(0, 3, count)
+    pixels = rng.integers(0, 120, (count, side, side, 3), dtype=np.uint8)
+    pixels[np.arange(count), :, :, labels] += 100
+    return Images(pixels, labels.astype(np.int64), ("red", "green", "blue"))
+
+
+def config(method: str, scope: str = "end_to_end", norm: str = "batch", precision: str = "fp64", **fields) -> Config:
+    """A recipe shrunk: narrow heads, few steps, a learning rate that moves the weights."""
+    if method in PRUNED:
+        fields = {"branch": {"kind": "pruned", "ratio": 0.5, "every": "2steps", "random": 0.1}, **fields}
+        method = dict(zip(PRUNED, ("simclr", "byol", "moco_v2", "barlow_twins", "vicreg"), strict=True))[method]
+    heads = {"byol": [24, 8], "simsiam": [24, 8], "supervised": ["classes"]}
+    tree = {
+        "data": {"batch": 16},
+        "encoder": {"kind": "resnet10", "width": 8, "stem": "cifar", "norm": norm},
+        "projector": {"dims": heads.get(method, [24, 8]), "norm": norm, "last_norm": "none"},
+        "optim": {"lr": 1.0, "warmup": "0steps"},
+        "train": {"length": "5steps", "precision": precision},
+    }
+    if method in ("byol", "simsiam"):
+        tree["predictor"] = {"dims": [24, 8], "norm": norm}
+    if method == "moco_v2":
+        tree["objective"] = {"queue": 40}
+    if scope != "end_to_end":
+        tree["scope"] = {"kind": "blockwise", "plan": scope} if scope != "overlapping" else {"kind": scope}
+    for part, values in fields.items():
+        tree[part] = {**tree.get(part, {}), **values}
+    return compose(method, tree)
+
+
+def trainer_config(method: str, scope: str, width: int = 8, **fields) -> Config:
+    """A resolved config."""
+    return resolve(config(method, scope, encoder={"width": width}, **fields), images(), torch.device("cpu"))
+
+
+def trainer(config: Config, out: Path, images_: Images | None = None) -> Trainer:
+    fabric = make_fabric()
+    data = images_ or images()
+    config = resolve(config, data, torch.device("cpu"))
+    run = Run(out)
+    if fabric.is_global_zero:
+        run.claim(config)
+        run.write_config(config)
+    return Trainer(config, data, fabric, run, Reporter(quiet=True))
+
+
+def state(trainer: Trainer) -> dict[str, torch.Tensor]:
+    return {name: t.detach().clone() for name, t in trainer.state().items()}

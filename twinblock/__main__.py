@@ -1,0 +1,5 @@
+"""`python -m twinblock`, for torchrun."""
+
+from twinblock.cli import main
+
+main()

@@ -1,0 +1,194 @@
+"""The public functions: pretrain a run, evaluate it, load its encoder."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from twinblock.config import Config, compose
+from twinblock.data import Images
+from twinblock.data.longtail import training
+from twinblock.distributed import lost_peer
+from twinblock.errors import InputError
+from twinblock.report import Reporter, last_line
+from twinblock.run import Run, differences, to_yaml
+
+NATIVE_SIDE = 128  # images of one size up to this side are trained on at that size
+LARGE_SIDE = 224
+PHOTO_VIEW = (0.2, 1.0), 0.5  # crop and flip for photographs: common CIFAR-10 recipes
+DIGIT_VIEW = (0.5, 1.0), 0.0  # a fifth of a digit can be any digit, and a mirrored one is none
+SMALL_STEM_SIDE = 64  # up to this side the stem keeps the resolution
+
+
+def pretrain(
+    recipe: str | Path,
+    *,
+    data: str | Mapping[str, Any] | None = None,
+    out: str | Path | None = None,
+    overrides: Iterable[str] = (),
+    quiet: bool = False,
+    **fields: Any,
+) -> Run:
+    """Pretrain an encoder by a recipe (a name or a YAML file), or go on with the run that lies in `out`.
+
+    `data`: a source or folder, or the fields of `data`; `fields`: any other part of the run, e.g.
+    `train={"length": "10epochs"}`; `overrides`: `a.b=c` texts as on the command line. A finished run does nothing.
+    Raises InputError, one line, for everything that the caller can mend.
+    """
+    from twinblock.launch import make_fabric  # here, so that looking at a run does not need it
+
+    given = {"data": data, "out": None if out is None else str(out), **fields}
+    config = compose(recipe, {k: v for k, v in given.items() if v is not None}, overrides)
+    run = Run(config.out or f"runs/{Path(recipe).stem}")
+    config = config.model_copy(update={"out": str(run.path)})
+    reporter = Reporter(quiet)
+    if _already_finished(run, config, reporter):
+        return run
+    fabric = make_fabric()
+    reporter.console.quiet |= not fabric.is_global_zero
+    if fabric.is_global_zero:
+        run.claim(config)
+    try:
+        _train(run, config, fabric, reporter)
+    except RuntimeError as error:
+        if fabric.world_size > 1 and lost_peer(error):
+            raise InputError(f"another process of this run has ended; its own message says why ({error})") from error
+        raise
+    finally:
+        run.release()
+    return run
+
+
+def _train(run: Run, config: Config, fabric, reporter: Reporter) -> None:
+    from twinblock.train import Trainer
+
+    with fabric.rank_zero_first():  # the first process packs the images, the others find them packed
+        images = _load(config)
+    config = resolve(config, images, fabric.device)
+    reporter.say(headline(config, images, fabric))
+    trainer = Trainer(config, images, fabric, run, reporter)
+    if fabric.is_global_zero:
+        run.write_config(config)
+        run.write_skipped(images.skipped)
+    trainer.resume()
+    trainer.fit()
+    if fabric.is_global_zero:
+        finish(run, trainer, images, reporter)
+    fabric.barrier()
+
+
+def load_encoder(path: str | Path) -> nn.Module:
+    """The encoder of a run, in evaluation mode: normalised images (n, 3, s, s) in, features (n, d) out."""
+    return Run.open(path).encoder()
+
+
+def resolve(config: Config, images: Images, device: torch.device) -> Config:
+    """Fill in what the recipe leaves to the data and the machine; the run's folder keeps the result."""
+    height, width = images.pixels.shape[1:3]
+    native = max(height, width) if images.aspect is None and max(height, width) <= NATIVE_SIDE else LARGE_SIDE
+    size = config.data.size or native
+    e = config.encoder
+    kind, channels, stem = e.kind, e.width, e.stem
+    if kind == "auto" and config.data.source == "photodigits":
+        kind, channels, stem = "resnet10", channels or 16, "cifar_stride2" if stem == "auto" else stem
+    elif kind == "auto":
+        kind = "resnet18" if size <= NATIVE_SIDE else "resnet50"
+    if stem == "auto":
+        stem = "cifar" if size <= SMALL_STEM_SIDE and not kind.startswith("vit") else "standard"
+    crop, flip = DIGIT_VIEW if config.data.source == "photodigits" else PHOTO_VIEW
+    views = tuple(
+        view.model_copy(
+            update={
+                "crop": crop if view.crop == "auto" else view.crop,
+                "flip": flip if view.flip == "auto" else view.flip,
+            }
+        )
+        for view in config.views
+    )
+    return config.model_copy(
+        update={
+            "views": views,
+            "data": config.data.model_copy(update={"size": size}),
+            "encoder": e.model_copy(update={"kind": kind, "stem": stem, "width": channels}),
+            "train": config.train.model_copy(update={"precision": precision(config.train.precision, device)}),
+        }
+    )
+
+
+def precision(wanted: str, device: torch.device) -> str:
+    """`auto` is bfloat16 where the processor multiplies matrices of it, float32 elsewhere."""
+    if wanted != "auto":
+        return wanted
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported() else "fp32"
+    fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return "bf16" if device.type == "cpu" and fast else "fp32"
+
+
+def headline(config: Config, images: Images, fabric) -> str:
+    """The run in one line, before its first step."""
+    labels = "no labels" if images.labels is None else f"{images.labels.max() + 1} classes"
+    if images.labels is not None and config.objective.kind != "supervised":
+        labels += ", for the report only"
+    where = f"{fabric.world_size} x {fabric.device.type}" if fabric.world_size > 1 else fabric.device.type
+    left_out = f", {len(images.skipped)} unreadable files left out (skipped.txt)" if images.skipped else ""
+    return (
+        f"{config.out}: {len(images):,} images of {config.data.source} ({labels}{left_out}) · "
+        f"{config.encoder.kind} at {config.data.size} px · {config.objective.kind}, {config.branch.kind} branch, "
+        f"{config.scope.kind} · {config.train.length} of batch {config.data.batch} · {where}, {config.train.precision}"
+    )
+
+
+def finish(run: Run, trainer, images: Images, reporter: Reporter) -> None:
+    """Write the encoder, measure it quickly, draw its curves, and say in one line what came of the run."""
+    from twinblock import checkpoint
+    from twinblock.curves import draw
+    from twinblock.diagnosis import verdict
+    from twinblock.evaluation.run import quick_knn
+
+    config = trainer.config
+    checkpoint.write(run.path / "encoder.safetensors", trainer.encoder.state_dict(), {"config": to_yaml(config)})
+    history = run.history(-1, trainer.monitor.starts[-1])
+    judged = verdict(history, finished=True, config=config)
+    found = history[-1]["encoder"]
+    try:
+        knn = quick_knn(trainer.encoder, config, images, trainer.fabric.device)
+    except InputError as error:  # labels that cannot be used are no reason to lose a finished training
+        reporter.warn(f"accuracy was not measured: {error}")
+        knn = None
+    if judged.headline == "learned" and knn is not None and knn["encoder"] <= knn["untrained encoder"]:
+        judged = replace(judged, headline="no better than untrained")  # views agree more, but classes are no clearer
+    result = {
+        **asdict(judged),
+        "steps": trainer.plan.total,
+        "effective_rank": found["effective_rank"],
+        "width": trainer.encoder.width,
+        "knn": knn,
+    }
+    draw({run.path.name: run}, run.path / "curves.png")
+    run.write_json("result.json", result)
+    reporter.say(last_line(result))
+    reporter.say(f"run: {run.path}")
+
+
+def _already_finished(run: Run, config: Config, reporter: Reporter) -> bool:
+    if not (run.path / "config.yaml").is_file() or not run.finished:
+        return False
+    changed = differences(run.config, config)
+    if changed:
+        raise InputError(
+            f"out={run.path} holds a finished run with another config ({'; '.join(changed)}); choose another out"
+        )
+    reporter.say(last_line(run.result or {}))
+    reporter.say(f"run: {run.path} is finished; nothing to do")
+    return True
+
+
+def _load(config: Config) -> Images:
+    images = training(config.data)
+    if config.objective.kind == "supervised" and images.labels is None:
+        raise InputError(f"objective.kind=supervised needs labels, and {config.data.source} has none")
+    return images

@@ -1,0 +1,127 @@
+"""Checkpoints: safetensors with a checksum, written so that a crash at any moment leaves a good one.
+
+A file holds named tensors and a JSON text, never code. `save` writes beside the target, flushes to disk and renames;
+the one before is kept. `settle` finds the newest that is whole.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from twinblock.errors import InputError
+
+FRESH, LAST, PREVIOUS = "fresh.safetensors", "last.safetensors", "previous.safetensors"
+
+
+class Damaged(InputError):
+    """A file that is no whole checkpoint of ours."""
+
+
+def write(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
+    """Write one file atomically. Raises InputError when the disk refuses; an older file of that name stays."""
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    text = json.dumps(meta, sort_keys=True)
+    partial = path.with_name(path.name + ".partial")
+    try:
+        partial.unlink(missing_ok=True)  # a link there would lead out of the folder
+        save_file(tensors, partial, {"twinblock": text, "sha256": _digest(tensors, text)})
+        with open(partial, "rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except (OSError, SafetensorError) as error:
+        partial.unlink(missing_ok=True)
+        raise InputError(f"cannot write {path}: {error}; what was saved before is untouched") from None
+
+
+def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read and verify one file. Raises Damaged, with the reason, unless it is whole and ours."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            head = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError, ValueError, RuntimeError, OverflowError, MemoryError) as error:
+        raise Damaged(f"{path} is not a readable checkpoint ({' '.join(str(error).split())[:120]})") from None
+    if "twinblock" not in head or "sha256" not in head:
+        raise Damaged(f"{path} was not written by twinblock")
+    if _digest(tensors, head["twinblock"]) != head["sha256"]:
+        raise Damaged(f"{path} is damaged: its checksum does not match")
+    return tensors, json.loads(head["twinblock"])
+
+
+def save(folder: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
+    """Write the newest checkpoint of a run and keep the one before it."""
+    folder.mkdir(exist_ok=True)
+    write(folder / FRESH, tensors, meta)
+    if (folder / LAST).exists():
+        os.replace(folder / LAST, folder / PREVIOUS)
+    os.replace(folder / FRESH, folder / LAST)
+
+
+def settle(folder: Path) -> list[str]:
+    """Make `last` the newest whole checkpoint, if there is one; set damaged files aside, with a line for each.
+
+    A crash between the two renames of `save` leaves the newest under its first name: it is tried first.
+    """
+    complaints: list[str] = []
+    for name in (FRESH, LAST, PREVIOUS):
+        path = folder / name
+        if path.exists():
+            try:
+                read(path)
+            except Damaged as error:
+                os.replace(path, path.with_name(name + ".damaged"))
+                complaints.append(str(error))
+            else:
+                os.replace(path, folder / LAST)
+                break
+    return complaints
+
+
+def fill(
+    module: torch.nn.Module, tensors: Mapping[str, Tensor], file: Path, prefix: str = "", elsewhere: str | None = None
+) -> None:
+    """Load into a module the tensors below `prefix`; what has `elsewhere` in its name was loaded before.
+
+    Raises InputError for tensors of another architecture.
+    """
+    own = {name: t for name, t in module.state_dict().items() if elsewhere is None or elsewhere not in name}
+    mine = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+    for name in sorted(own.keys() | mine.keys()):
+        there, here = (tuple(t[name].shape) if name in t else "missing" for t in (mine, own))
+        if there != here:
+            raise InputError(
+                f"{file} holds another architecture than the run's config.yaml: {prefix}{name} is {there} there, "
+                f"{here} by the config"
+            )
+    module.load_state_dict(mine, strict=elsewhere is None)
+
+
+def flatten_optimizer(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """The state of an optimizer by parameter number and name; its groups are rebuilt from the config."""
+    state = optimizer.state_dict()["state"]
+    return {f"{i}.{key}": value for i, entry in state.items() for key, value in entry.items() if value is not None}
+
+
+def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
+    state: dict[int, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        i, key = name.split(".", 1)
+        state.setdefault(int(i), {})[key] = tensor
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def _digest(tensors: Mapping[str, Tensor], text: str) -> str:
+    digest = hashlib.sha256(text.encode())
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()

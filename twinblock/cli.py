@@ -1,0 +1,133 @@
+"""The command line: argument plumbing, nothing else."""
+
+import sys
+from typing import Annotated
+
+import typer
+
+from twinblock.errors import Collapsed, InputError, Interrupted
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich")
+Overrides = Annotated[list[str] | None, typer.Argument(metavar="[a.b=c]...", help="Fields of the run to change.")]
+
+
+@app.command()
+def pretrain(
+    recipe: Annotated[str, typer.Argument(help="A recipe's name, or a path to a YAML file.")],
+    overrides: Overrides = None,
+):
+    """Pretrain an encoder: `twinblock pretrain byol data=photos/ out=runs/a`. The same command again goes on."""
+    from twinblock.api import pretrain
+
+    pretrain(recipe, overrides=overrides or ())
+
+
+@app.command()
+def evaluate(
+    run: Annotated[str, typer.Argument(help="The folder of a run.")],
+    overrides: Annotated[list[str] | None, typer.Argument(metavar="[data=...]", help="Other data.")] = None,
+    published: Annotated[bool, typer.Option("--published", help="Also the SGD probes on augmented images.")] = False,
+    blocks: Annotated[bool, typer.Option("--blocks", help="Every block, also after end-to-end training.")] = False,
+    taps: Annotated[bool, typer.Option("--taps", help="Blocks as their taps see them, expanded.")] = False,
+    beside: Annotated[list[str] | None, typer.Option(help="A run to draw in depth.png too; may be repeated.")] = None,
+):
+    """Measure the frozen encoder of a run: kNN and linear probe, beside raw pixels and the untrained encoder.
+
+    Runs trained in blocks are measured block by block, and drawn in depth.png.
+    """
+    from twinblock.config import lay_over
+    from twinblock.evaluation.run import evaluate, group_rows
+    from twinblock.report import print_table
+    from twinblock.run import Run
+
+    data = lay_over({}, overrides or ()).get("data")
+    how = {"blocks": blocks or None, "taps": taps, "beside": beside or ()}
+    print_table(run, evaluate(run, data, published=published, **how))
+    if groups := group_rows(Run(run)):
+        print_table("accuracy of the groups of classes, in %; std: their standard deviation", groups)
+
+
+@app.command()
+def forgotten(
+    run: Annotated[str, typer.Argument(help="The folder of a run.")],
+    overrides: Annotated[list[str] | None, typer.Argument(metavar="[data=...] [ratio=0.9]")] = None,
+):
+    """Find the images that a run learned least: those whose features move most when its weights are pruned."""
+    from twinblock.config import lay_over
+    from twinblock.forgotten import forgotten
+    from twinblock.report import print_table
+
+    fields = lay_over({}, overrides or ())
+    if unknown := fields.keys() - {"data", "ratio"}:
+        raise InputError(f"{min(unknown)}: unknown field; known: data, ratio")
+    if not isinstance(fields.get("ratio", 0.0), int | float):
+        raise InputError(f"ratio={fields['ratio']}: give a number, at least 0 and less than 1")
+    if rows := forgotten(run, **fields):
+        shown = [{"score": r["score"], "AUROC": f"{r['AUROC']:.3f}", "lift": f"{r['lift']:.2f}"} for r in rows]
+        print_table("how well each score finds the rare third of the classes (chance: 0.500 and 1.00)", shown)
+    typer.echo(f"{run}/forgotten.csv and forgotten.png: images in order of how far pruning moves them")
+
+
+@app.command()
+def diagnose(
+    what: Annotated[str, typer.Argument(metavar="RUN|CHECKPOINT|FEATURES.npy", help="What to look at.")],
+    overrides: Annotated[list[str] | None, typer.Argument(metavar="[data=...]", help="Other data.")] = None,
+):
+    """Say whether a run, a checkpoint or a file of features has collapsed, with every indicator."""
+    from twinblock.config import lay_over
+    from twinblock.diagnosis.run import diagnose
+    from twinblock.report import print_table
+
+    diagnosis = diagnose(what, lay_over({}, overrides or ()).get("data"))
+    for title, rows in diagnosis.tables():
+        print_table(title, rows)
+    typer.echo(str(diagnosis))
+
+
+@app.command()
+def reproduce(
+    study: Annotated[str, typer.Argument(help="The name of a study.")],
+    overrides: Annotated[list[str] | None, typer.Argument(metavar="[seeds=N] [out=DIR] [a.b=c]...")] = None,
+):
+    """Carry out a published comparison, write its table and figure: `twinblock reproduce blockwise seeds=1`."""
+    from twinblock.studies import reproduce
+
+    reproduce(study, overrides or ())
+
+
+@app.command()
+def recipes():
+    """List the recipes."""
+    from twinblock.report import print_table, recipe_rows
+
+    print_table("recipes", [{name: row[name] for name in ("recipe", "in words")} for row in recipe_rows()])
+
+
+@app.command()
+def show(
+    recipe: Annotated[str, typer.Argument(help="A recipe's name, or a path to a YAML file.")],
+    overrides: Overrides = None,
+):
+    """Print a composed run as YAML; save it, change it, and pretrain from it."""
+    from twinblock.config import compose
+    from twinblock.run import to_yaml
+
+    typer.echo(to_yaml(compose(recipe, overrides=overrides or ())), nl=False)
+
+
+def main() -> None:
+    """Run the command line. Exit codes: 0 done, 2 wrong input, 3 collapsed, 128 + n ended by signal n (Ctrl-C: 130)."""
+    try:
+        app()
+    except InputError as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(2)
+    except (Interrupted, Collapsed) as stop:
+        print(stop, file=sys.stderr)
+        sys.exit(stop.code)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

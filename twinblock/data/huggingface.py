@@ -1,0 +1,210 @@
+"""Hugging Face data sets, a folder of parquet files or an id on the hub. Needs the extra `twinblock[hf]`."""
+
+import json
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any
+
+from twinblock.data.decode import File, printable
+from twinblock.data.store import Encoded, Item, digest
+from twinblock.errors import InputError
+
+TESTS = ("test", "validation", "valid", "val")  # names of a held-out split, the preferred one first
+LABELS = ("label", "labels", "fine_label", "target", "class", "category", "coarse_label")  # usual names
+ROWS = 100  # read at a time
+
+# Some Arrow tables of a split with these columns, one after the other: all, or a few spread over the split.
+Tables = Callable[[str, list[str], bool], Iterable[Any]]
+
+
+def parquet_files(folder: Path) -> dict[str, list[Path]]:
+    """The parquet files at the top and in `data/` by split, which begins a file's name or that of its folder.
+
+    Files of no split are for training where no other are. Empty where the folder is of another kind.
+    """
+    found: dict[str, list[Path]] = {}
+    for place in (folder, folder / "data"):
+        names = sorted(name for name in os.listdir(place) if _split(name)) if place.is_dir() else []
+        for inner in ("", *names):
+            for file in sorted((place / inner).glob("*.parquet")):
+                if not file.name.startswith((".", "metadata")):  # metadata.parquet stands beside image files
+                    found.setdefault(_split(file.name) or _split(inner), []).append(file)
+    if nameless := found.pop("", []):
+        found.setdefault("train", nameless)
+    return found
+
+
+def parquet(source: str, folder: Path, files: dict[str, list[Path]], split: str) -> Encoded | None:
+    """The images in the parquet files of a split; None where there is no such split."""
+    try:
+        from pyarrow import parquet as pq
+    except ImportError as error:
+        raise InputError(
+            f'data source {source!r} holds parquet files: to read them, pip install "twinblock[hf]"'
+        ) from error
+
+    def tables(name: str, columns: list[str], few: bool) -> Iterator:
+        groups = [(file, i) for file in files[name] for i in range(pq.read_metadata(file).num_row_groups)]
+        for path, group in groups[:: 1 + len(groups) // 10] if few else groups:
+            with pq.ParquetFile(path, buffer_size=2**20) as file:
+                batches = file.iter_batches(ROWS, [group], columns)
+                yield from islice(batches, 1 if few else None)
+
+    with _readable(source):
+        schemas = {name: pq.read_schema(paths[0]) for name, paths in files.items()}
+        counts = {name: sum(pq.read_metadata(path).num_rows for path in paths) for name, paths in files.items()}
+        marks = {name: [(path.name, *_stat(path)) for path in paths] for name, paths in files.items()}
+    return _encoded(source, split, schemas, counts, marks, tables, folder)
+
+
+def hub(source: str, root: str | None, split: str, download: bool) -> Encoded | None:
+    """The images of a split of a data set on the hub; None where there is no such split."""
+    try:
+        import datasets
+    except ImportError as error:
+        raise InputError(
+            f"data source {source!r} is neither built in nor a folder that exists; "
+            'to read it from the Hugging Face hub, pip install "twinblock[hf]"'
+        ) from error
+    splits = _downloaded(datasets, source, root, download)
+
+    def tables(name: str, columns: list[str], few: bool) -> Iterator:
+        data = splits[name].select_columns(columns).with_format("arrow")
+        return (data.select(range(0, len(data), 1 + len(data) // 1000)) if few else data).iter(ROWS)
+
+    schemas = {name: data.features.arrow_schema for name, data in splits.items()}
+    counts = {name: len(data) for name, data in splits.items()}
+    marks = {name: data._fingerprint for name, data in splits.items()}
+    return _encoded(source, split, schemas, counts, marks, tables, Path())
+
+
+def _downloaded(datasets: Any, source: str, root: str | None, download: bool) -> Any:
+    from huggingface_hub import HfApi, constants
+
+    problem, offline = None, constants.HF_HUB_OFFLINE
+    if download:
+        try:
+            HfApi().dataset_info(source, timeout=10)
+        except Exception as error:  # there is no end to what it raises
+            problem = error
+    # Without an answer only a local copy is looked for: `datasets` would try the hub for half a minute.
+    constants.HF_HUB_OFFLINE = offline or not download or problem is not None
+    try:
+        return datasets.load_dataset(source, cache_dir=root)
+    except Exception as error:
+        why = " ".join(printable(f"{problem or error}".replace("\n", " ")).split())[:200]
+        raise InputError(
+            f"data source {source!r} is neither built in nor a folder that exists, and the Hugging Face hub "
+            f"does not give it: {why}"
+        ) from error
+    finally:
+        constants.HF_HUB_OFFLINE = offline
+
+
+def _encoded(
+    source: str,
+    split: str,
+    schemas: dict[str, Any],
+    counts: dict[str, int],
+    marks: dict[str, Any],
+    tables: Tables,
+    folder: Path,
+) -> Encoded | None:
+    """A split, given for each split its Arrow schema, number of rows, mark of its content, and its tables."""
+    if split == "train":
+        others = [name for name in schemas if name not in TESTS]
+        name = "train" if "train" in schemas else others[0] if len(others) == 1 else None
+        if name is None:
+            raise InputError(f"data source {source!r} has no training split, but {', '.join(schemas)}")
+    else:
+        tests = [name for name in TESTS if counts.get(name)]
+        if not tests:
+            return None
+        # Some sets publish their test images without labels.
+        name = next((name for name in tests if _labelled(source, name, schemas[name], tables)), tests[0])
+    if not counts[name]:
+        raise InputError(f"data source {source!r}: there are no images in split {name!r}")
+    image, label, classes = _columns(source, schemas[name])
+    columns = [image, label] if label else [image]
+
+    def items() -> Iterator[Item]:
+        row = 0
+        with _readable(source):
+            for table in tables(name, columns, False):
+                labels = table.column(label).to_pylist() if label else [-1] * len(table)
+                for cell, value in zip(table.column(image).to_pylist(), labels, strict=True):
+                    yield f"{name} row {row}", _file(cell, folder), -1 if value is None else max(value, -1)
+                    row += 1
+
+    def sample() -> Iterator[File]:
+        with _readable(source):
+            for table in tables(name, [image], True):
+                for cell in table.column(image).to_pylist():
+                    yield _file(cell, folder)
+
+    return Encoded(source, digest(name, columns, classes, marks[name]), counts[name], items, sample, classes)
+
+
+def _labelled(source: str, name: str, schema: Any, tables: Tables) -> bool:
+    _, label, _ = _columns(source, schema)
+    if label is None:
+        return False
+    with _readable(source):
+        values = chain.from_iterable(table.column(label).to_pylist() for table in tables(name, [label], True))
+        return any(value is not None and value >= 0 for value in values)
+
+
+def _columns(source: str, schema: Any) -> tuple[str, str | None, tuple[str, ...] | None]:
+    """Names of the image column and of the label column, and of the classes, where they are known.
+
+    By the types that `datasets` writes beside the schema, else by Arrow's types and usual names.
+    """
+    from pyarrow import types
+
+    try:
+        kinds = json.loads(schema.metadata[b"huggingface"])["info"]["features"]
+    except (TypeError, KeyError, ValueError):
+        kinds = {}
+    kinds = {name: kind if isinstance(kind, dict) else {} for name, kind in kinds.items()}
+    declared = [name for name in schema.names if kinds.get(name, {}).get("_type") == "Image"]
+    structs = [f.name for f in schema if types.is_struct(f.type) and f.type.get_field_index("bytes") >= 0]
+    binary = [f.name for f in schema if types.is_binary(f.type) or types.is_large_binary(f.type)]
+    if not (images := declared + structs + binary):
+        raise InputError(f"data source {source!r}: no column holds images; the columns are {', '.join(schema.names)}")
+    integers = [f.name for f in schema if types.is_integer(f.type)]
+    named = [name for name in integers if kinds.get(name, {}).get("_type") == "ClassLabel"]
+    usual = [name for name in LABELS if name in integers]
+    label = next(iter([name for name in usual if name in named] + named + usual), None)
+    classes = kinds.get(label, {}).get("names")
+    return images[0], label, tuple(map(printable, classes)) if classes else None
+
+
+def _file(cell: dict | bytes | None, folder: Path) -> File:
+    """The content of an image, or its path where it is stored beside the table."""
+    if not isinstance(cell, dict):
+        return cell or b""
+    return cell["bytes"] or (str(folder / cell["path"]) if cell.get("path") else b"")
+
+
+def _stat(path: Path) -> tuple[int, int]:
+    status = path.stat()
+    return status.st_size, status.st_mtime_ns
+
+
+def _split(name: str) -> str:
+    match = re.match(rf"({'|'.join(('train', *TESTS))})(?![a-z])", name.lower())
+    return match[1] if match else ""
+
+
+@contextmanager
+def _readable(source: str) -> Iterator[None]:
+    from pyarrow import ArrowException
+
+    try:
+        yield
+    except (ArrowException, OSError) as error:
+        raise InputError(f"data source {source!r} cannot be read: {printable(str(error))}") from error

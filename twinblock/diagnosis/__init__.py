@@ -1,0 +1,7 @@
+"""Is it learning, or has it collapsed? Indicators of embeddings, a verdict on them in words, and what to change."""
+
+from twinblock.diagnosis.advice import advice
+from twinblock.diagnosis.measures import indicators
+from twinblock.diagnosis.verdict import Verdict, verdict
+
+__all__ = ["Verdict", "advice", "indicators", "verdict"]

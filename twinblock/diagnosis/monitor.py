@@ -1,0 +1,183 @@
+"""The diagnosis that is always on: a fixed sample of images, looked at now and then, for about 1 % of the time."""
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.nn.functional import normalize
+
+from twinblock.config import Config
+from twinblock.data import Images
+from twinblock.diagnosis.measures import indicators
+from twinblock.diagnosis.verdict import Verdict, verdict
+from twinblock.learner import Learner
+from twinblock.overlapping import Overlapping
+from twinblock.scope import Plan
+from twinblock.seeding import order
+from twinblock.taps import average
+from twinblock.views import Views
+
+SAMPLE = 64, 256  # images looked at: within these bounds, two batches, or fewer where a short run cannot afford them
+SHARE = 0.01  # of the training time
+LEAST = 8  # looks at equal distances; very short runs then spend more than that share
+EARLY = 0.0, 0.01, 0.025  # parts of a phase at which to look in any case, to see a collapse early
+CONFIRM = 0.02, 50  # a look that finds a collapse is repeated after this part of the run, at most so many steps
+NEIGHBOURS, TEMPERATURE = 5, 0.1  # of the sample, which has few images a class
+
+
+class Monitor:
+    """Looks at what each Learner gives for two views of the same images, in evaluation mode, and changes nothing.
+
+    A look costs two forward passes of the sample, a step three times two of a batch (backward counts double): the
+    interval follows from that and from `SHARE`. `rows` holds what was seen, `verdicts` one for each Learner.
+    """
+
+    def __init__(
+        self,
+        learners: Sequence[Learner | Overlapping],
+        images: Images,
+        views: Views,
+        config: Config,
+        device: torch.device,
+        plan: Plan,
+    ):
+        self.config, self.device, self.plan = config, device, plan
+        self.learners = [part for whole in learners for part in whole.parts]
+        self.wholes = [i for i, whole in enumerate(learners) for _ in whole.parts]  # what the plan counts
+        self.views = Views(views.specs[:1], views.size, views.mean, views.std)
+        batch = config.data.batch
+        cost = SHARE * plan.total * 3 * batch  # of all looks, in images of one
+        affordable = round(cost / (LEAST + len(EARLY) + 1))
+        count = min(len(images), max(SAMPLE[0], min(SAMPLE[1], 2 * batch, affordable)))
+        index = np.sort(order(config.train.seed, -1, len(images))[:count])
+        self.pixels = images.batch(index)
+        self.labels = None if images.labels is None else torch.from_numpy(images.labels[index])
+        self.aspect = None if images.aspect is None else torch.from_numpy(images.aspect[index])
+        self.starts = [next(_starts(plan, i)) for i in self.wholes]
+        self.due_at = {start + round(part * phase.steps) for start, phase in _phases(plan) for part in EARLY}
+        left = cost / count - len(self.due_at) - 1  # looks; one is for the end
+        self.interval = max(1, math.ceil(plan.total / max(left, LEAST)))
+        self.again = max(1, min(round(CONFIRM[0] * plan.total), CONFIRM[1]))
+        self.rows: list[dict[str, Any]] = []
+        self.verdicts: list[Verdict] = [verdict([])] * len(self.learners)
+
+    def due(self, step: int) -> bool:
+        return step in self.due_at or step % self.interval == 0
+
+    def look(self, step: int) -> dict[str, Any]:
+        """Measure, judge, and give the row for the metrics."""
+        self.recall([*self.rows, row := {"step": step, "diagnosis": self.measure()}])
+        return row
+
+    def recall(self, rows: Iterable[dict[str, Any]]) -> None:
+        """Judge by these rows, of this process or of one before it."""
+        self.rows = list(rows)
+        for i in self.trained() if self.rows else ():
+            history = history_of(self.rows, i, self.starts[i])
+            self.verdicts[i] = verdict(history, config=self.config)
+            suspect = len(history) > 1 and verdict(history, finished=True).state == "complete collapse"
+            if suspect and not self.collapsed:
+                self.due_at.add(self.rows[-1]["step"] + self.again)
+
+    @property
+    def collapsed(self) -> bool:
+        """Whether the Learner that was trained last, or any of those trained together, has collapsed completely."""
+        return any(self.verdicts[i].state == "complete collapse" for i in self.trained())
+
+    def trained(self) -> tuple[int, ...]:
+        step = self.rows[-1]["step"] if self.rows else 0
+        trained = self.plan.at(min(step, self.plan.total - 1))[0].trained
+        return tuple(i for i, whole in enumerate(self.wholes) if whole in trained)
+
+    def verdict(self) -> Verdict:
+        """The worst of the Learners in training; of equals the last."""
+        judged = [(self.verdicts[i].state in BAD, i) for i in self.trained()]
+        return self.verdicts[max(judged)[1]]
+
+    def words(self) -> str:
+        """For the progress bar: the kNN on the sample, which is no test accuracy, and the verdict."""
+        if not self.rows:
+            return ""
+        knn = self.rows[-1]["diagnosis"][self.trained()[-1]].get("sample_knn")
+        return ("" if knn is None else f"sample kNN {knn:.0f} % · ") + self.verdict().headline
+
+    @torch.no_grad()
+    def measure(self) -> list[dict[str, Any]]:
+        """For each Learner: `indicators` of its outputs, and leave-one-out kNN on the sample where it has labels."""
+        found = []
+        for outputs in self.outputs(range(2)):
+            row: dict[str, Any] = {name: indicators(*views) for name, views in outputs.items()}
+            knn = None if self.labels is None else leave_one_out(torch.stack(outputs["encoder"]), self.labels)
+            found.append(row if knn is None else {**row, "sample_knn": knn})
+        return found
+
+    def outputs(self, views: Sequence[int], count: int | None = None) -> Iterator[dict[str, list[Tensor]]]:
+        """By view, for each Learner: its pooled map (`encoder`), embedding (`projector`), prediction (`predictor`)."""
+        pixels = self.pixels[:count].to(self.device)
+        aspect = None if self.aspect is None else self.aspect[:count].to(self.device)
+        maps: list[Tensor] = [
+            self.views(pixels, seed=seed, epoch=0, step=0, batch=len(pixels), aspect=aspect)[0] for seed in views
+        ]
+        if self.config.train.precision == "fp64":
+            maps = [x.double() for x in maps]
+        for learner in self.learners:
+            network = learner.network
+            with evaluating(learner), learner.precision(self.device):
+                given = [network.maps(x, (0,), 0) for x in maps]
+                z = [network.projector(network.tap(x[-1])) for x in given]
+                outputs = {"encoder": [average(x[-1], network.tap.prefix) for x in given], "projector": z}
+                if learner.predictor is not None:
+                    outputs["predictor"] = [learner.predict(embedding) for embedding in z]
+            maps = [x[0] for x in given]
+            yield {name: [x.float() for x in found] for name, found in outputs.items()}
+
+
+BAD = "complete collapse", "dimensional collapse", "diverging", "leaving collapse"
+
+
+def history_of(rows: Iterable[dict[str, Any]], learner: int, start: int = 0) -> list[dict[str, Any]]:
+    """What was seen of one Learner since its training began, in order of time, as `verdict` takes it."""
+    return [{"step": row["step"], **row["diagnosis"][learner]} for row in rows if row["step"] >= start]
+
+
+def leave_one_out(views: Float[Tensor, "v n d"], labels: Int[Tensor, " n"]) -> float | None:
+    """Weighted kNN accuracy in percent of each image by all others; None where fewer than two have a label.
+
+    An image is the mean of its normalised views.
+    """
+    known = labels >= 0
+    z, labels = normalize(normalize(views.cpu(), dim=2).mean(0)[known]), labels[known]
+    if len(labels) < 2 or not z.isfinite().all():
+        return None
+    cosine, nearest = (z @ z.T).fill_diagonal_(-2).topk(min(NEIGHBOURS, len(z) - 1))
+    votes = torch.zeros(len(z), int(labels.max()) + 1)
+    votes.scatter_add_(1, labels[nearest], (cosine / TEMPERATURE).exp())
+    return 100 * float((votes.argmax(1) == labels).float().mean())
+
+
+def _phases(plan: Plan) -> Iterator[tuple[int, Any]]:
+    start = 0
+    for phase in plan.phases:
+        yield start, phase
+        start += phase.steps
+
+
+def _starts(plan: Plan, learner: int) -> Iterator[int]:
+    return (start for start, phase in _phases(plan) if learner in phase.trained)
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Evaluation mode for a while; each part then returns to the mode it was in."""
+    modes = [(part, part.training) for part in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, training in modes:
+            part.training = training

@@ -1,0 +1,102 @@
+"""A verdict on a run, in words: has it learned, is it learning, or has it collapsed?"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import Any
+
+from twinblock.config import Config
+from twinblock.diagnosis.advice import advice
+
+ALIKE = 0.99  # mean cosine, within and between images, above which embeddings point one way
+FALLEN = 0.5  # part of the first spread: untrained networks may start alike too, but only a collapse goes on
+ALONE = 0.01  # spread of a finished run that means collapse however it began; untrained networks have 0.05
+RISING = 3.0  # times the lowest spread so far: more than the noise of a collapsed run
+LEFT = 0.95  # mean cosine between images below which a collapse lies behind
+EXPLODED = 1e4  # root mean square of an embedding's entries; up to 10 in healthy runs, 100 in collapsed ones
+FEW = 3.0, 0.02  # directions, and share of the possible ones, below which features are poor
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What has become of a run: its state, its headline, the numbers behind it, what to change."""
+
+    state: str
+    headline: str
+    evidence: str
+    advice: str = ""
+
+
+def verdict(history: Sequence[Mapping[str, Any]], finished: bool = False, config: Config | None = None) -> Verdict:
+    """Judge one Learner by its rows in order of time, the first from before training; `finished`: it ended.
+
+    A row may hold `step`, `loss`, and what `indicators` gives for the outputs of `encoder` and `projector`.
+    Collapse is judged by the projector: objectives see its output, and features behind a ReLU are alike even
+    untrained. Directions are counted at the encoder: it is what one keeps, and an objective may ask for few.
+    The headline of a healthy run says that it learns once views agree more than in the untrained encoder.
+    The advice names what in `config` is the likely cause.
+    """
+    judged = _judge(history, finished)
+    return replace(judged, advice=advice(judged.state, config))
+
+
+def _judge(history: Sequence[Mapping[str, Any]], finished: bool) -> Verdict:
+    looks = [row for row in history if "projector" in row or "encoder" in row]
+    losses = [row["loss"] for row in history if "loss" in row]
+    if losses and not math.isfinite(losses[-1]):
+        return _verdict("diverging", f"the loss is {losses[-1]}")
+    if not looks or (len(looks) == 1 and not finished):
+        return _verdict("not started", "nothing measured after the start yet")
+    z = [row["projector" if "projector" in row else "encoder"] for row in looks]
+    h = [row["encoder" if "encoder" in row else "projector"] for row in looks]
+    if math.isnan(z[-1]["std"]) or math.isnan(h[-1]["std"]):
+        return _verdict("diverging", "embeddings hold NaN or infinity")
+    size = max(look["feature_norm"] / look["dimensions"] ** 0.5 for look in (z[-1], h[-1]))
+    if size > EXPLODED:
+        return _verdict("diverging", f"the entries of embeddings have grown to {size:.2g}")
+
+    spread = [look["std"] * look["dimensions"] ** 0.5 for look in z]  # 0: one point; 1: isotropic
+    alike = [min(_positive(look), look["negative_cosine"]) > ALIKE for look in z]
+    low = max(FALLEN * spread[0], ALONE if finished else 0.0)
+    fallen = [same and value < low for same, value in zip(alike, spread, strict=True)]
+    was_collapsed = any(a and b for a, b in pairwise(fallen))  # one look may be a stumble of the first steps
+    cosines = f"cosine {_positive(z[-1]):.4f} within images, {z[-1]['negative_cosine']:.4f} between"
+    rising = spread[-1] > RISING * min(spread) and spread[-1] >= spread[-2]
+    if was_collapsed and (rising if alike[-1] else z[-1]["negative_cosine"] > LEFT):
+        return _verdict("leaving collapse", cosines)
+    if fallen[-1] and (finished or fallen[-2]):
+        return _verdict("complete collapse", f"{cosines}, spread {spread[-1]:.1g} after {spread[0]:.1g} at first")
+    if all(alike):
+        return _verdict("not started", f"no further apart than in an untrained network: {cosines}")
+
+    most = min(h[-1]["samples"] - 1, h[-1]["dimensions"])
+    few = min(most / 2, max(FEW[0], FEW[1] * most))
+    steps = [row.get("step", i) for i, row in enumerate(looks)]
+    late = [look["centred_rank"] for look, step in zip(h, steps, strict=True) if step >= steps[-1] / 2]
+    directions = f"{late[-1]:.1f} of {most:.0f} directions in use"
+    lasting = finished or (len(late) > 1 and max(late) < FALLEN * h[0]["centred_rank"])
+    if max(late) < few and lasting:
+        return _verdict("dimensional collapse", f"{directions}, {h[0]['centred_rank']:.1f} at first")
+    before, now = _agreement(h[0]), _agreement(h[-1])
+    if len(looks) == 1:
+        return _verdict("healthy", f"{cosines}, {directions}", "not collapsed")
+    evidence = f"{cosines}, {directions}, views agree to {now:.2f} after {before:.2f} at first"
+    headline = "not collapsed" if now <= before else "learned" if finished else "learning"
+    if fallen[-1]:
+        headline = "perhaps collapsing"
+    return _verdict("healthy", f"recovered from a collapse: {evidence}" if was_collapsed else evidence, headline)
+
+
+def _positive(look: Mapping[str, float]) -> float:
+    """One view alone has no cosine within images, but that is hardly ever below the one between them."""
+    return look.get("positive_cosine", look["negative_cosine"])
+
+
+def _agreement(look: Mapping[str, float]) -> float:
+    """Of the difference between images, the part that two views of one share: 0 chance, 1 invariance."""
+    return (_positive(look) - look["negative_cosine"]) / max(1 - look["negative_cosine"], 1e-12)
+
+
+def _verdict(state: str, evidence: str, headline: str | None = None) -> Verdict:
+    return Verdict(state, headline or state, evidence)

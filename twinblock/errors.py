@@ -1,0 +1,25 @@
+"""The exceptions that the command line turns into one line and an exit code."""
+
+
+class InputError(ValueError):
+    """One line that says what is wrong, where, and what to do. The command line prints it and exits with code 2."""
+
+
+class Collapsed(Exception):
+    """The run has collapsed, was told to stop then (`train.on_collapse=stop`), and has saved its state."""
+
+    code = 3
+
+    def __init__(self, step: int, verdict):
+        super().__init__(
+            f"stopped at step {step}, state saved: {verdict.headline}: {verdict.evidence}; {verdict.advice}. "
+            "The same command with train.on_collapse=warn goes on"
+        )
+
+
+class Interrupted(Exception):
+    """The run was asked to stop by a signal and has saved its state; `code` is the exit code for that signal."""
+
+    def __init__(self, signum: int, step: int):
+        super().__init__(f"stopped at step {step}, state saved; the same command goes on from there")
+        self.code = 128 + signum

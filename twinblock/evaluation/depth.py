@@ -1,0 +1,108 @@
+"""Every block of an encoder measured in one pass, and accuracy drawn against depth."""
+
+import io
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from twinblock import checkpoint
+from twinblock.diagnosis.measures import effective_rank
+from twinblock.encoders import Encoder
+from twinblock.errors import InputError
+from twinblock.run import Run
+from twinblock.scope import tap_of
+from twinblock.taps import Tap, average
+
+BLOCK = "block "  # then its number, from 1 on: what a row of the evaluation calls it
+RANKED = 2_000  # images that the effective rank is measured on at most
+DRAWN = ("linear %", "kNN %", "rank %")
+
+
+class EveryBlock(nn.Module):
+    """An encoder whose features are those of all its blocks, side by side; `widths` says where one ends.
+
+    A block's features are the average of what it gives over its places, or what its tap makes of that (`taps`).
+    """
+
+    def __init__(self, encoder: Encoder, taps: Sequence[Tap] | None = None):
+        super().__init__()
+        self.encoder = encoder
+        self.taps = None if taps is None else nn.ModuleList(taps)
+        self.widths = encoder.widths if taps is None else [tap.width for tap in taps]
+
+    def forward(self, images: Float[Tensor, "n c h w"]) -> Float[Tensor, "n d"]:
+        maps = self.encoder.maps(images)
+        if self.taps is None:
+            return torch.cat([average(x, self.encoder.prefix) for x in maps], 1)
+        return torch.cat([tap(x) for tap, x in zip(self.taps, maps, strict=True)], 1)
+
+
+def trained_taps(run: Run, encoder: Encoder) -> list[Tap]:
+    """The taps that the blocks of a run were trained through, with the expansion where it has one.
+
+    The published probe of blockwise learning looks there. Raises InputError where not every block has a tap.
+    """
+    scope, last = run.config.scope, run.checkpoints / checkpoint.LAST
+    if scope.kind != "blockwise" or not last.exists():
+        raise InputError(f"taps: {run.path} holds no tap for each block; evaluate a run with scope.kind=blockwise")
+    state = checkpoint.read(last)[0]
+    taps = []
+    for k, shape in enumerate(encoder.shapes):
+        tap = tap_of(scope, run.config.encoder.norm, shape, encoder.prefix, k + 1)
+        prefix = f"learners.{k}.network.tap."
+        tap.load_state_dict({n.removeprefix(prefix): t for n, t in state.items() if n.startswith(prefix)})
+        taps.append(tap)
+    return taps
+
+
+def rank_share(x: Float[Tensor, "n d"]) -> float:
+    """Effective rank (RankMe) of features about their mean, in percent of their width."""
+    rows = x[:RANKED].double()
+    return 100 * float(effective_rank(rows - rows.mean(0))) / x.shape[1]
+
+
+def figure(arms: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]], title: str = "") -> bytes:
+    """Accuracy and effective rank against depth as a PNG: `arms[name]` holds the rows of `evaluate` of each run.
+
+    Rows that are not of blocks are left out. Several runs of an arm give its mean with their standard deviation.
+    Depth is the part of the blocks that an image has passed, so that encoders of few and of many blocks compare.
+    """
+    from matplotlib.figure import Figure
+
+    drawing = Figure(figsize=(4.2 * len(DRAWN), 4), layout="constrained")
+    for axes, column in zip(drawing.subplots(1, len(DRAWN)), DRAWN, strict=True):
+        for name, runs in arms.items():
+            curves = [[row[column] for row in rows if row["features"].startswith(BLOCK)] for rows in runs]
+            points = list(zip(*(curve for curve in curves if curve), strict=True))
+            if not points:
+                continue
+            depth = [(k + 1) / len(points) for k in range(len(points))]
+            spread = [statistics.stdev(p) if len(p) > 1 else 0.0 for p in points]
+            axes.errorbar(depth, [statistics.fmean(p) for p in points], spread, marker="o", capsize=2, label=name)
+        axes.set(xlabel="depth (part of the blocks)", ylabel=column)
+    drawing.axes[0].legend(frameon=False, fontsize=8)
+    drawing.suptitle(title)
+    file = io.BytesIO()
+    drawing.savefig(file, format="png", dpi=150)
+    return file.getvalue()
+
+
+def rows_by_block(run: Run) -> list[dict[str, Any]]:
+    """The rows of the blocks that the last `evaluate` of a run wrote."""
+    return [row for row in (run.evaluation or {}).get("rows", []) if row["features"].startswith(BLOCK)]
+
+
+def draw_beside(run: Run, others: Sequence[str | Path]) -> None:
+    """Write `depth.png` into a run: its blocks, and those of other runs that were evaluated by block."""
+    arms = {}
+    for other in (run, *map(Run.open, others)):
+        rows = rows_by_block(other)
+        if not rows:
+            raise InputError(f"beside={other.path}: measure its blocks first: twinblock evaluate {other.path} --blocks")
+        arms[str(other.path)] = [rows]
+    run.write("depth.png", figure(arms, "frozen features of each block"))

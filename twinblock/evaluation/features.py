@@ -1,0 +1,74 @@
+"""What is measured: the features that a frozen encoder gives for images, and their raw pixels."""
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from twinblock.data import Images
+from twinblock.errors import InputError
+from twinblock.views import centre
+
+
+@torch.no_grad()
+def features(
+    encoder: nn.Module,
+    images: Images,
+    *,
+    size: int,
+    mean: Sequence[float],
+    std: Sequence[float],
+    device: torch.device | str = "cpu",
+    batch: int = 500,
+    autocast: torch.dtype | None = None,
+) -> Float[Tensor, "n d"]:
+    """Features of the central view of each image, in order, float32 on the CPU.
+
+    The encoder, already on `device`, runs in evaluation mode; each module then returns to the mode it was in.
+    `autocast`: a type for mixed precision. Raises InputError unless the encoder gives one row an image.
+    """
+    modes = [(module, module.training) for module in encoder.modules()]
+    encoder.eval()
+    rows = []
+    try:
+        for view in _central(images, size, mean, std, device, batch):
+            with torch.autocast(torch.device(device).type, autocast, enabled=autocast is not None):
+                found = encoder(view)
+            if found.ndim != 2:
+                raise InputError(f"the encoder gives shape {tuple(found.shape)}; pool it to (images, features)")
+            rows.append(found.float().cpu())
+    finally:
+        for module, training in modes:
+            module.training = training
+    return torch.cat(rows)
+
+
+def pixels(images: Images, size: int, batch: int = 500) -> Float[Tensor, "n d"]:
+    """The central view of each image as one row of pixels in [0, 1]: features that need no encoder."""
+    return torch.cat([view.flatten(1) for view in _central(images, size, (0.0,) * 3, (1.0,) * 3, "cpu", batch)])
+
+
+def check(train: Tensor, labels: Tensor, test: Tensor, classes: int) -> None:
+    """Raises InputError where the features or labels of a classifier cannot be used."""
+    for name, rows in (("training", train), ("test", test)):
+        bad = int((~rows.isfinite()).any(1).sum())
+        if bad:
+            raise InputError(f"{bad} of {len(rows)} {name} features hold NaN or infinity: has the encoder diverged?")
+    if len(train) == 0 or labels.min() < 0 or labels.max() >= classes:
+        raise InputError(f"a classifier needs training features with labels from 0 to {classes - 1}")
+
+
+def _central(
+    images: Images,
+    size: int,
+    mean: Sequence[float],
+    std: Sequence[float],
+    device: torch.device | str,
+    batch: int,
+) -> Iterator[Tensor]:
+    for start in range(0, len(images), batch):
+        index = np.arange(start, min(start + batch, len(images)))
+        aspect = None if images.aspect is None else torch.from_numpy(images.aspect[index])
+        yield centre(images.batch(index).to(device), size, mean, std, aspect)

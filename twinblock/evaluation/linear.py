@@ -1,0 +1,98 @@
+"""Linear probe: multinomial logistic regression on frozen features."""
+
+from collections.abc import Iterable, Iterator, Sequence
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from twinblock.evaluation.features import check
+
+PENALTIES = tuple(10 ** (1 - i / 2) for i in range(15))  # from 10, where only class means matter, to 1e-6, next to none
+HELD_OUT = 5  # every fifth sample chooses the penalty
+ROUGH = 1e-3  # tolerance for choosing: half the work, and the losses differ less than between neighbours
+
+
+def linear_probe(
+    train: Float[Tensor, "n d"],
+    labels: Int[Tensor, " n"],
+    test: Float[Tensor, "q d"],
+    classes: int,
+    penalties: Sequence[float] = PENALTIES,
+    seed: int = 0,
+) -> Float[Tensor, "q c"]:
+    """Scores (logits) of each class; the predicted class is `scores.argmax(1)`.
+
+    Features are standardised by the training set. The penalty, tried from strong to weak, is the last that
+    lowers the cross-entropy of a held-out fifth of the training set; then the probe is fitted to all of it.
+    Raises InputError for features that are not finite.
+    """
+    check(train, labels, test, classes)
+    mean, std = train.mean(0), train.std(0, correction=0)
+    scale = torch.where(std > 0, std, 1)
+    train, test = (train - mean) / scale, (test - mean) / scale
+    penalty = choose_penalty(train, labels, classes, penalties, seed) if len(penalties) > 1 else penalties[0]
+    weight, bias = next(logistic_regression(train, labels, classes, [penalty]))
+    return test @ weight + bias
+
+
+def choose_penalty(
+    x: Float[Tensor, "n d"], labels: Int[Tensor, " n"], classes: int, penalties: Sequence[float], seed: int
+) -> float:
+    """Held out is every fifth of the samples in order of class, shuffled within the class."""
+    shuffled = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed)).to(labels.device)
+    by_class = shuffled[labels[shuffled].argsort(stable=True)]
+    held = torch.arange(len(x), device=labels.device) % HELD_OUT == HELD_OUT - 1
+    held, rest = by_class[held], by_class[~held]
+    best, lowest = penalties[0], torch.inf
+    for penalty, (weight, bias) in zip(
+        penalties, logistic_regression(x[rest], labels[rest], classes, penalties, ROUGH), strict=True
+    ):
+        loss = float(cross_entropy(x[held] @ weight + bias, labels[held]))
+        if not loss < lowest:
+            break
+        best, lowest = penalty, loss
+    return best
+
+
+def logistic_regression(
+    x: Float[Tensor, "n d"],
+    labels: Int[Tensor, " n"],
+    classes: int,
+    penalties: Iterable[float],
+    tolerance: float = 1e-5,
+    max_iter: int = 300,
+) -> Iterator[tuple[Float[Tensor, "d c"], Float[Tensor, " c"]]]:
+    """For each penalty the weight and bias that minimise mean cross-entropy + penalty / 2 * |weight|^2.
+
+    L-BFGS, each solution starting from the one before, in the coordinates in which Boehning's (1992) bound of
+    the Hessian, x'x / 2n + penalty, is the identity: a quarter of the steps that it takes on the features
+    themselves. The penalty is scikit-learn's 1 / (n C). Give features of mean 0 and std 1.
+    """
+    variance, axes = torch.linalg.eigh(x.T @ x / len(x))
+    variance = variance.clamp(min=0)
+    x = x @ axes
+    weight, bias = x.new_zeros(x.shape[1], classes), x.new_zeros(classes).requires_grad_()
+    for penalty in penalties:
+        scale = (variance / 2 + penalty).rsqrt()[:, None]
+        inner = (weight / scale).requires_grad_()
+        solver = torch.optim.LBFGS(
+            [inner, bias],
+            max_iter=max_iter,
+            tolerance_grad=tolerance,
+            tolerance_change=tolerance**2,
+            history_size=10,
+            line_search_fn="strong_wolfe",
+        )
+
+        def objective(solver=solver, inner=inner, scale=scale, penalty=penalty) -> Tensor:
+            solver.zero_grad()
+            weight = scale * inner
+            loss = cross_entropy(x @ weight + bias, labels) + penalty / 2 * weight.square().sum()
+            loss.backward()
+            return loss
+
+        solver.step(objective)
+        weight = (scale * inner).detach()
+        yield axes @ weight, bias.detach().clone()

@@ -1,0 +1,208 @@
+"""Measuring a run: kNN and linear probe of its frozen encoder, beside raw pixels and the untrained encoder."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from twinblock.config import Config, Data, other_data
+from twinblock.data import Images, load, take
+from twinblock.data.longtail import few_shot, training, whole
+from twinblock.encoders import MEAN, STD, Encoder
+from twinblock.errors import InputError
+from twinblock.evaluation import features, knn_scores, linear_probe, pixels
+from twinblock.evaluation.depth import BLOCK, EveryBlock, draw_beside, rank_share, trained_taps
+from twinblock.evaluation.groups import class_accuracies, class_sizes, group_report
+from twinblock.evaluation.sgd import FEW_SHOT, FULL_SHOT, augmented, sgd_probe
+from twinblock.run import Run, encoder_of
+from twinblock.seeding import order
+
+PIXELS = "raw pixels"
+QUICK_BANK, QUICK_QUERIES = 10_000, 5_000  # images that the look at the end of a training takes at most
+
+
+def evaluate(
+    run: Run | str | Path,
+    data: str | Mapping[str, Any] | None = None,
+    knn_k: int = 200,
+    published: bool = False,
+    baselines: bool = True,
+    blocks: bool | None = None,
+    taps: bool = False,
+    beside: Sequence[str | Path] = (),
+) -> list[dict[str, Any]]:
+    """Weighted kNN and linear probe, top-1 in percent, of a run's encoder and of two baselines.
+
+    They are fitted to all training images of the source, also of those that the run did not train on; `data` names
+    other labelled data. After training on classes of unequal size there is a few-shot probe too, with 1 % of the
+    smallest class of the source from each class, and accuracy by class and by group; `published`: also SDCLR's SGD
+    probes. `blocks`: also every block, with its effective rank in % of its width (None: where the run trained in
+    blocks), as its tap sees it where `taps`; drawn in `depth.png`, with runs `beside` it that were measured so.
+    All is written to `evaluation.json` in the run. Raises InputError where there are no labels or no run.
+    """
+    run = run if isinstance(run, Run) else Run.open(run)
+    config = run.config
+    source = whole(config.data) if data is None else other_data(whole(config.data), data)
+    train, test = labelled(source, config.train.seed)
+    assert train.labels is not None and test.labels is not None
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    classes, labels = int(train.labels.max()) + 1, torch.from_numpy(train.labels)
+    sizes = _unequal_sizes(config, source, classes)
+    shots = few_shot(train.labels, max(1, round(0.01 * int(np.bincount(train.labels).min()))), config.train.seed)
+    rows, groups = [], []
+    encoder = run.encoder()
+    measured = _features(encoder, config, (train, test), device, baselines)
+    blocks = config.scope.kind != "end_to_end" or taps or bool(beside) if blocks is None else blocks
+    if blocks:
+        every = EveryBlock(encoder, trained_taps(run, encoder) if taps else None)
+        measured |= _of_blocks(every, config, (train, test), device)
+    last = None if not blocks or taps else measured.popitem()[0]
+    for name, (bank, queries) in measured.items():
+        scores = {
+            "kNN": knn_scores(bank, labels, queries, classes, k=knn_k),
+            "linear": linear_probe(bank, labels, queries, classes),
+        }
+        if sizes is not None:
+            scores["few-shot"] = linear_probe(bank[shots], labels[shots], queries, classes)
+        if published and name == "encoder":
+            scores |= _published(run.encoder().to(device), config, train, labels, shots, queries, classes, device)
+        row: dict[str, Any] = {f"{kind} %": accuracy(found, test.labels) for kind, found in scores.items()}
+        if published and name != "encoder":
+            row |= dict.fromkeys(("SGD linear %", "SGD few-shot %"))  # they look at images, not at features
+        if blocks:
+            row["rank %"] = None if name == PIXELS else rank_share(queries)
+        rows.append({"features": name, **row, "width": bank.shape[1]})
+        if sizes is not None:
+            groups += [
+                {"features": name, "evaluator": kind, **_by_group(found, test.labels, sizes)}
+                for kind, found in scores.items()
+            ]
+    if last is not None:
+        rows.append({**rows[0], "features": last})  # the last block's features are the encoder's
+    note = {
+        "data": source.source,
+        "train": len(train),
+        "test": len(test),
+        "k": min(knn_k, len(train)),
+        "temperature": 0.1,
+    }
+    if sizes is not None:
+        note |= {"shots": len(shots) // classes, "class sizes": sizes.tolist(), "groups": groups}
+    run.write_json("evaluation.json", {**note, "rows": rows})
+    if blocks:
+        draw_beside(run, beside)
+    return rows
+
+
+def group_rows(run: Run) -> list[dict[str, Any]]:
+    """The groups that the last `evaluate` wrote, of the encoder, as a table; none after training on equal classes."""
+    found = run.evaluation or {}
+    return [
+        {"evaluator": group["evaluator"], "groups": name, **group["groups"][name]}
+        for group in found.get("groups", [])
+        if group["features"] == "encoder"
+        for name in group["groups"]
+    ]
+
+
+def _unequal_sizes(config: Config, source: Data, classes: int) -> np.ndarray | None:
+    """Training images of each class of a run whose classes are of unequal size, 2 to 1 or more; else None."""
+    if source.source != config.data.source:
+        return None
+    sizes = class_sizes(config)
+    return sizes if len(sizes) == classes and sizes.max() >= 2 * sizes.min() else None
+
+
+def _by_group(scores: Tensor, labels: np.ndarray, sizes: np.ndarray) -> dict[str, Any]:
+    by_class = class_accuracies(scores.argmax(1).cpu().numpy(), labels, len(sizes))
+    return {"groups": group_report(by_class, sizes), "classes": by_class.tolist()}
+
+
+def _published(encoder, config: Config, train: Images, labels: Tensor, shots, queries, classes: int, device):
+    """Scores of the published probes, which see augmented images; digits are not mirrored."""
+    size, seed, flip = config.data.size, config.train.seed, bool(config.views[0].flip)
+    assert size is not None
+    found = {}
+    for name, rows, (epochs, drops) in (
+        ("SGD linear", np.arange(len(train)), FULL_SHOT),
+        ("SGD few-shot", shots, FEW_SHOT),
+    ):
+        part = take(train, rows)
+        seen = lambda epoch, part=part: augmented(encoder, part, size, epoch, seed, flip, device)  # noqa: E731
+        found[name] = sgd_probe(seen, labels[rows], queries, classes, epochs, drops, seed=seed)
+    return found
+
+
+def quick_knn(encoder: Encoder, config: Config, train: Images, device: torch.device) -> dict[str, float] | None:
+    """kNN accuracy in percent of the encoder and the baselines, on a part of the source; None without labels."""
+    if train.labels is None:
+        return None
+    source = whole(config.data)
+    # the neighbours of a long-tailed bank would nearly all be of its few large classes
+    train, test = labelled(source, config.train.seed, train if source == config.data else None)
+    train, test = _part(train, QUICK_BANK, config.train.seed), _part(test, QUICK_QUERIES, config.train.seed)
+    assert train.labels is not None and test.labels is not None
+    found = {}
+    for name, (bank, queries) in _features(encoder, config, (train, test), device).items():
+        scores = knn_scores(bank, torch.from_numpy(train.labels), queries, int(train.labels.max()) + 1)
+        found[name] = accuracy(scores, test.labels)
+    return found
+
+
+def labelled(source: Data, seed: int, train: Images | None = None) -> tuple[Images, Images]:
+    """The labelled images to fit on and to test on; a set without a test split gives a fixed fifth of its images."""
+    train = train or training(source)
+    test = load(source.source, source.root, "test", source.size)
+    if train.labels is None:
+        raise InputError(f"{source.source} has no labels, so accuracy cannot be measured; name labelled data: data=...")
+    if test is None or test.labels is None:
+        rows = order(seed, -2, len(train))
+        cut = len(train) - len(train) // 5
+        train, test = take(train, np.sort(rows[:cut])), take(train, np.sort(rows[cut:]))
+    if (train.classes or ()) != (test.classes or train.classes or ()):
+        raise InputError(f"{source.source}: the classes of its test images are not those of its training images")
+    return _with_labels(train), _with_labels(test)
+
+
+def accuracy(scores: Tensor, labels: np.ndarray) -> float:
+    """Top-1 in percent."""
+    return 100 * float((scores.argmax(1).cpu().numpy() == labels).mean())
+
+
+def _features(
+    encoder: Encoder, config: Config, sets: Sequence[Images], device: torch.device, baselines: bool = True
+) -> dict[str, tuple[Tensor, Tensor]]:
+    """Features of both sets: of the encoder, the raw pixels and the encoder before training."""
+    assert config.data.size is not None
+    how = {"size": config.data.size, "mean": MEAN, "std": STD, "device": device}
+    encoders: dict[str, Encoder | None] = {"encoder": encoder}
+    if baselines:
+        encoders |= {PIXELS: None, "untrained encoder": encoder_of(config)}
+    return {
+        name: tuple(
+            pixels(s, config.data.size) if module is None else features(module.to(device), s, **how) for s in sets
+        )
+        for name, module in encoders.items()
+    }  # type: ignore[return-value]
+
+
+def _of_blocks(
+    every: EveryBlock, config: Config, sets: Sequence[Images], device: torch.device
+) -> dict[str, tuple[Tensor, Tensor]]:
+    """Features of both sets, by block."""
+    assert config.data.size is not None
+    how = {"size": config.data.size, "mean": MEAN, "std": STD, "device": device}
+    both = [features(every.to(device), s, **how).split(every.widths, 1) for s in sets]
+    return {f"{BLOCK}{k}": pair for k, pair in enumerate(zip(*both, strict=True), start=1)}  # type: ignore[return-value]
+
+
+def _part(images: Images, most: int, seed: int) -> Images:
+    return images if len(images) <= most else take(images, np.sort(order(seed, -3, len(images))[:most]))
+
+
+def _with_labels(images: Images) -> Images:
+    assert images.labels is not None
+    return images if (images.labels >= 0).all() else take(images, np.flatnonzero(images.labels >= 0))

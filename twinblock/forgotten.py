@@ -1,0 +1,226 @@
+"""Forgotten samples: the images whose features move most when the encoder's smallest weights are pruned."""
+
+import csv
+import io
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn.functional import cosine_similarity, normalize
+
+from twinblock import checkpoint
+from twinblock.config import Config, PrunedSpec, other_data
+from twinblock.data import Images, take
+from twinblock.data.longtail import training, whole
+from twinblock.diagnosis.monitor import evaluating
+from twinblock.encoders import MEAN, STD, Encoder
+from twinblock.errors import InputError
+from twinblock.evaluation.features import features, pixels
+from twinblock.evaluation.groups import thirds
+from twinblock.learner import Network
+from twinblock.pruning import Pruned
+from twinblock.run import Run
+from twinblock.seeding import order
+from twinblock.taps import Noise, Tap
+from twinblock.views import Views
+
+RATIO = 0.9  # where neither the run nor the caller names one: SDCLR's on CIFAR
+NEIGHBOURS, BANK = 10, 20_000
+TOP = 0.05  # share of the images that lift looks at
+SHOWN, TILE = 64, 64  # images in either half of the picture, and their largest side in pixels
+SCORES = ("moved", "loss", "neighbours")
+
+
+class PrunedEncoder(nn.Module):
+    """A trained encoder as its pruned self sees images, (n, 3, s, s) to (n, d)."""
+
+    def __init__(self, encoder: Encoder, ratio: float):
+        super().__init__()
+        tap = Tap(encoder.width, prefix=encoder.prefix)
+        self.network = Network(encoder.as_blocks(), tap, nn.Identity(), Noise(0.0))
+        self.branch = Pruned(self.network, ratio)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.branch(self.network, images, (0,), 0)[1]
+
+
+def forgotten(
+    run: Run | str | Path, data: str | Mapping[str, Any] | None = None, ratio: float | None = None
+) -> list[dict[str, Any]]:
+    """Rank images, the run's own or those of `data`, by the cosine distance of dense and pruned features.
+
+    A run with the pruned branch has a pruned network of its own; elsewhere, or with `ratio`, the smallest weights are
+    masked and the statistics of batch norms measured anew. Writes forgotten.csv (and .parquet where pyarrow is
+    installed), forgotten.png (those that move most above those that move least) and forgotten.json into the run.
+    Where classes are of unequal size, returns for this and for two simple scores how well it finds the rare third:
+    AUROC (chance: 0.5) and lift in the top 5 % (chance: 1). Hooker et al. 2019, What do compressed networks forget?
+    """
+    run = run if isinstance(run, Run) else Run.open(run)
+    config = run.config
+    source = config.data if data is None else other_data(whole(config.data), data)
+    if ratio is not None and not 0 <= ratio < 1:
+        raise InputError(f"ratio={ratio}: the share of weights to prune is at least 0 and less than 1")
+    images = training(source)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    scores = measure(run, images, ratio, device)
+    ranking = np.argsort(-scores["moved"], kind="stable")
+    _write_table(run, images, scores, ranking)
+    run.write("forgotten.png", _picture(images, ranking))
+    found = _judge(scores, images.labels)
+    run.write_json("forgotten.json", {"data": source.source, "images": len(images), "ratio": ratio, "scores": found})
+    return found
+
+
+def measure(run: Run, images: Images, ratio: float | None, device: torch.device) -> dict[str, Float[np.ndarray, " n"]]:
+    """For each image: how far pruning moves it, how far its two views lie apart, how far its neighbours are.
+
+    All are cosine distances of the encoder's features; the last is the mean over the 10 nearest other images.
+    """
+    config, encoder = run.config, run.encoder()
+    assert config.data.size is not None
+    how = {"size": config.data.size, "mean": MEAN, "std": STD, "device": device}
+    dense = features(encoder.to(device), images, **how)
+    own = config.branch.ratio if isinstance(config.branch, PrunedSpec) else RATIO
+    pruned = PrunedEncoder(encoder, own if ratio is None else ratio).to(device)
+    if ratio is not None or not _restore(pruned, run):
+        _calibrate(pruned, images, how)
+    moved = 1 - cosine_similarity(dense, features(pruned, images, **how))
+    apart = _views_apart(encoder, images, config, device)
+    scores = {"moved": moved, "loss": apart, "neighbours": _distance_to_neighbours(dense, config.train.seed)}
+    if not all(x.isfinite().all() for x in scores.values()):
+        raise InputError(f"the features of {run.path} hold NaN or infinity: has the encoder diverged?")
+    return {name: x.double().numpy() for name, x in scores.items()}
+
+
+def _restore(pruned: PrunedEncoder, run: Run) -> bool:
+    """Give it masks and norms of the run's pruned branch, where the run has one with a part for each tensor."""
+    last = run.checkpoints / checkpoint.LAST
+    if run.config.branch.kind != "pruned" or not last.exists():
+        return False
+    found = {}
+    for name, tensor in checkpoint.read(last)[0].items():
+        group, number, rest = (*name.split(".", 2), "", "")[:3]
+        if group == "learners" and rest.startswith(("branch.mask/blocks/", "branch.norms.blocks/")):
+            inner = "blocks/" if run.config.scope.kind == "end_to_end" else f"blocks/{number}/"
+            found[rest.removeprefix("branch.").replace("blocks/0/", inner, 1)] = tensor
+    if found.keys() != pruned.branch.state_dict().keys():
+        return False
+    pruned.branch.load_state_dict(found)
+    return True
+
+
+@torch.no_grad()
+def _calibrate(pruned: PrunedEncoder, images: Images, how: Mapping[str, Any]) -> None:
+    """Set the statistics of its batch norms to those that its own activations have on these images."""
+    batch_norm = nn.modules.batchnorm._BatchNorm
+    for norm in pruned.branch.norms.modules():
+        if isinstance(norm, batch_norm):
+            norm.reset_running_stats()
+    # the tensors are those of the branch, the modules that read mode and momentum those of the network
+    norms = [m for m in pruned.network.modules() if isinstance(m, batch_norm)]
+    for norm in norms:
+        norm.momentum = None  # the plain mean over batches
+
+    class Training(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            for norm in norms:
+                norm.train()
+            return pruned(x)
+
+    if norms:
+        features(Training(), images, **how)
+    pruned.eval()
+
+
+def _views_apart(encoder: Encoder, images: Images, config: Config, device: torch.device) -> Tensor:
+    """1 - cos of the features of two random views, as the loss of most objectives has it."""
+    assert config.data.size is not None
+    views = Views(config.views if len(config.views) == 2 else config.views * 2, config.data.size, MEAN, STD)
+    found = []
+    for step, index in enumerate(np.array_split(np.arange(len(images)), -(-len(images) // 500))):
+        aspect = None if images.aspect is None else torch.from_numpy(images.aspect[index]).to(device)
+        pair = views(
+            images.batch(index).to(device), seed=config.train.seed, epoch=0, step=step, batch=len(index), aspect=aspect
+        )
+        with torch.no_grad(), evaluating(encoder):
+            found.append(1 - cosine_similarity(*(encoder(view).float().cpu() for view in pair)))
+    return torch.cat(found)
+
+
+def _distance_to_neighbours(rows: Float[Tensor, "n d"], seed: int) -> Float[Tensor, " n"]:
+    unit = normalize(rows)
+    bank = unit[order(seed, -4, len(rows))[:BANK]]
+    k = min(NEIGHBOURS + 1, len(bank))
+    # the nearest is the image itself; of a very large set, only those in the bank find themselves
+    return torch.cat([1 - (part @ bank.T).topk(k).values[:, 1:].mean(1) for part in unit.split(1000)])
+
+
+def _judge(scores: Mapping[str, np.ndarray], labels: Int[np.ndarray, " n"] | None) -> list[dict[str, Any]]:
+    """AUROC and lift of each score for the images of the rare third of the classes; none where there is no tail."""
+    if labels is None or (labels < 0).any():
+        return []
+    sizes = np.bincount(labels)
+    sizes, present = sizes[sizes > 0], np.flatnonzero(sizes)
+    group = thirds(sizes)
+    if len(sizes) < 3 or sizes.max() < 2 * sizes.min():
+        return []
+    rare = np.isin(labels, present[group == 2])
+    return [{"score": name, "AUROC": auroc(scores[name], rare), "lift": lift(scores[name], rare)} for name in SCORES]
+
+
+def auroc(score: Float[np.ndarray, " n"], positive: np.ndarray) -> float:
+    """Chance that a positive has a higher score than a negative; ties count half."""
+    from sklearn.metrics import roc_auc_score
+
+    return float(roc_auc_score(positive, score))
+
+
+def lift(score: Float[np.ndarray, " n"], positive: np.ndarray, top: float = TOP) -> float:
+    """Share of positives in the top part of the scores over their share in all."""
+    first = np.argsort(-score, kind="stable")[: max(1, round(top * len(score)))]
+    return float(positive[first].mean() / positive.mean())
+
+
+def _write_table(run: Run, images: Images, scores: Mapping[str, np.ndarray], ranking: np.ndarray) -> None:
+    columns: dict[str, Any] = {"image": ranking.tolist()}  # row of the examined set
+    if images.labels is not None:
+        names = images.classes or ()
+        columns["label"] = images.labels[ranking].tolist()
+        columns["class"] = [names[i] if 0 <= i < len(names) else "" for i in columns["label"]]
+    columns |= {name: scores[name][ranking].tolist() for name in SCORES}
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(columns)
+    writer.writerows(zip(*columns.values(), strict=True))
+    run.write("forgotten.csv", text.getvalue())
+    try:
+        import pyarrow
+        from pyarrow import parquet
+    except ImportError:  # it comes with `pip install twinblock[hf]`
+        return
+    binary = io.BytesIO()
+    parquet.write_table(pyarrow.table(columns), binary)
+    run.write("forgotten.parquet", binary.getvalue())
+
+
+def _picture(images: Images, ranking: np.ndarray) -> bytes:
+    """A PNG of two grids of 8 x 8: the images that move most, and below them those that move least."""
+    shown = min(SHOWN, len(ranking))
+    side = min(TILE, max(images.pixels.shape[1:3]))
+    rows = np.concatenate([ranking[:shown], ranking[::-1][:shown]])
+    tiles = pixels(take(images, rows), side).view(-1, 3, side, side).permute(0, 2, 3, 1)
+    tiles = (tiles * 255).round().clamp(0, 255).byte().numpy()
+    step, high = side + 2, -(-shown // 8)
+    canvas = np.full((2 * high * step + step // 2, 8 * step, 3), 255, np.uint8)
+    for i, tile in enumerate(tiles):
+        half, place = divmod(i, shown)
+        top, left = (place // 8) * step + half * (high * step + step // 2), place % 8 * step
+        canvas[top : top + side, left : left + side] = tile
+    file = io.BytesIO()
+    Image.fromarray(canvas).save(file, "PNG")
+    return file.getvalue()

@@ -1,0 +1,119 @@
+"""What people look at: the progress of a run, tables, and the last line."""
+
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+LINE_EVERY = 10.0  # seconds between two lines where there is no terminal
+
+
+class Reporter:
+    """Says what a run does, on the error stream: a live bar on a terminal, a line now and then elsewhere."""
+
+    def __init__(self, quiet: bool = False):
+        self.console = Console(stderr=True, quiet=quiet, highlight=False, soft_wrap=True)
+        self.bar: Progress | None = None
+
+    def say(self, text: str) -> None:
+        self.console.print(escape(text))
+
+    def warn(self, text: str) -> None:
+        self.console.print(f"[yellow]warning:[/] {escape(text)}")
+
+    def start(self, total: int, step: int, batch: int) -> None:
+        self.total, self.batch = total, batch
+        self.began, self.first_step, self.spoke = time.monotonic(), step, 0.0
+        if self.console.is_terminal:
+            columns = (
+                TextColumn("step {task.completed}/{task.total}"),
+                BarColumn(),
+                TextColumn("{task.description}"),
+            )
+            self.bar = Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=self.console)
+            self.task = self.bar.add_task("first step ...", total=total, completed=step)
+            self.bar.start()
+
+    def update(self, step: int, rows: Sequence[Mapping[str, Any]], words: str = "") -> None:
+        """`words`: what the monitor says, behind loss and speed."""
+        losses = [row["loss"] for row in rows if "loss" in row]
+        elapsed = time.monotonic() - self.began
+        speed = (step - self.first_step) * self.batch / max(elapsed, 1e-9)
+        loss = "  ".join(f"{value:.4g}" for value in losses[-1]) if losses else ""
+        text = f"loss {loss} · {speed:,.0f} images/s" + (f" · {words}" if words else "")
+        if self.bar is not None:
+            self.bar.update(self.task, completed=step, description=text)
+        elif elapsed - self.spoke > LINE_EVERY or step == self.total or self.spoke == 0:
+            self.spoke = elapsed
+            left = elapsed / max(1, step - self.first_step) * (self.total - step)
+            self.say(f"step {step}/{self.total} · {text} · {clock(left)} left")
+
+    def stop(self) -> None:
+        if self.bar is not None:
+            self.bar.stop()
+            self.bar = None
+
+
+def clock(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}" if minutes >= 60 else f"{minutes}:{seconds:02d}"
+
+
+def print_table(title: str, rows: Sequence[Mapping[str, Any]]) -> None:
+    """A table on the output stream; every row has the same columns."""
+    table = Table(title=escape(title), title_justify="left")
+    for i, name in enumerate(rows[0]):
+        justify = "left" if isinstance(rows[0][name], str) else "right"
+        table.add_column(escape(name), justify=justify, no_wrap=i == 0)  # a name cut in two is no name
+    for row in rows:
+        table.add_row(*(escape(show(value)) for value in row.values()))
+    Console(file=sys.stdout, highlight=False).print(table)
+
+
+def show(value: Any) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.1f}" if isinstance(value, float) else str(value)
+
+
+def last_line(result: Mapping[str, Any]) -> str:
+    """`learned: kNN 58.1 % (raw pixels 21.2 %, untrained encoder 24.0 %) · effective rank 61/128 · not collapsed`"""
+    parts = []
+    if result.get("knn") is not None:
+        knn = result["knn"]
+        others = ", ".join(f"{name} {value:.1f} %" for name, value in knn.items() if name != "encoder")
+        parts.append(f"kNN {knn['encoder']:.1f} % ({others})")
+    else:
+        parts.append("no labels to measure accuracy with")
+    parts.append(f"effective rank {result['effective_rank']:.0f}/{result['width']}")
+    if result["state"] == "healthy":
+        parts.append("not collapsed")
+    else:
+        parts += [result["evidence"], f"advice: {result['advice']}"]
+    return f"{result['headline']}: " + " · ".join(parts)
+
+
+def recipe_rows() -> list[dict[str, str]]:
+    """What each recipe is made of: the table of methods in the README and of `twinblock recipes`."""
+    from twinblock.config import compose, recipes
+
+    rows = []
+    for name, path in sorted(recipes().items()):
+        config = compose(name)
+        rows.append(
+            {
+                "recipe": name,
+                "objective": config.objective.kind,
+                "branch": config.branch.kind,
+                "predictor": "yes" if config.predictor else "no",
+                "norm of the heads": config.projector.norm,
+                "optimizer": config.optim.kind,
+                "in words": path.read_text(encoding="utf-8").splitlines()[0].lstrip("# ").split(": ", 1)[1],
+            }
+        )
+    return rows

@@ -1,0 +1,222 @@
+"""A run's folder: its config, checkpoints, metrics and result. Everything a run writes lies in it."""
+
+import fcntl
+import json
+import os
+import weakref
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from twinblock import checkpoint
+from twinblock.config import Config, check
+from twinblock.encoders import Encoder, build_encoder
+from twinblock.errors import InputError
+
+CHOSEN_BY_US = ("auto", None)  # values that `resolve` fills in; a resumed run keeps what was chosen first
+
+
+class Run:
+    """The folder of a run.
+
+    `config.yaml` the resolved config; `checkpoints/`; `metrics.jsonl` a row a step; `encoder.safetensors` and
+    `result.json` and `curves.png` when it is finished; `evaluation.json`; `skipped.txt` the images left out.
+    """
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+        self._release: weakref.finalize | None = None
+
+    def __repr__(self) -> str:
+        return f"Run({str(self.path)!r})"
+
+    @classmethod
+    def open(cls, path: str | Path) -> "Run":
+        """An existing run. Raises InputError where there is none."""
+        run = cls(path)
+        if not run.path.is_dir():
+            raise InputError(f"no run at {run.path}: there is no such folder")
+        if not (run.path / "config.yaml").is_file():
+            raise InputError(f"no run at {run.path}: it holds no config.yaml")
+        return run
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def config(self) -> Config:
+        file = self.path / "config.yaml"
+        try:
+            return check(yaml.safe_load(file.read_text(encoding="utf-8")))
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            raise InputError(f"cannot read {file}: {' '.join(str(error).split())}") from None
+
+    @property
+    def result(self) -> dict[str, Any] | None:
+        """What the finished run reported; None while it is not finished."""
+        return self._json("result.json")
+
+    @property
+    def evaluation(self) -> dict[str, Any] | None:
+        """What the last `evaluate` found; None before the first."""
+        return self._json("evaluation.json")
+
+    @property
+    def finished(self) -> bool:
+        return self.result is not None
+
+    def metrics(self) -> list[dict[str, Any]]:
+        file = self.path / "metrics.jsonl"
+        return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+
+    def history(self, learner: int = -1, start: int = 0) -> list[dict[str, Any]]:
+        """What the monitor saw of one Learner from step `start` on, in order, as `diagnosis.verdict` takes it."""
+        rows = self.metrics()
+        losses = {row["step"]: row["loss"][-1] for row in rows if "loss" in row}
+        looks = [{"step": row["step"], **row["diagnosis"][learner]} for row in rows if "diagnosis" in row]
+        looks = [look for look in looks if look["step"] >= start]
+        return [look if look["step"] not in losses else {**look, "loss": losses[look["step"]]} for look in looks]
+
+    def encoder(self) -> Encoder:
+        """The trained encoder, in evaluation mode; of an unfinished run, as its last checkpoint has it."""
+        config = self.config
+        file = self.path / "encoder.safetensors"
+        if file.exists():
+            tensors, _ = checkpoint.read(file)
+        else:
+            last = self.checkpoints / checkpoint.LAST
+            if not last.exists():
+                raise InputError(f"{self.path} has no checkpoint yet; let the run get to its first one")
+            state, _ = checkpoint.read(last)
+            tensors = {name.removeprefix("encoder."): t for name, t in state.items() if name.startswith("encoder.")}
+        encoder = encoder_of(config)
+        checkpoint.fill(encoder, tensors, file)
+        return encoder.eval()
+
+    # writing: only the first process of a run does
+
+    def claim(self, config: Config) -> None:
+        """Make the folder, or check that it belongs to this config; hold it until `release`."""
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            lock = os.open(self.path / ".lock", os.O_CREAT | os.O_WRONLY | os.O_NOFOLLOW, 0o644)
+            self._release = weakref.finalize(self, os.close, lock)
+        except (OSError, FileExistsError) as error:
+            raise InputError(f"out={self.path}: cannot write there ({error.strerror}); choose another folder") from None
+        if self.checkpoints.is_symlink():  # a run from someone else must not lead out of its folder
+            raise InputError(f"{self.checkpoints} is a link to somewhere else; replace it by the folder itself")
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(f"out={self.path}: another process is training there") from None
+        if (self.path / "config.yaml").exists():
+            changed = differences(self.config, config)
+            if changed:
+                raise InputError(
+                    f"out={self.path} holds a run with another config ({'; '.join(changed)}); choose another out"
+                )
+        else:
+            others = [p for p in self.path.iterdir() if p.name != ".lock"]
+            if others:
+                raise InputError(f"out={self.path} is not empty and holds no run; choose another folder")
+
+    def release(self) -> None:
+        """Let other processes have the folder."""
+        if self._release is not None:
+            self._release()
+
+    def write_config(self, config: Config) -> None:
+        self.write("config.yaml", to_yaml(config))
+
+    def write_json(self, name: str, value: Any) -> None:
+        self.write(name, json.dumps(value, indent=2) + "\n")
+
+    def write_skipped(self, skipped) -> None:
+        if skipped:
+            # names may hold line breaks: one line each all the same
+            lines = (f"{json.dumps(name, ensure_ascii=False)}\t{reason}\n" for name, reason in skipped)
+            self.write("skipped.txt", "".join(lines))
+
+    def append_metrics(self, rows: list[dict[str, Any]]) -> None:
+        try:
+            with open(self.path / "metrics.jsonl", "a", opener=_no_link) as file:
+                file.writelines(json.dumps(row) + "\n" for row in rows)
+        except OSError as error:
+            raise InputError(f"cannot write {self.path / 'metrics.jsonl'}: {error.strerror}") from None
+
+    def truncate_metrics(self, step: int) -> None:
+        """Forget the rows from `step` on: they will be written again."""
+        file = self.path / "metrics.jsonl"
+        lines = file.read_text().splitlines() if file.exists() else []
+        kept = [line for line in lines if _row_before(line, step)]
+        if len(kept) < len(lines):
+            self.write("metrics.jsonl", "".join(line + "\n" for line in kept))
+
+    def write(self, name: str, content: str | bytes) -> None:
+        """Write a file of the run, whole or not at all."""
+        partial = self.path / (name + ".partial")
+        try:
+            partial.unlink(missing_ok=True)
+            content = content.encode("utf-8", "surrogateescape") if isinstance(content, str) else content
+            with open(partial, "xb") as file:  # never through a link
+                file.write(content)
+            os.replace(partial, self.path / name)
+        except OSError as error:
+            partial.unlink(missing_ok=True)
+            raise InputError(f"cannot write {self.path / name}: {error.strerror}") from None
+
+    def _json(self, name: str) -> Any:
+        file = self.path / name
+        try:
+            return json.loads(file.read_text()) if file.exists() else None
+        except ValueError:
+            raise InputError(f"{file} is damaged; delete it and run again") from None
+
+
+def encoder_of(config: Config) -> Encoder:
+    """The untrained encoder of a resolved config: the same weights that its training starts from."""
+    e = config.encoder
+    assert config.data.size is not None, "the config is not resolved"
+    return build_encoder(e.kind, e.stem, e.norm, e.width, config.data.size, config.train.seed, config.scope.cuts)
+
+
+def to_yaml(config: Config) -> str:
+    """A run as a recipe: every field, and of a later view those that differ from the first."""
+    tree = config.model_dump(mode="json")
+    first, *others = tree["views"]
+    tree["views"] = [first, *({"like": 0, **{k: v for k, v in view.items() if v != first[k]}} for view in others)]
+    return yaml.safe_dump(tree, sort_keys=False, allow_unicode=True)
+
+
+def differences(saved: Config, wanted: Config) -> list[str]:
+    """The fields in which two configs differ, as `a.b: saved, now wanted`; `auto` agrees with what it became."""
+    old, new = leaves(saved.model_dump(mode="json")), leaves(wanted.model_dump(mode="json"))
+    return [
+        f"{name}: {old.get(name)} there, {new.get(name)} here"
+        for name in dict.fromkeys([*old, *new])
+        if name not in ("out", "train.on_collapse")
+        and old.get(name) != new.get(name)
+        and not (name in new and new[name] in CHOSEN_BY_US)
+    ]
+
+
+def leaves(tree: Any, prefix: str = "") -> dict[str, Any]:
+    """A nested tree as `a.b.c` -> value."""
+    if isinstance(tree, dict) and tree:
+        return {k: v for key, value in tree.items() for k, v in leaves(value, f"{prefix}{key}.").items()}
+    if isinstance(tree, list) and tree and isinstance(tree[0], dict):
+        return {k: v for i, value in enumerate(tree) for k, v in leaves(value, f"{prefix}{i}.").items()}
+    return {prefix.rstrip("."): tree}
+
+
+def _no_link(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NOFOLLOW, 0o644)
+
+
+def _row_before(line: str, step: int) -> bool:
+    try:
+        return json.loads(line)["step"] < step
+    except (ValueError, KeyError, TypeError):
+        return False  # the last line of a killed process may be cut

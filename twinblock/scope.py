@@ -1,0 +1,179 @@
+"""Scopes: which blocks form a Learner, and which Learners train when."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate, pairwise
+
+import torch
+from torch import nn
+
+from twinblock import config as c
+from twinblock.branches import EMA, Branch, Shared
+from twinblock.durations import Duration
+from twinblock.encoders import Encoder
+from twinblock.errors import InputError
+from twinblock.heads import mlp
+from twinblock.learner import Learner, Network
+from twinblock.objectives import BarlowTwins, InfoNCE, NTXent, Regression, Supervised, VICReg
+from twinblock.objectives.objective import Objective
+from twinblock.overlapping import Overlapping
+from twinblock.pruning import Pruned
+from twinblock.seeding import hashed
+from twinblock.taps import Noise, Tap
+
+
+@dataclass(frozen=True)
+class Phase:
+    """`steps` steps in which the Learners `trained` learn; those before them only pass the signal on."""
+
+    trained: tuple[int, ...]
+    steps: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    phases: tuple[Phase, ...]
+
+    @property
+    def total(self) -> int:
+        return sum(phase.steps for phase in self.phases)
+
+    def at(self, step: int) -> tuple[Phase, int]:
+        """The phase of a step, and the step's number in that phase."""
+        for phase in self.phases:
+            if step < phase.steps:
+                return phase, step
+            step -= phase.steps
+        raise IndexError(step)
+
+
+def make_plan(scope: c.EndToEnd | c.InBlocks, learners: int, steps: int, epoch_steps: int = 1) -> Plan:
+    """All Learners at once, or one after the other by their budgets, or with an equal share of the steps each."""
+    if not isinstance(scope, c.Blockwise) or scope.plan == "simultaneous":
+        return Plan((Phase(tuple(range(learners)), steps),))
+    if steps < learners:
+        raise InputError(f"train.length gives {steps} steps for {learners} blocks in sequence; train at least one each")
+    if scope.budgets is None:
+        ends = [steps * (k + 1) // learners for k in range(learners)]
+    else:
+        ends = _ends(scope.budgets, learners, steps, epoch_steps)
+    return Plan(tuple(Phase((k,), end - start) for k, (start, end) in enumerate(pairwise([0, *ends]))))
+
+
+def _ends(budgets: Sequence[Duration], learners: int, steps: int, epoch_steps: int) -> list[int]:
+    """The steps at which the phases end."""
+    if len(budgets) != learners:
+        raise InputError(f"scope.budgets has {len(budgets)} entries for {learners} blocks; give one for each")
+    if budgets[0].unit == "%":  # the sums are rounded, not the shares: these must fill the run
+        ends = [round(total * steps / 100) for total in accumulate(budget.amount for budget in budgets)]
+    else:
+        ends = list(accumulate(budget.steps(epoch_steps) for budget in budgets))
+    if ends[-1] != steps:
+        raise InputError(f"scope.budgets are {ends[-1]} steps in all, but train.length is {steps}; make them equal")
+    empty = [k for k, (start, end) in enumerate(pairwise([0, *ends])) if start == end]
+    if empty:
+        raise InputError(f"scope.budgets: {budgets[empty[0]]} of {steps} steps is no step for block {empty[0] + 1}")
+    return ends
+
+
+def make_learners(
+    config: c.Config, encoder: Encoder, classes: int | None, autocast: torch.dtype | None, epoch_steps: int = 1
+) -> list[Learner | Overlapping]:
+    """The Learners of a run: one with all blocks, one for each block, or one of overlapping pairs.
+
+    Weights are drawn from the run's seed. `epoch_steps` matters to what is done every few epochs of training.
+    """
+    blocks, shapes = encoder.as_blocks(), encoder.shapes
+    scope, count = config.scope, len(blocks)
+    if isinstance(scope, c.EndToEnd):
+        scope = c.Blockwise(kind="blockwise")
+        blocks, shapes, ranges = [nn.Sequential(*blocks)], shapes[-1:], [range(1)]
+    elif isinstance(scope, c.Overlapping):
+        if count < 2:
+            raise InputError(
+                "scope.kind=overlapping joins pairs of blocks, but this encoder is cut into one: scope.cuts"
+            )
+        ranges = [range(k, k + 2) for k in range(count - 1)]
+    else:
+        ranges = [range(k, k + 1) for k in range(count)]
+    for number in scope.per_block:
+        if number > len(ranges):
+            what = "pairs of blocks" if isinstance(scope, c.Overlapping) else "blocks"
+            raise InputError(f"scope.per_block.{number}: there are {len(ranges)} {what}, counted from 1")
+    learners = []
+    for k, covered in enumerate(ranges):
+        own = config.of_block(k + 1)
+        if own.objective.kind == "supervised" and classes is None:
+            raise InputError(f"objective.kind=supervised of block {k + 1} needs labels, and this data has none")
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(hashed("heads", config.train.seed, k))
+            tap = tap_of(scope, config.encoder.norm, shapes[covered[-1]], encoder.prefix, covered[-1] + 1)
+            projector, dim = _head(own.projector, tap.width, classes)
+            predictor, predicted = (None, dim) if own.predictor is None else _head(own.predictor, dim, classes)
+            if predicted != dim:
+                raise InputError(
+                    f"predictor.dims ends in {predicted}, but it predicts the projector's {dim}: make them equal"
+                )
+            noise = Noise(scope.noise, scope.noise_over)
+            network = Network([blocks[i] for i in covered], tap, projector, noise, covered[0])
+            learners.append(
+                Learner(
+                    network,
+                    predictor,
+                    _branch(config.branch, network, epoch_steps, hashed("prune", config.train.seed, k)),
+                    _objective(own.objective, dim, hashed("queue", config.train.seed, k)),
+                    views=len(config.views),
+                    scale=own.objective.scale,
+                    autocast=autocast,
+                )
+            )
+    return [Overlapping(learners)] if isinstance(scope, c.Overlapping) else learners
+
+
+def tap_of(scope: c.InBlocks, norm: str, shape: tuple[int, ...], prefix: int, number: int) -> Tap:
+    """The tap of block `number`, which gives `shape`; an expansion has the norm of the encoder."""
+    if len(shape) == 2:
+        for name, value in (("pool", scope.pool != "gap"), ("expand", scope.expand)):
+            if value:
+                given = f"scope.{name}={getattr(scope, name)}"
+                raise InputError(f"{given} is for maps, but this encoder gives tokens; leave {name} out")
+        return Tap(shape[1], prefix=prefix)
+    channels, height, width = shape
+    if height % scope.grid or width % scope.grid:
+        raise InputError(f"scope.grid={scope.grid} does not divide the {height} x {width} map of block {number}")
+    if scope.noise and scope.noise_over == "hw" and height * width == 1:
+        raise InputError(f"scope.noise_over=hw: the map of block {number} is one place, which has no spread; use all")
+    return Tap(channels, scope.pool, scope.grid, scope.expand, norm)
+
+
+def _head(spec: c.Predictor, width: int, classes: int | None) -> tuple[nn.Module, int]:
+    if "classes" in spec.dims and classes is None:
+        raise InputError("projector.dims asks for the number of classes, but this data has no labels")
+    dims: Sequence[int] = [classes if d == "classes" else d for d in spec.dims]  # type: ignore[misc]
+    last = (spec.last_norm, spec.last_affine) if isinstance(spec, c.Head) else ("none", True)
+    head = mlp(width, dims, spec.norm, *last, spec.last_bias)
+    return head, dims[-1] if dims else width
+
+
+def _branch(spec: c.SharedSpec | c.EMASpec | c.PrunedSpec, network: Network, epoch_steps: int, seed: int) -> Branch:
+    if isinstance(spec, c.EMASpec):
+        return EMA(network, spec.momentum, spec.schedule, spec.buffers)
+    if isinstance(spec, c.PrunedSpec):
+        return Pruned(network, spec.ratio, spec.every, epoch_steps, spec.random, seed)
+    return Shared()
+
+
+def _objective(spec: c.Objective, dim: int, seed: int) -> Objective:
+    match spec:
+        case c.NTXentSpec():
+            return NTXent(spec.temperature)
+        case c.InfoNCESpec():
+            return InfoNCE(dim, spec.queue, spec.temperature, seed, spec.negatives)
+        case c.RegressionSpec():
+            return Regression()
+        case c.BarlowTwinsSpec():
+            return BarlowTwins(spec.lambd)
+        case c.VICRegSpec():
+            return VICReg(spec.invariance, spec.variance, spec.covariance)
+        case c.SupervisedSpec():
+            return Supervised()

@@ -1,0 +1,38 @@
+"""Published comparisons, each carried out by one command: `twinblock reproduce NAME [data=...] [seeds=N]`.
+
+A study is a module with `reproduce(options)`; its name is the module's, with hyphens.
+"""
+
+import difflib
+from collections.abc import Sequence
+from importlib import import_module
+from importlib.resources import files
+from pathlib import Path
+
+from twinblock.errors import InputError
+
+
+def studies() -> list[str]:
+    """The names of the studies."""
+    names = (Path(str(file)).stem for file in files("twinblock.studies").iterdir() if file.name.endswith(".py"))
+    return sorted(name.replace("_", "-") for name in names if name not in ("__init__", "study"))
+
+
+def reproduce(name: str, overrides: Sequence[str] = ()) -> None:
+    """Carry out a study. `seeds=N` and `out=DIR` are its own; any other `a.b=c` changes every arm."""
+    from twinblock.studies.study import Options
+
+    if name not in studies():
+        near = difflib.get_close_matches(name, studies(), n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise InputError(f"no study {name!r}{hint} Known: {', '.join(studies())}")
+    own = {key: value for key, _, value in (text.partition("=") for text in overrides) if key in ("seeds", "out")}
+    if not own.get("seeds", "3").isdigit():
+        raise InputError(f"seeds={own['seeds']}: give a whole number, such as seeds=3")
+    out = Path(own.get("out", f"runs/{name}"))
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"out={out}: cannot write there ({error.strerror}); choose another folder") from None
+    rest = tuple(text for text in overrides if text.partition("=")[0] not in own)
+    import_module(f"twinblock.studies.{name.replace('-', '_')}").reproduce(Options(out, int(own.get("seeds", 3)), rest))

@@ -1,0 +1,113 @@
+"""Blockwise learning: what each block learns when no gradient comes from above, beside end-to-end training.
+
+`twinblock reproduce blockwise [seeds=3] [data=cifar10 data.root=DIR]`. On the embedded data every arm takes the steps
+of the recipe `demo`; on other data the recipe of its own method. Phases of the sequential arm share these steps.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from twinblock.config import compose
+from twinblock.evaluation.depth import BLOCK, figure, rows_by_block
+from twinblock.evaluation.run import evaluate
+from twinblock.run import Run
+from twinblock.studies.study import Arm, Options, Row, carry_out, folder, publish
+
+WHOLE, BLOCKWISE = "end to end", ("scope.kind=blockwise",)
+DIGITS = {  # what makes another method of the recipe `demo`
+    "SimCLR": (),
+    "Barlow Twins": ("objective={kind: barlow_twins, lambd: 0.005, scale: 0.05}", "projector.dims=[256,256]"),
+    "VICReg": (
+        "objective={kind: vicreg, invariance: 25.0, variance: 25.0, covariance: 1.0, scale: 0.05}",
+        "projector.dims=[256,256]",
+    ),
+    "BYOL": (
+        "objective.kind=regression",
+        "predictor={dims: [256, 64], norm: batch}",
+        "branch.kind=ema",
+        "branch.momentum=0.99",
+    ),
+    "supervised": (
+        "objective.kind=supervised",
+        "projector={dims: [classes], norm: none, last_bias: true}",
+        "views=[{crop: [0.5, 1.0], jitter: [0.4, 0.4, 0.4, 0.1], gray: 0.0}]",
+    ),
+}
+RECIPES = {
+    "SimCLR": "simclr",
+    "Barlow Twins": "barlow_twins",
+    "VICReg": "vicreg",
+    "BYOL": "byol",
+    "supervised": "supervised",
+}
+VARIANTS = {  # of SimCLR
+    "sequential": (*BLOCKWISE, "scope.plan=sequential"),
+    "overlapping": ("scope.kind=overlapping",),
+    "noise": (*BLOCKWISE, "scope.noise=0.25"),
+    "local pooling": (*BLOCKWISE, "scope.pool=local", "scope.grid=2"),
+    "L2 pooling": (*BLOCKWISE, "scope.pool=l2", "scope.grid=2"),
+    "expansion": (*BLOCKWISE, "scope.expand={width}"),
+    "expansion, noise": (*BLOCKWISE, "scope.expand={width}", "scope.noise=0.25"),
+}
+DRAWN = ("SimCLR, end to end", "SimCLR, blockwise", "SimCLR, sequential", "SimCLR, overlapping", "SimCLR, expansion")
+DRAWN += ("supervised, end to end", "supervised, blockwise")
+
+
+def reproduce(options: Options) -> None:
+    """Carry out the arms, and write table.md, rows.json and depth.png."""
+    rows = with_gaps(carry_out(arms(options), measure, options))
+    blocks = [key.removeprefix("linear ") for row in rows for key in row if key.startswith("linear ")]
+    columns = [f"{what} {k}" for what in ("linear", "kNN") for k in dict.fromkeys(blocks)]
+    expanded = [f"expanded {max(blocks, key=int)}"] if blocks else []
+    title = (
+        "Linear probe and kNN of each block's features, in %; expanded: linear probe of the last block through its "
+        "expansion; gap: of the last block's linear probe to the same method trained end to end, in points"
+    )
+    publish(title, rows, options.out, [*columns, *expanded, "gap"])
+    drawn = {name: [rows_by_block(Run(folder(name, seed, options))) for seed in range(options.seeds)] for name in DRAWN}
+    (options.out / "depth.png").write_bytes(figure(drawn, "frozen features of each block, mean and std over seeds"))
+
+
+def arms(options: Options) -> list[Arm]:
+    """Every method end to end and blockwise, and the variants of SimCLR."""
+    digits = compose("demo", overrides=options.overrides).data.source == "photodigits"
+    width = 128 if digits else 512  # that of the last block, as published
+    made = []
+    for method, overrides in DIGITS.items():
+        recipe, own = ("demo", overrides) if digits else (RECIPES[method], ())
+        made += [Arm(f"{method}, {WHOLE}", recipe, own), Arm(f"{method}, blockwise", recipe, (*own, *BLOCKWISE))]
+        if method == "SimCLR":
+            made += [
+                Arm(f"{method}, {name}", recipe, tuple(text.replace("{width}", str(width)) for text in variant))
+                for name, variant in VARIANTS.items()
+            ]
+    return made
+
+
+def measure(run: Run) -> Mapping[str, float]:
+    """Accuracies and effective rank of every block; `expanded`: linear probe of what its expansion gives."""
+    scope = run.config.scope
+    found = {}
+    if scope.kind == "blockwise" and scope.expand is not None:
+        seen = evaluate(run, baselines=False, taps=True)
+        found = {f"expanded {row['features'].removeprefix(BLOCK)}": row["linear %"] for row in _blocks(seen)}
+    rows = evaluate(run, baselines=False, blocks=True)  # after the other: its rows stay in the run
+    return found | {
+        f"{what} {row['features'].removeprefix(BLOCK)}": row[f"{what} %"]
+        for what in ("linear", "kNN", "rank")
+        for row in _blocks(rows)
+    }
+
+
+def _blocks(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    return [row for row in rows if row["features"].startswith(BLOCK)]
+
+
+def with_gaps(rows: list[Row]) -> list[Row]:
+    """Each row with its last block's distance to the end-to-end run of its method and seed."""
+    last = {(row["arm"], row["seed"]): [v for k, v in row.items() if k.startswith("linear ")][-1:] for row in rows}
+    found = []
+    for row in rows:
+        mine, whole = (last[arm, row["seed"]] for arm in (row["arm"], f"{row['arm'].partition(', ')[0]}, {WHOLE}"))
+        found.append({**row, "gap": whole[0] - mine[0]} if mine and whole else row)
+    return found

@@ -1,0 +1,162 @@
+"""Why BYOL does not collapse: norms in its heads and its encoder, the optimizer, weight decay, and other objectives.
+
+After Fetterman and Albrecht 2020, Understanding self-supervised contrastive learning with BYOL (code:
+untitled-ai/self_supervised), with arms of which nobody has published one table. `twinblock reproduce byol-norms
+[seeds=3] [data=stl10 data.root=DIR]`: on STL-10 the published setting of 10 epochs, on other data one of its kind.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from twinblock.config import compose
+from twinblock.curves import draw
+from twinblock.evaluation.run import evaluate
+from twinblock.run import Run
+from twinblock.studies.study import Arm, Options, Row, carry_out, folder, publish
+
+# SGD, a target that moves slowly, two layers in each head; what differs from it is the arm
+BASE = (
+    "objective.kind=regression",
+    "optim.kind=sgd",
+    "optim.lr=0.8",
+    "optim.weight_decay=1.0e-4",
+    "optim.warmup=0epochs",
+)
+DIGITS = (*BASE, "data.batch=64", "train.length=5epochs", "projector.dims=[256,64]")
+PHOTOS = (*BASE, "data.batch=256", "train.length=10epochs", "projector.dims=[512,128]")
+STL10 = (*PHOTOS, "views.0.blur=0.5", "views.1.blur=0.5")
+EMA = ("branch.kind=ema", "branch.momentum=0.99")
+EMA_STL10 = ("branch.kind=ema", "branch.momentum=0.996", "branch.schedule=constant")  # 10 of the schedule's 320 epochs
+SHARED = ("branch.kind=shared",)
+
+XENT = "objective={{kind: info_nce, temperature: 0.2, queue: {queue}}}"
+BARLOW = (*SHARED, "objective={kind: barlow_twins, lambd: 0.005, scale: 0.1}", "optim.lr=0.1")
+VICREG = (*SHARED, "objective={kind: vicreg, invariance: 25, variance: 25, covariance: 1}", "optim.lr=0.02")
+LARS = ("optim.kind=lars", "optim.lr=2.0", "optim.weight_decay=1.0e-6")
+RANDOM = ("train.length=1steps", "optim.lr=1.0e-9")
+
+# accuracy in %, cosine within and between images: STL-10, ResNet-18, 10 epochs, 3 seeds
+PUBLISHED = {
+    "cross entropy, no norm": ("44.1", ".89", ".53"),
+    "BN in both heads": ("57.7", ".88", ".27"),
+    "BN in the projector": ("55.3", ".87", ".26"),
+    "BN in the predictor": ("48.0", ".95", ".73"),
+    "no norm in the heads": ("28.3", "1.0", "1.0"),
+    "layer norm in the heads": ("29.4", "1.0", "1.0"),
+    "random weights": ("28.8", "-", "-"),
+}
+COLUMNS = "linear %", "kNN %", "within", "between", "rank", "collapsed %", "published"
+OVERLAID = (
+    "BN in both heads",
+    "BN in the predictor",
+    "no norm in the heads",
+    "layer norm in the heads",
+    "no norm, LARS",
+    "cross entropy, no norm",
+)
+
+
+def reproduce(options: Options) -> None:
+    """Carry out the arms, and write table.md, rows.json, cosines.png and curves.png."""
+    every = arms(options)
+    rows = carry_out(every, measure, options)
+    beside = {"published": {arm: " · ".join(values) for arm, values in PUBLISHED.items()}}
+    title = (
+        "BYOL and others with and without norms: linear probe and kNN in %, cosine of embeddings within and between "
+        "images, effective rank of the features, runs called collapsed. Published, on STL-10: linear · within · between"
+    )
+    publish(title, rows, options.out, COLUMNS, beside)
+    draw_cosines(rows, options.out / "cosines.png")
+    runs = {name: Run(folder(name, 0, options)) for name in OVERLAID}
+    draw({name: run for name, run in runs.items() if run.metrics()}, options.out / "curves.png")
+
+
+def arms(options: Options) -> tuple[Arm, ...]:
+    """The published arms, then ours."""
+    source = compose("demo", overrides=options.overrides).data.source
+    base = DIGITS if source == "photodigits" else STL10 if source == "stl10" else PHOTOS
+    width, groups = ("[256,64]", "group8") if source == "photodigits" else ("[512,128]", "group")
+    ema = EMA_STL10 if source == "stl10" else EMA
+    queue, lr = (65536, 0.02) if source == "stl10" else (4096, 0.06)
+
+    def byol(name: str, projector: str, predictor: str, *more: str, branch: tuple[str, ...] = ema) -> Arm:
+        heads = (f"projector.norm={projector}", f"predictor={{dims: {width}, norm: {predictor}}}")
+        return Arm(name, "demo", (*base, *heads, *branch, *more))
+
+    def alone(name: str, norm: str, *more: str) -> Arm:
+        return Arm(name, "demo", (*base, f"projector.norm={norm}", "predictor=null", *more))
+
+    xent = (*ema, XENT.format(queue=queue), f"optim.lr={lr}")
+    return (
+        alone("cross entropy, no norm", "none", *xent),
+        byol("BN in both heads", "batch", "batch"),
+        byol("BN in the projector", "batch", "none"),
+        byol("BN in the predictor", "none", "batch"),
+        byol("no norm in the heads", "none", "none"),
+        byol("layer norm in the heads", "layer", "layer"),
+        byol("random weights", "batch", "batch", *RANDOM),
+        byol("group norm in the heads", "group", "group"),
+        byol("GN and WS everywhere, LARS", "group+ws", "group+ws", f"encoder.norm={groups}+ws", *LARS),
+        byol("no norm, LARS", "none", "none", *LARS),
+        byol("no norm, LARS on all weights", "none", "none", *LARS, "optim.exclude_bias_and_norm=false"),
+        byol("no norm, less weight decay", "none", "none", "optim.lr=0.2", "optim.weight_decay=1.0e-5"),
+        byol("GN encoder, BN in both heads", "batch", "batch", f"encoder.norm={groups}"),
+        byol("GN encoder, no norm in the heads", "none", "none", f"encoder.norm={groups}"),
+        byol("SimSiam, BN in both heads", "batch", "batch", branch=SHARED),
+        byol("SimSiam, no norm in the heads", "none", "none", branch=SHARED),
+        alone("Barlow Twins, BN", "batch", *BARLOW),
+        alone("Barlow Twins, no norm", "none", *BARLOW),
+        alone("VICReg, BN", "batch", *VICREG),
+        alone("VICReg, no norm", "none", *VICREG),
+    )
+
+
+def measure(run: Run) -> Mapping[str, float]:
+    """Accuracies of the encoder, and what the monitor saw at the end."""
+    (row,) = evaluate(run, baselines=False)
+    last, result = run.history()[-1], run.result or {}
+    return {
+        "linear %": row["linear %"],
+        "kNN %": row["kNN %"],
+        "within": last["projector"]["positive_cosine"],
+        "between": last["projector"]["negative_cosine"],
+        "rank": last["encoder"]["centred_rank"],
+        "collapsed %": 100.0 * (result.get("state") == "complete collapse"),
+    }
+
+
+def draw_cosines(rows: list[Row], path: Path) -> None:
+    """Cosines within and between images for each arm, as in the article, which crosses mark; a dot is a seed."""
+    from matplotlib.figure import Figure
+
+    names = list(dict.fromkeys(row["arm"] for row in rows))
+    figure = Figure(figsize=(8, 0.34 * len(names) + 1.2), layout="constrained")
+    axes = figure.subplots()
+    for key, color, shift, published in (("within", "#e07b39", -0.15, 1), ("between", "#2a5d9c", 0.15, 2)):
+        mine = [row for row in rows if key in row]
+        axes.scatter(
+            [row[key] for row in mine],
+            [names.index(row["arm"]) + shift for row in mine],
+            color=color,
+            s=18,
+            label=f"{key} images",
+        )
+        told = [(name, PUBLISHED[name][published]) for name in names if name in PUBLISHED]
+        told = [(name, float(value)) for name, value in told if value != "-"]
+        axes.scatter(
+            [value for _, value in told],
+            [names.index(name) + shift for name, _ in told],
+            color=color,
+            marker="x",
+            s=30,
+            linewidths=1,
+            label=f"{key} images, published",
+        )
+    axes.set_yticks(range(len(names)), names)
+    axes.invert_yaxis()
+    axes.set_xlabel("mean cosine of the projector's output")
+    axes.grid(axis="x", color="0.9")
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    axes.legend(frameon=False, ncols=2, loc="lower center", bbox_to_anchor=(0.4, 1.0))
+    figure.savefig(path, dpi=130)

@@ -1,0 +1,79 @@
+"""Long-tailed data: SimCLR on balanced and on long-tailed data of one size, and self-damaging variants.
+
+`twinblock reproduce longtail [seeds=3] [data=cifar100 data.root=DIR]`. On the embedded data every arm takes 1 000
+steps on the same images; each seed has its own split. On CIFAR-10 and CIFAR-100 the arms are the published ones.
+"""
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from twinblock.config import compose
+from twinblock.evaluation.groups import figure
+from twinblock.evaluation.run import evaluate, group_rows
+from twinblock.forgotten import forgotten
+from twinblock.run import Run
+from twinblock.studies.study import Arm, Options, carry_out, folder, publish
+
+SEEDED = ("data.longtail.split={seed}", "data.longtail.seed={seed}")
+BYOL = ("objective.kind=regression", "predictor={dims: [256, 64], norm: batch}")
+DIGITS = (
+    Arm("SimCLR, balanced", "sdclr", (*SEEDED, "branch.kind=shared", "data.longtail.kind=balanced")),
+    Arm("SimCLR", "sdclr", (*SEEDED, "branch.kind=shared")),
+    Arm("SDCLR", "sdclr", SEEDED),
+    Arm("BYOL", "sdclr", (*SEEDED, *BYOL, "branch.kind=ema", "branch.momentum=0.99")),
+    Arm("SDCLR x BYOL", "sdclr", (*SEEDED, *BYOL)),
+    Arm("SimCLR, blockwise", "sdclr", (*SEEDED, "branch.kind=shared", "scope.kind=blockwise")),
+    Arm("SDCLR x blockwise", "sdclr", (*SEEDED, "scope.kind=blockwise")),
+)
+OVERLAID = ("SimCLR", "SDCLR")
+COLUMNS = ("all", "many", "medium", "few", "std", "few-shot all", "forgotten AUROC")
+
+
+def reproduce(options: Options) -> None:
+    """Carry out the arms, and write table.md, rows.json and classes.png."""
+    arms = _arms(options)
+    rows = carry_out(arms, measure, options)
+    title = (
+        "Linear probe, mean class accuracy in % (groups: thirds), few-shot probe, and how well pruning finds the tail"
+    )
+    publish(title, rows, options.out, COLUMNS)
+    methods = {}
+    for name in OVERLAID:
+        runs = [Run(folder(name, seed, options)) for seed in range(options.seeds)]
+        methods[name] = [found for run in runs if (found := _by_class(run)) is not None]
+    if all(methods.values()):
+        figure(methods, options.out / "classes.png", "linear probe, all seeds")
+
+
+def measure(run: Run) -> Mapping[str, float]:
+    """Accuracies by evaluator and group, and how well the rank of forgotten samples finds the tail."""
+    evaluate(run, baselines=False)
+    found = {
+        f"{row['evaluator']} {group}".removeprefix("linear "): row[group]
+        for row in group_rows(run)
+        if row["groups"] == "thirds"
+        for group in ("all", "many", "medium", "few", "std")
+    }
+    for row in forgotten(run):  # a balanced set has no tail to find
+        name = "forgotten" if row["score"] == "moved" else row["score"]
+        found |= {f"{name} AUROC": row["AUROC"], f"{name} lift": row["lift"]}
+    return found
+
+
+def _arms(options: Options) -> tuple[Arm, ...]:
+    source = compose("sdclr", overrides=options.overrides).data.source
+    if source not in ("cifar10", "cifar100"):
+        return DIGITS
+    recipe, width = f"sdclr_{source}_lt", "projector.dims=[512,128]"
+    return (
+        Arm("SimCLR, balanced", recipe, ("branch.kind=shared", width, "data.longtail.kind=balanced", *SEEDED)),
+        Arm("SimCLR", recipe, ("branch.kind=shared", width, *SEEDED)),
+        Arm("SDCLR", recipe, SEEDED),
+    )
+
+
+def _by_class(run: Run) -> tuple[np.ndarray, np.ndarray] | None:
+    found = run.evaluation or {}
+    classes = [g["classes"] for g in found.get("groups", []) if g["evaluator"] == "linear"]
+    return (np.array(found["class sizes"]), np.array(classes[0])) if classes else None

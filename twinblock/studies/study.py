@@ -1,0 +1,162 @@
+"""What studies share: arms trained side by side, measured alike, and written as one table."""
+
+import json
+import os
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+from twinblock.config import compose
+from twinblock.errors import Collapsed, InputError
+from twinblock.report import Reporter, clock, print_table
+from twinblock.run import Run
+
+Row = dict[str, Any]  # arm, seed, seconds, then what was measured
+LABELS = ("arm", "seed", "seconds")
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One run of a comparison: a recipe with overrides, under the name that the table gives it.
+
+    `{seed}` in an override stands for the seed of the run.
+    """
+
+    name: str
+    recipe: str
+    overrides: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the command line leaves open: overrides of every arm (data, length, ...), the seeds, and where to write."""
+
+    out: Path
+    seeds: int = 3
+    overrides: tuple[str, ...] = ()
+
+
+def carry_out(arms: Sequence[Arm], measure: Callable[[Run], Mapping[str, float]], options: Options) -> list[Row]:
+    """Train each arm with each seed and measure it, in parallel on a CPU; what `options.out` holds is not done again.
+
+    `measure` is a function of a module, so that other processes find it. An arm that fails, by a loss that is no
+    longer finite for instance, gives a row with the reason under `failed`. Rows are in order of arm, then seed.
+    """
+    if options.seeds < 1:
+        raise InputError(f"seeds={options.seeds}: take at least 1")
+    for arm in arms:
+        compose(arm.recipe, overrides=_overrides(arm, 0, options))  # before hours are spent on the others
+    jobs = [(arm, seed) for arm in arms for seed in range(options.seeds)]
+    reporter, began = Reporter(), time.monotonic()
+    rows: dict[tuple[str, int], Row] = {}
+    with ProcessPoolExecutor(workers(), mp_context=get_context("spawn"), initializer=_one_thread) as pool:
+        running = {pool.submit(_job, arm, seed, measure, options): (arm.name, seed) for arm, seed in jobs}
+        for done in as_completed(running):
+            row = rows[running[done]] = done.result()
+            found = "  ".join(f"{k} {_show(v)}" for k, v in row.items() if k not in LABELS)
+            spent = clock(time.monotonic() - began)
+            reporter.say(f"{len(rows)}/{len(jobs)} after {spent}: {row['arm']}, seed {row['seed']}: {found}")
+    return [rows[arm.name, seed] for arm, seed in jobs]
+
+
+def workers() -> int:
+    """Runs at a time: one for each processor core, or one where a GPU serves them."""
+    import torch
+
+    return 1 if torch.cuda.is_available() else len(os.sched_getaffinity(0))
+
+
+def summary(rows: Sequence[Row]) -> list[Row]:
+    """A row for each arm: the mean and the standard deviation over its seeds of all that was measured."""
+    names = [key for key in dict.fromkeys(key for row in rows for key in row) if key not in (*LABELS, "failed")]
+    table = []
+    for arm in dict.fromkeys(row["arm"] for row in rows):
+        mine = [row for row in rows if row["arm"] == arm]
+        line: Row = {"arm": arm}
+        for name in names:
+            values = [row[name] for row in mine if row.get(name) is not None]
+            line[name] = _spread(values) if values else next((row["failed"] for row in mine if "failed" in row), "-")
+        table.append(line)
+    return table
+
+
+def publish(
+    title: str,
+    rows: Sequence[Row],
+    out: Path,
+    columns: Sequence[str] | None = None,
+    beside: Mapping[str, Mapping[str, str]] | None = None,
+) -> None:
+    """Print the table of a study and write it: `table.md` for people, `rows.json` with every number.
+
+    `beside`: columns that were not measured here, such as published numbers, by name and arm.
+    """
+    table = summary(rows)
+    for line in table:
+        line |= {name: values[line["arm"]] for name, values in (beside or {}).items() if line["arm"] in values}
+    if columns is not None:
+        table = [{name: line.get(name, "-") for name in ("arm", *columns)} for line in table]
+    (out / "rows.json").write_text(json.dumps(list(rows), indent=1) + "\n", encoding="utf-8")
+    (out / "table.md").write_text(f"{title}\n\n{markdown(table)}", encoding="utf-8")
+    print_table(title, table)
+
+
+def markdown(table: Sequence[Mapping[str, Any]]) -> str:
+    """Rows with the same columns as a table in Markdown."""
+    lines = [list(table[0]), ["---"] * len(table[0]), *([str(value) for value in row.values()] for row in table)]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def folder(arm: str, seed: int, options: Options) -> Path:
+    """Where the run of an arm lies."""
+    return options.out / f"{_file_name(arm)}-{seed}"
+
+
+def _overrides(arm: Arm, seed: int, options: Options) -> tuple[str, ...]:
+    own = (text.replace("{seed}", str(seed)) for text in arm.overrides)
+    return (*own, *options.overrides, f"train.seed={seed}")
+
+
+def _job(arm: Arm, seed: int, measure: Callable[[Run], Mapping[str, float]], options: Options) -> Row:
+    from twinblock.api import pretrain
+
+    out = folder(arm.name, seed, options)
+    kept = out / "measured.json"
+    if kept.exists():
+        return json.loads(kept.read_text(encoding="utf-8"))
+    began = time.monotonic()
+    row: Row = {"arm": arm.name, "seed": seed}
+    try:
+        run = pretrain(arm.recipe, out=out, overrides=_overrides(arm, seed, options), quiet=True)
+        row |= {"seconds": round(time.monotonic() - began, 1), **measure(run)}
+    except (InputError, Collapsed) as error:
+        return {**row, "seconds": round(time.monotonic() - began, 1), "failed": str(error)}
+    run.write_json(kept.name, row)
+    return row
+
+
+def _one_thread() -> None:
+    import torch
+
+    if not torch.cuda.is_available():
+        torch.set_num_threads(1)
+
+
+def _spread(values: Sequence[float]) -> str:
+    mean = _show(statistics.fmean(values))
+    return mean if len(values) == 1 else f"{mean} ± {_show(statistics.stdev(values))}"
+
+
+def _show(value: Any) -> str:
+    if not isinstance(value, float):
+        return str(value)
+    return f"{value:.1f}" if abs(value) >= 10 else f"{value:.3f}"
+
+
+def _file_name(name: str) -> str:
+    return "".join(c if c.isalnum() else "-" for c in name.lower())

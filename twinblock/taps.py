@@ -1,0 +1,95 @@
+"""What a block shows to its head: pooling, an optional 1x1 expansion, and noise on the block's output."""
+
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from twinblock.distributed import sum_over_ranks, world_size
+from twinblock.norms import make_norm
+from twinblock.seeding import generator
+
+Pool = Literal["gap", "local", "l2"]
+Over = Literal["all", "hw", "c"]
+
+
+def average(x: Tensor, prefix: int = 0) -> Float[Tensor, "n d"]:
+    """Mean over the places of a map (n, d, h, w), or over the tokens (n, t, d) after the first `prefix`."""
+    return x.mean((2, 3)) if x.ndim == 4 else x[:, prefix:].mean(1)
+
+
+class Tap(nn.Module):
+    """Map -> vector: [1x1 convolution to `expand` channels, norm, ReLU], then pooling over `grid` x `grid` windows.
+
+    `gap` averages the whole map; `local` averages each window; `l2` takes the root of its sum of squares.
+    Tokens (n, t, d) are averaged after the first `prefix`; they know no windows and no expansion.
+    Blockwise Self-Supervised Learning at Scale, section 3 (conv-based expansion with global spatial pooling).
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        pool: Pool = "gap",
+        grid: int = 1,
+        expand: int | None = None,
+        norm: str = "batch",
+        prefix: int = 0,
+    ):
+        super().__init__()
+        assert grid == 1 or pool != "gap", "global pooling has one window"
+        self.pool, self.grid, self.prefix = pool, grid, prefix
+        self.width = (expand or channels) * grid**2
+        self.expansion = nn.Identity() if expand is None else _expansion(channels, expand, norm)
+
+    def forward(self, x: Float[Tensor, "n *shape"]) -> Float[Tensor, "n d"]:
+        x = self.expansion(x)
+        if self.pool == "gap":
+            return average(x, self.prefix)
+        if self.pool == "local":
+            return F.adaptive_avg_pool2d(x, self.grid).flatten(1)
+        height, width = x.shape[2] // self.grid, x.shape[3] // self.grid
+        assert height * self.grid == x.shape[2] and width * self.grid == x.shape[3], "windows must be equal"
+        windows = x.unflatten(3, (self.grid, width)).unflatten(2, (self.grid, height))
+        squares = windows.square().sum((3, 5))
+        # the gradient of a root at zero is infinite; an all-zero window has none
+        return torch.where(squares > 0, squares, 1).sqrt().mul(squares > 0).flatten(1)
+
+
+def _expansion(channels: int, width: int, norm: str) -> nn.Sequential:
+    convolution = nn.Conv2d(channels, width, 1, bias=False)
+    return nn.Sequential(convolution, make_norm(norm, width, spatial=True), nn.ReLU(inplace=True))
+
+
+class Noise(nn.Module):
+    """x + sigma std(x) N(0, 1), in training only; the std is over the whole tensor, each map (`hw`) or place (`c`).
+
+    The draws are a function of `key` and the position of the sample in the global batch, so they do not depend on
+    the number of processes. Blockwise Self-Supervised Learning at Scale, section on noise; best there: `all`, 0.25.
+    """
+
+    def __init__(self, sigma: float, over: Over = "all"):
+        super().__init__()
+        self.sigma, self.over = sigma, over
+
+    def forward(self, x: Float[Tensor, "n *shape"], key: tuple[int, ...], offset: int = 0) -> Float[Tensor, "n *shape"]:
+        if not self.training or self.sigma == 0:
+            return x
+        draws = torch.empty_like(x)
+        for i, row in enumerate(draws):
+            row.normal_(generator=generator(*key, offset + i, device=x.device))
+        return x + self.sigma * self.std(x) * draws
+
+    def std(self, x: Tensor) -> Tensor:
+        places, channels = ((2, 3), 1) if x.ndim == 4 else (1, 2)
+        if self.over == "hw":
+            return x.std(places, keepdim=True)
+        if self.over == "c":
+            return x.std(channels, keepdim=True)
+        if world_size() == 1:
+            return x.std()
+        count = x.numel() * world_size()
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        mean = sum_over_ranks(wide.sum()) / count
+        return (sum_over_ranks((wide - mean).square().sum()) / (count - 1)).sqrt().to(x.dtype)

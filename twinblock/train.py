@@ -1,0 +1,264 @@
+"""Training: set up, then one loop for every method and scope. It does not know which of them it runs."""
+
+import math
+import os
+import signal as signals
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor
+
+from twinblock import checkpoint
+from twinblock.config import Config, Optim
+from twinblock.data import Images
+from twinblock.diagnosis.monitor import Monitor
+from twinblock.distributed import any_rank
+from twinblock.encoders import MEAN, STD, Encoder
+from twinblock.errors import Collapsed, InputError, Interrupted
+from twinblock.launch import stop_signals
+from twinblock.learner import Batch, Learner, Signal
+from twinblock.loggers import make_loggers, scalars
+from twinblock.optim import make_optimizer, parameter_groups, set_lr, warmup_cosine
+from twinblock.overlapping import Overlapping
+from twinblock.report import Reporter
+from twinblock.run import Run, encoder_of
+from twinblock.scope import Plan, make_learners, make_plan
+from twinblock.seeding import order
+from twinblock.views import Views
+
+FLUSH_EVERY = 10  # steps between two looks at the losses, which make a GPU wait
+
+
+def autocast_of(config: Config) -> torch.dtype | None:
+    return torch.bfloat16 if config.train.precision == "bf16" else None
+
+
+class Trainer:
+    """A run being trained: its parts, its state as one dictionary of tensors, and the loop."""
+
+    def __init__(self, config: Config, images: Images, fabric: Fabric, run: Run, reporter: Reporter):
+        self.config, self.images, self.fabric, self.run, self.reporter = config, images, fabric, run, reporter
+        batch, world = config.data.batch, fabric.world_size
+        if len(images) < batch:
+            raise InputError(f"{len(images)} images are fewer than a batch: set data.batch to at most {len(images)}")
+        if batch % world:
+            raise InputError(f"data.batch={batch} cannot be split over {world} processes; use a multiple of {world}")
+        if config.train.deterministic:
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is repeatable only with its own memory
+            torch.use_deterministic_algorithms(True)
+        self.local = batch // world
+        self.offset = fabric.global_rank * self.local
+        self.epoch_steps = len(images) // batch
+        steps = config.train.length.steps(self.epoch_steps)
+        if steps < 1:
+            raise InputError(f"train.length={config.train.length} is no step at all; train for at least 1step")
+        self.encoder: Encoder = encoder_of(config)
+        classes = None if images.labels is None else int(images.labels.max()) + 1
+        self.learners = make_learners(config, self.encoder, classes, autocast_of(config), self.epoch_steps)
+        dtype = torch.float64 if config.train.precision == "fp64" else torch.float32
+        # channels last is for GPUs: on the CPU torch 2.15 corrupts memory in float32 convolutions of 4 channels
+        layout = torch.channels_last if fabric.device.type == "cuda" else torch.contiguous_format
+        for module in (self.encoder, *self.learners):
+            module.to(fabric.device, dtype)
+            module.to(memory_format=layout)  # pyright: ignore[reportCallIssue]
+        if config.train.compile:
+            for block in (b for whole in self.learners for part in whole.parts for b in part.network.blocks):
+                block.compile()
+        self.plan: Plan = make_plan(config.scope, len(self.learners), steps, self.epoch_steps)
+        self.optims = [config.of_block(k + 1).optim for k in range(len(self.learners))]
+        self.optimizers = [optimizer_of(*pair) for pair in zip(self.learners, self.optims, strict=True)]
+        self.forwards = [fabric.setup_module(learner) for learner in self.learners]
+        assert config.data.size is not None
+        self.views = Views(config.views, config.data.size, MEAN, STD)
+        self.monitor = Monitor(self.learners, images, self.views, config, fabric.device, self.plan)
+        self.save_every = max(1, config.train.checkpoint_every.steps(self.epoch_steps, self.plan.total))
+        self.step = 0
+        self.loggers = make_loggers(config.train.loggers, run.path) if fabric.is_global_zero else []
+
+    def fit(self) -> None:
+        """Train to the end. Raises Interrupted after a signal, Collapsed where `on_collapse` is stop, InputError when
+        the loss is no longer finite."""
+        rows: list[dict[str, Any]] = []
+        losses: list[Tensor] = []
+        self.reporter.start(self.plan.total, self.step, self.config.data.batch)
+        with stop_signals() as stop, ThreadPoolExecutor(1) as pool:
+            loader = self.batches(pool)
+            while self.step < self.plan.total:
+                if self.monitor.due(self.step):
+                    rows.append(self.look())
+                    if self.config.train.on_collapse == "stop" and any_rank(self.monitor.collapsed, self.fabric.device):
+                        self.flush(rows, losses)
+                        self.save()
+                        self.reporter.stop()
+                        raise Collapsed(self.step, self.monitor.verdict())
+                losses.append(self.train_step(*next(loader)))
+                self.step += 1
+                last = self.step == self.plan.total
+                saving = last or self.step % self.save_every == 0
+                if last:
+                    rows.append(self.look())
+                if saving or self.step % FLUSH_EVERY == 0 or (stop and self.fabric.world_size == 1):
+                    self.flush(rows, losses)
+                    stopping = any_rank(bool(stop), self.fabric.device)
+                    if saving or stopping:
+                        self.save()
+                    if stopping and not last:
+                        raise Interrupted(stop[0] if stop else signals.SIGTERM, self.step)
+        self.reporter.stop()
+
+    def look(self) -> dict[str, Any]:
+        """Look at the embeddings; warn when they have become bad since the last look."""
+        before = self.monitor.verdict().state
+        row = self.monitor.look(self.step)
+        now = self.monitor.verdict()
+        if now.state != before and now.state in ("complete collapse", "diverging"):
+            self.reporter.warn(f"step {self.step}: {now.headline}: {now.evidence}; {now.advice}")
+        return row
+
+    def train_step(self, images: Tensor, labels: Tensor | None, aspect: Tensor | None) -> Tensor:
+        """One step of every Learner whose turn it is; returns their losses."""
+        config = self.config
+        epoch, step = divmod(self.step, self.epoch_steps)
+        seed, batch = config.train.seed, config.data.batch
+        views = self.views(images, seed=seed, epoch=epoch, step=step, batch=batch, offset=self.offset, aspect=aspect)
+        if config.train.precision == "fp64":
+            views = [view.double() for view in views]
+        signal, about = Signal.from_views(views), Batch(labels, (seed, self.step), self.offset)
+        phase, k = self.plan.at(self.step)
+        losses = []
+        for i, (learner, forward) in enumerate(zip(self.learners, self.forwards, strict=True)):
+            if i > max(phase.trained):
+                break
+            if i not in phase.trained:
+                assert isinstance(learner, Learner), "Learners that overlap train together"
+                signal = learner.eval().pass_on(signal, about)
+                continue
+            loss, signal = forward(signal, about)  # one wrapped forward
+            self.fabric.backward(loss)  # frees this Learner's graph
+            self.update(i, k, phase.steps)
+            losses.append(loss.detach())
+        return torch.stack(losses)
+
+    def update(self, i: int, step: int, total: int) -> None:
+        """Clip, set the learning rate of this step, step; then branch and objective move their own state."""
+        learner, optimizer, optim, batch = self.learners[i], self.optimizers[i], self.optims[i], self.config.data.batch
+        if optim.clip is not None:
+            torch.nn.utils.clip_grad_norm_(learner.parameters(), optim.clip)
+        warmup = min(optim.warmup.steps(self.epoch_steps, total), total)
+        peak = optim.lr * batch / 256
+        set_lr(optimizer, warmup_cosine(step, total, warmup, peak, end=optim.end * peak))
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        learner.after_step(step, total)
+
+    def batches(self, pool: ThreadPoolExecutor) -> Iterator[tuple[Tensor, Tensor | None, Tensor | None]]:
+        """This process's part of each global batch from the current step on; the next is gathered meanwhile."""
+        upcoming = pool.submit(self.gather, self.step)
+        for step in range(self.step, self.plan.total):
+            try:
+                ready = upcoming.result()
+            except OSError as error:
+                raise InputError(
+                    f"cannot read the images of step {step} ({error.strerror or error}); "
+                    f"the last good state is {self.run.checkpoints}"
+                ) from error
+            if step + 1 < self.plan.total:
+                upcoming = pool.submit(self.gather, step + 1)
+            images, *others = ready
+            labels, aspect = (x if x is None else x.to(self.fabric.device, non_blocking=True) for x in others)
+            yield images.to(self.fabric.device, non_blocking=True), labels, aspect
+
+    def gather(self, step: int) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        epoch, i = divmod(step, self.epoch_steps)
+        if getattr(self, "_order", (None,))[0] != epoch:
+            self._order = epoch, order(self.config.train.seed, epoch, len(self.images))
+        start = i * self.config.data.batch + self.offset
+        index = self._order[1][start : start + self.local]
+        labels, aspect = self.images.labels, self.images.aspect
+        return (
+            self.images.batch(index),
+            None if labels is None else torch.from_numpy(np.ascontiguousarray(labels[index])),
+            None if aspect is None else torch.from_numpy(np.ascontiguousarray(aspect[index])),
+        )
+
+    # state
+
+    def flush(self, rows: list[dict[str, Any]], losses: list[Tensor]) -> None:
+        """Look at the losses since the last time, write them down, and stop where one is not finite."""
+        values = torch.stack(losses).tolist() if losses else []
+        start = self.step - len(values)
+        for k, row in enumerate(values):
+            bad = [i for i, loss in enumerate(row) if not math.isfinite(loss)]
+            if bad:
+                learner = self.plan.at(start + k)[0].trained[bad[0]]
+                where = f"Learner {learner + 1} of {len(self.learners)}"
+                raise InputError(
+                    f"the loss of {where} is {row[bad[0]]} at step {start + k}: training diverged. "
+                    f"Lower optim.lr or raise optim.warmup; the last good state is {self.run.checkpoints}"
+                )
+        rows += [{"step": start + k, "loss": row} for k, row in enumerate(values)]
+        rows.sort(key=lambda row: (row["step"], "loss" in row))
+        if self.fabric.is_global_zero and rows:
+            self.run.append_metrics(rows)
+            for log in self.loggers:
+                for row in rows:
+                    log(scalars(row), row["step"])
+        self.reporter.update(self.step, rows, self.monitor.words())
+        rows.clear()
+        losses.clear()
+
+    def state(self) -> dict[str, Tensor]:
+        tensors = {f"encoder.{name}": t for name, t in self.encoder.state_dict().items()}
+        for i, (learner, optimizer) in enumerate(zip(self.learners, self.optimizers, strict=True)):
+            tensors |= {f"learners.{i}.{name}": t for name, t in own_state(learner).items()}
+            flat = checkpoint.flatten_optimizer(optimizer)
+            tensors |= {f"optimizers.{i}.{name}": t for name, t in flat.items()}
+        return tensors
+
+    def save(self) -> None:
+        if self.fabric.is_global_zero:
+            checkpoint.save(self.run.checkpoints, self.state(), {"step": self.step})
+        self.fabric.barrier()
+
+    def resume(self) -> None:
+        """Go on from the newest whole checkpoint, if there is one."""
+        complaints = checkpoint.settle(self.run.checkpoints) if self.fabric.is_global_zero else []
+        self.fabric.barrier()
+        for line in complaints:
+            self.reporter.warn(f"{line}; going back to the checkpoint before it")
+        if (self.run.checkpoints / checkpoint.LAST).exists():
+            tensors, meta = checkpoint.read(self.run.checkpoints / checkpoint.LAST)
+            self.restore(tensors)
+            self.step = meta["step"]
+            self.reporter.say(f"resuming at step {self.step} of {self.plan.total}")
+        if self.fabric.is_global_zero:
+            self.run.truncate_metrics(self.step)
+        self.fabric.barrier()
+        self.monitor.recall(row for row in self.run.metrics() if "diagnosis" in row)
+
+    def restore(self, tensors: dict[str, Tensor]) -> None:
+        self.encoder.load_state_dict(_below("encoder.", tensors))
+        for i, (learner, optimizer) in enumerate(zip(self.learners, self.optimizers, strict=True)):
+            mine, saved = own_state(learner), _below(f"learners.{i}.", tensors)
+            assert mine.keys() == saved.keys(), "the checkpoint belongs to another config"
+            learner.load_state_dict(saved, strict=False)
+            checkpoint.restore_optimizer(optimizer, _below(f"optimizers.{i}.", tensors))
+
+
+def own_state(learner: Learner | Overlapping) -> dict[str, Tensor]:
+    """A Learner's state without its blocks, which the encoder's state holds."""
+    return {name: t for name, t in learner.state_dict().items() if "network.blocks." not in name}
+
+
+def optimizer_of(learner: Learner | Overlapping, spec: Optim) -> torch.optim.Optimizer:
+    bias = 1.0 if spec.lr_bias is None else spec.lr_bias / spec.lr
+    groups = parameter_groups(learner, spec.weight_decay, spec.exclude_bias_and_norm, bias_lr_scale=bias)
+    return make_optimizer(groups, spec.kind, lr=spec.lr, momentum=spec.momentum)
+
+
+def _below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}

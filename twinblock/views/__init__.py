@@ -1,0 +1,224 @@
+"""Random views of whole uint8 batches, on the batch's device. Parameters are drawn apart from being applied.
+
+What happens to a sample is a function of (seed, epoch, step, view, position in the global batch) alone, so
+one process or many, on the CPU or a GPU, see the same views.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Annotated, Literal
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int, Shaped, UInt8
+from numpy import ndarray as Array
+from pydantic import BaseModel, Field, model_validator
+from torch import Tensor
+
+from twinblock.seeding import hashed
+from twinblock.views.operations import (
+    HUE,
+    color_jitter_,
+    gaussian_blur,
+    grayscale_,
+    resized_crop,
+    solarize_,
+    tensor,
+)
+
+TRIES = 10  # of a random box
+RATIO = (3 / 4, 4 / 3)  # width/height of a random box
+# uniform numbers of a sample: for the size of its box, its place, decisions, order, factors, sigma
+UNIFORM = (2 * TRIES, 2, 5, 4, 4, 1)
+CHUNK = 1_200_000  # values worked on at once on the CPU, so that they stay in its cache
+
+Probability = Annotated[float, Field(ge=0, le=1)]
+Strength = Annotated[float, Field(ge=0)]
+HueStrength = Annotated[float, Field(ge=0, le=0.5)]
+
+
+class View(BaseModel, extra="forbid", frozen=True):
+    """How one view is made. `crop`: area range of the random resized crop; None: the central square.
+
+    `jitter`: strengths of brightness, contrast, saturation and hue. The rest are probabilities.
+    """
+
+    crop: tuple[float, float] | None = (0.2, 1.0)
+    flip: Probability = 0.5
+    jitter: tuple[Strength, Strength, Strength, HueStrength] = (0.4, 0.4, 0.2, 0.1)
+    jitter_p: Probability = 0.8
+    gray: Probability = 0.2
+    blur: Probability = 0.0
+    solarize: Probability = 0.0
+    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
+
+    @model_validator(mode="after")
+    def _crop_is_a_range(self) -> "View":
+        if isinstance(self.crop, tuple) and not 0 < self.crop[0] <= self.crop[1] <= 1:
+            raise ValueError(f"crop is {self.crop}, but must be a range of areas, 0 < low <= high <= 1")
+        return self
+
+
+class Views:
+    """Makes a batch of views for each spec, normalised by `mean` and `std` of images in [0, 1]."""
+
+    def __init__(self, specs: Sequence[View], size: int, mean: Sequence[float], std: Sequence[float]) -> None:
+        self.specs, self.size, self.mean, self.std = tuple(specs), size, tuple(mean), tuple(std)
+
+    def __call__(
+        self,
+        images: UInt8[Tensor, "n h w 3"],
+        *,
+        seed: int,
+        epoch: int,
+        step: int,
+        batch: int,
+        offset: int = 0,
+        aspect: Float[Tensor, "n"] | None = None,
+    ) -> list[Float[Tensor, "n 3 s s"]]:
+        """Contiguous views of the images at positions `offset` to `offset + n` of a global batch of `batch`.
+
+        `step` counts within the epoch. `aspect`: width/height of images before they were squashed to (h, w).
+        """
+        n, height, width, _ = images.shape
+        assert offset + n <= batch, f"positions {offset} to {offset + n} in a batch of {batch}"
+        views = []
+        for index, spec in enumerate(self.specs):
+            generator = np.random.Generator(np.random.PCG64(hashed("view", seed, epoch, step, index)))
+            uniform = generator.random((batch, sum(UNIFORM)))[offset : offset + n]
+            params = draw(spec, uniform, height, width, aspect)
+            views.append(apply(images, params, self.size, self.mean, self.std, spec.interpolation))
+        return views
+
+
+def centre(
+    images: UInt8[Tensor, "n h w 3"],
+    size: int,
+    mean: Sequence[float],
+    std: Sequence[float],
+    aspect: Float[Tensor, "n"] | None = None,
+) -> Float[Tensor, "n 3 s s"]:
+    """The view for evaluation: the largest central square, resized with antialiasing and normalised."""
+    n, height, width, _ = images.shape
+    plain = View(crop=None, flip=0, jitter_p=0, gray=0)
+    params = draw(plain, np.zeros((n, sum(UNIFORM))), height, width, aspect)
+    return apply(images, params, size, mean, std, plain.interpolation)
+
+
+@dataclass(frozen=True)
+class Params:
+    """What happens to each of n samples."""
+
+    box: Float[Array, "n 4"]  # top, left, height, width in stored pixels, whole numbers
+    flip: Bool[Array, "n"]
+    jitter: Bool[Array, "n"]
+    order: Int[Array, "n 4"]  # the operation at each place of the jitter
+    factor: Float[Array, "n 4"]  # by operation; for the hue a shift in turns
+    gray: Bool[Array, "n"]
+    blur: Bool[Array, "n"]
+    sigma: Float[Array, "n"]  # of the blur, in pixels of the view
+    solarize: Bool[Array, "n"]
+
+    def __getitem__(self, rows: Int[Array, "m"]) -> "Params":
+        return Params(*(value[rows] for value in vars(self).values()))
+
+
+def draw(
+    spec: View,
+    uniform: Float[Array, "n u"],
+    height: int,
+    width: int,
+    aspect: Float[Tensor, "n"] | None = None,
+) -> Params:
+    """Maps uniform numbers, a row per sample, to parameters for stored images of height x width."""
+    n = len(uniform)
+    tries, place, chance, order, factor, sigma = np.split(uniform, np.cumsum(UNIFORM)[:-1], axis=1)
+    full = np.array([height, width])
+    aspects = np.full(n, width / height) if aspect is None else aspect.cpu().double().numpy()
+    if spec.crop is None:
+        box = square_box(full, aspects)
+    else:
+        box = random_box(tries.reshape(n, TRIES, 2), place, spec.crop, full, aspects)
+    chances = np.array([spec.flip, spec.jitter_p, spec.gray, spec.blur, spec.solarize])
+    flip, jitter, gray, blur, solarize = (chance < chances).T
+    neutral, strength = np.array([1, 1, 1, 0]), np.array(spec.jitter)
+    low = np.maximum(neutral - strength, [0, 0, 0, -1])
+    factor = low + factor * (neutral + strength - low)
+    sigma = 0.1 + 1.9 * sigma[:, 0]
+    return Params(box, flip, jitter, order.argsort(1), factor, gray, blur, sigma, solarize)
+
+
+def random_box(
+    tries: Float[Array, "n t 2"],
+    place: Float[Array, "n 2"],
+    area: tuple[float, float],
+    full: Int[Array, "2"],
+    aspect: Float[Array, "n"],
+) -> Float[Array, "n 4"]:
+    """Boxes of random resized crops: the first try that fits, else the largest central box of a legal ratio.
+
+    The share of the area and the logarithm of the ratio are uniform. Sizes are chosen in the geometry of the
+    original, whose width/height is `aspect`, and rounded to the `full` = (height, width) stored pixels.
+    """
+    share = area[0] + (area[1] - area[0]) * tries[..., 0]
+    ratio = RATIO[0] * (RATIO[1] / RATIO[0]) ** tries[..., 1] / aspect[:, None]
+    sizes = np.rint(full * np.sqrt(np.stack([share / ratio, share * ratio], 2)))
+    fits = np.all((sizes > 0) & (sizes <= full), axis=2)
+    central = np.rint(full * np.minimum(1, np.stack([aspect / RATIO[0], RATIO[1] / aspect], 1)))
+    found = np.any(fits, axis=1, keepdims=True)
+    size = np.where(found, sizes[np.arange(len(sizes)), fits.argmax(1)], np.maximum(1, central))
+    start = np.where(found, np.floor(place * (full - size + 1)), (full - size) // 2)
+    return np.concatenate([start, size], 1)
+
+
+def square_box(full: Int[Array, "2"], aspect: Float[Array, "n"]) -> Float[Array, "n 4"]:
+    """The largest central square of the original geometry, in stored pixels."""
+    size = np.maximum(1, np.rint(full * np.minimum(1, np.stack([aspect, 1 / aspect], 1))))
+    return np.concatenate([(full - size) // 2, size], 1)
+
+
+@torch.no_grad()
+def apply(
+    images: UInt8[Tensor, "n h w 3"],
+    params: Params,
+    size: int,
+    mean: Sequence[float],
+    std: Sequence[float],
+    interpolation: str,
+) -> Float[Tensor, "n 3 s s"]:
+    """Crops and flips, jitters, grays, blurs, solarizes and normalises, in this order.
+
+    Samples are sorted so that those with the same operations are neighbours: each operation works on slices.
+    """
+    n, device = len(images), images.device
+    hue_place = np.where(params.jitter, (params.order == HUE).argmax(1), 4)
+    sort = np.lexsort((params.solarize, params.gray, hue_place, params.blur))
+    shift, scale = (torch.tensor(value, device=device).view(3, 1, 1) for value in (mean, std))
+    radius = max(1, size // 20)
+    chunk = max(1, CHUNK // (3 * size * size)) if device.type == "cpu" else n
+    out = torch.zeros(n, 3, size, size, device=device)
+    with torch.autocast(device.type, enabled=False):
+        for start in range(0, n, chunk):
+            rows = sort[start : start + chunk]
+            p, index = params[rows], tensor(rows, images)
+            x = resized_crop(images.index_select(0, index), p.box, size, interpolation, p.flip)
+            for place, run in runs(hue_place[rows]):
+                if place < 4:
+                    color_jitter_(x[run], p.order[run], p.factor[run])
+            for _, run in runs(p.gray, only=1):
+                grayscale_(x[run])
+            for _, run in runs(p.blur, only=1):
+                x[run] = gaussian_blur(x[run], p.sigma[run], radius)
+            for _, run in runs(p.solarize, only=1):
+                solarize_(x[run])
+            out.index_add_(0, index, x.sub_(shift).div_(scale))  # several times faster than index_copy_
+    return out
+
+
+def runs(values: Shaped[Array, "n"], only: int | None = None) -> Iterator[tuple[int, slice]]:
+    """The runs of equal neighbours as (value, slice), or those of one value."""
+    edges = [0, *(np.flatnonzero(values[1:] != values[:-1]) + 1).tolist(), len(values)]
+    for start, stop in pairwise(edges):
+        if only is None or values[start] == only:
+            yield int(values[start]), slice(start, stop)
