@@ -185,8 +185,8 @@ def test_a_full_disk_keeps_the_last_checkpoint(monkeypatch, capsys, tmp_path, ph
     code, _, error = call(monkeypatch, capsys, "pretrain", "simclr", f"data={photos}", f"out={out}", *SMALL, *more)
     assert code == 2
     assert "No space left on device" in error.splitlines()[-1]
-    assert checkpoint.read(out / "checkpoints" / "last.safetensors")[1]["step"] == 2
-    assert sorted(p.name for p in (out / "checkpoints").iterdir()) == ["last.safetensors"]
+    assert checkpoint.read(out / "checkpoint" / "last.safetensors")[1]["step"] == 2
+    assert sorted(p.name for p in (out / "checkpoint").iterdir()) == ["last.safetensors"]
 
 
 def test_help_does_not_wait_for_torch():

@@ -85,7 +85,7 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(tmp_path):
     straight = fit(config, tmp_path / "straight")
     with pytest.raises(Killed):
         fit(config, tmp_path / "killed", 7)
-    last = tmp_path / "killed" / "checkpoints" / checkpoint.LAST
+    last = tmp_path / "killed" / "checkpoint" / checkpoint.LAST
     last.write_bytes(last.read_bytes()[:-100])
     trainer = tiny.trainer(config, tmp_path / "killed")
     trainer.resume()
@@ -106,7 +106,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_good_state(tmp_pa
     trainer.train_step = bad
     with pytest.raises(InputError, match=r"Learner 2 of 4 is nan at step 13.*optim\.lr"):
         trainer.fit()
-    _, meta = checkpoint.read(tmp_path / "run" / "checkpoints" / checkpoint.LAST)
+    _, meta = checkpoint.read(tmp_path / "run" / "checkpoint" / checkpoint.LAST)
     assert meta["step"] == 12
 
 
@@ -124,7 +124,7 @@ def start_and_signal(out: Path, signum: int) -> subprocess.CompletedProcess:
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(command(out), stderr=subprocess.PIPE, text=True, env=environment)
     deadline = time.monotonic() + 120
-    while not (out / "checkpoints" / checkpoint.LAST).exists():
+    while not (out / "checkpoint" / checkpoint.LAST).exists():
         assert process.poll() is None, process.stderr.read()
         assert time.monotonic() < deadline
         time.sleep(0.02)

@@ -20,7 +20,7 @@ CHOSEN_BY_US = ("auto", None)  # values that `resolve` fills in; a resumed run k
 class Run:
     """The folder of a run.
 
-    `config.yaml` the resolved config; `checkpoints/`; `metrics.jsonl` a row a step; `encoder.safetensors` and
+    `config.yaml` the resolved config; `checkpoint/`; `metrics.jsonl` a row a step; `encoder.safetensors` and
     `result.json` and `curves.png` when it is finished; `evaluation.json`; `skipped.txt` the images left out.
     """
 
@@ -43,7 +43,7 @@ class Run:
 
     @property
     def checkpoints(self) -> Path:
-        return self.path / "checkpoints"
+        return self.path / "checkpoint"
 
     @property
     def config(self) -> Config:

@@ -95,7 +95,7 @@ def test_stop_on_collapse_saves_and_goes_on_when_told(tmp_path):
         trainer.fit()
     assert "\n" not in str(caught.value)
     assert caught.value.code == 3
-    _, meta = checkpoint.read(tmp_path / "checkpoints" / checkpoint.LAST)
+    _, meta = checkpoint.read(tmp_path / "checkpoint" / checkpoint.LAST)
     assert meta["step"] == trainer.step < 60
     trainer.run.release()
     again = tiny.trainer(tiny.config("byol", train={**train, "on_collapse": "warn"}), tmp_path)

@@ -45,7 +45,7 @@ def run_verdict(run, i):
 
 def test_checkpoints_by_their_file(run):
     whole = twinblock.diagnose(run.path)
-    last = twinblock.diagnose(run.path / "checkpoints" / "last.safetensors")
+    last = twinblock.diagnose(run.path / "checkpoint" / "last.safetensors")
     assert last.outputs == whole.outputs
     encoder = twinblock.diagnose(run.path / "encoder.safetensors")
     assert encoder.outputs[3].keys() == {"encoder", "sample_knn"}
@@ -131,8 +131,8 @@ def test_what_cannot_be_diagnosed_is_one_line(tmp_path, name, words):
 
 def test_a_checkpoint_of_another_architecture_is_one_line(run, tmp_path):
     copy = tmp_path / "run"
-    (copy / "checkpoints").mkdir(parents=True)
-    for name in ("checkpoints/last.safetensors", "encoder.safetensors", "metrics.jsonl", "result.json"):
+    (copy / "checkpoint").mkdir(parents=True)
+    for name in ("checkpoint/last.safetensors", "encoder.safetensors", "metrics.jsonl", "result.json"):
         (copy / name).write_bytes((run.path / name).read_bytes())
     config = (run.path / "config.yaml").read_text()
     for old, new, words in (
@@ -152,8 +152,8 @@ def test_a_checkpoint_of_another_architecture_is_one_line(run, tmp_path):
 
 def test_a_run_that_was_not_finished_is_judged_as_it_stands(run, tmp_path):
     copy = tmp_path / "run"
-    (copy / "checkpoints").mkdir(parents=True)
-    for name in ("checkpoints/last.safetensors", "config.yaml"):
+    (copy / "checkpoint").mkdir(parents=True)
+    for name in ("checkpoint/last.safetensors", "config.yaml"):
         (copy / name).write_bytes((run.path / name).read_bytes())
     rows = [row for row in run.metrics() if "diagnosis" in row]
     (copy / "metrics.jsonl").write_text(json.dumps(rows[0]) + "\n")

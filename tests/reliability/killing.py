@@ -47,7 +47,7 @@ def kill_while_saving(trainer, step: int, moment: str) -> None:
 
     def rename(old, new):
         names.append(new)
-        if trainer.step < step or Path(new).parent.name != "checkpoints":
+        if trainer.step < step or Path(new).parent.name != "checkpoint":
             return replace(old, new)
         if moment == "before it has its name" and Path(new).name == checkpoint.FRESH:
             kill()

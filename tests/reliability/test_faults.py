@@ -70,7 +70,7 @@ def assert_same_end(trainer, straight: Path) -> None:
 @pytest.mark.parametrize("part", [0, 0.02, 0.3, 0.9, 0.999])
 def test_a_disk_that_fills_at_any_write(config, straight, tmp_path, part):
     """The limit falls into the metrics, or at some part of a checkpoint; once there is room, nothing was lost."""
-    size = (straight / "checkpoints" / checkpoint.LAST).stat().st_size
+    size = (straight / "checkpoint" / checkpoint.LAST).stat().st_size
     out = tmp_path / "run"
     trainer = tiny.trainer(config, out)
     with no_file_above(int(part * size)), pytest.raises(InputError, match="cannot write") as told:
@@ -83,21 +83,21 @@ def test_a_disk_that_fills_at_any_write(config, straight, tmp_path, part):
 def test_a_disk_that_fills_while_the_run_goes_on(config, straight, tmp_path):
     out = tmp_path / "run"
     assert in_processes(config, out, end=(7, None)) == [-9]
-    before = checkpoint.read(out / "checkpoints" / checkpoint.LAST)[1]
+    before = checkpoint.read(out / "checkpoint" / checkpoint.LAST)[1]
     trainer = tiny.trainer(config, out)
     trainer.resume()
     with no_file_above(20_000), pytest.raises(InputError, match="cannot write"):
         trainer.fit()
     trainer.run.release()
-    assert checkpoint.read(out / "checkpoints" / checkpoint.LAST)[1] == before
+    assert checkpoint.read(out / "checkpoint" / checkpoint.LAST)[1] == before
     assert_same_end(go_on(config, out), straight)
 
 
 def test_a_checkpoint_cut_at_fifty_lengths_or_with_a_flipped_byte(straight, tmp_path):
     """Each is noticed, set aside, and the one before is taken."""
     rng = random.Random(0)
-    good = (straight / "checkpoints" / checkpoint.LAST).read_bytes()
-    assert (straight / "checkpoints" / checkpoint.PREVIOUS).exists()
+    good = (straight / "checkpoint" / checkpoint.LAST).read_bytes()
+    assert (straight / "checkpoint" / checkpoint.PREVIOUS).exists()
     flipped = []
     for position in rng.sample(range(len(good)), 50):
         damaged = bytearray(good)
@@ -106,7 +106,7 @@ def test_a_checkpoint_cut_at_fifty_lengths_or_with_a_flipped_byte(straight, tmp_
     cut = [good[:length] for length in [0, 1, 7, 8, 9, len(good) - 1, *rng.sample(range(len(good)), 44)]]
     for i, content in enumerate([*cut, *flipped]):
         folder = tmp_path / str(i)
-        shutil.copytree(straight / "checkpoints", folder)
+        shutil.copytree(straight / "checkpoint", folder)
         (folder / checkpoint.LAST).write_bytes(content)
         complaints = checkpoint.settle(folder)
         assert len(complaints) == 1 and "\n" not in complaints[0]
@@ -118,7 +118,7 @@ def test_a_checkpoint_cut_at_fifty_lengths_or_with_a_flipped_byte(straight, tmp_
 def test_with_every_checkpoint_damaged_the_run_starts_again(config, straight, tmp_path):
     out = tmp_path / "run"
     assert in_processes(config, out, end=(10, None)) == [-9]
-    for file in (out / "checkpoints").iterdir():
+    for file in (out / "checkpoint").iterdir():
         file.write_bytes(b"x" * 100)
     assert_same_end(go_on(config, out), straight)
 
@@ -165,7 +165,7 @@ def test_a_reader_of_images_that_fails_ends_the_run_with_its_state_kept(config, 
     with pytest.raises(InputError, match="Input/output error"):
         trainer.fit()
     trainer.run.release()
-    assert checkpoint.read(out / "checkpoints" / checkpoint.LAST)[1]["step"] == 6
+    assert checkpoint.read(out / "checkpoint" / checkpoint.LAST)[1]["step"] == 6
     assert_same_end(go_on(config, out), straight)
 
 
@@ -180,7 +180,7 @@ def test_a_process_that_dies_ends_the_others_with_its_reason(photos, tmp_path):
     launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", f"--master-port={port}"]
     process = subprocess.Popen([*launcher, *command], stderr=subprocess.PIPE, text=True, env=environment)
     deadline = time.monotonic() + 120
-    while not (tmp_path / "run" / "checkpoints" / checkpoint.LAST).exists():
+    while not (tmp_path / "run" / "checkpoint" / checkpoint.LAST).exists():
         assert process.poll() is None, process.stderr.read()
         assert time.monotonic() < deadline
         time.sleep(0.1)
@@ -189,6 +189,6 @@ def test_a_process_that_dies_ends_the_others_with_its_reason(photos, tmp_path):
     _, error = process.communicate(timeout=60)
     assert process.returncode != 0
     assert "SIGKILL" in error or "Signal 9" in error
-    step = checkpoint.read(tmp_path / "run" / "checkpoints" / checkpoint.LAST)[1]["step"]
+    step = checkpoint.read(tmp_path / "run" / "checkpoint" / checkpoint.LAST)[1]["step"]
     assert step >= 20 and step % 20 == 0
     assert Run.open(tmp_path / "run").encoder() is not None

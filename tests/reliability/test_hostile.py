@@ -87,9 +87,9 @@ def test_a_checkpoint_with_a_pickle_does_not_run_it(form, tmp_path, monkeypatch)
         save_file({"a": torch.zeros(1)}, path, {"twinblock": text, "sha256": "0"})
     with pytest.raises(checkpoint.Damaged):
         checkpoint.read(path)
-    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    (tmp_path / "run" / "checkpoint").mkdir(parents=True)
     (tmp_path / "run" / "config.yaml").write_text("{}")
-    path.rename(tmp_path / "run" / "checkpoints" / checkpoint.LAST)
+    path.rename(tmp_path / "run" / "checkpoint" / checkpoint.LAST)
     with pytest.raises(InputError):
         twinblock.load_encoder(tmp_path / "run")
     assert not (tmp_path / "pwned").exists()
@@ -131,7 +131,7 @@ def test_a_run_from_someone_else_cannot_write_outside_itself(tmp_path):
     assert {file.read_text() for file in outside.iterdir()} == {"mine"}
     folder = tmp_path / "elsewhere"
     folder.mkdir()
-    (run.path / "checkpoints" / (checkpoint.FRESH + ".partial")).symlink_to(outside / "config.yaml")
+    (run.path / "checkpoint" / (checkpoint.FRESH + ".partial")).symlink_to(outside / "config.yaml")
     checkpoint.save(run.checkpoints, {"a": torch.zeros(1)}, {})
     assert (outside / "config.yaml").read_text() == "mine"
     run.checkpoints.rename(tmp_path / "moved")

@@ -66,7 +66,7 @@ class Diagnosis:
 def diagnose(what: str | Path | np.ndarray | Tensor, data: str | Mapping[str, Any] | None = None) -> Diagnosis:
     """Every indicator of collapse and a verdict, of a run, a checkpoint, a file of features, or features.
 
-    Of a run or `checkpoints/*.safetensors` in it: all outputs of all Learners, and a verdict on their history; of
+    Of a run or `checkpoint/*.safetensors` in it: all outputs of all Learners, and a verdict on their history; of
     `encoder.safetensors`: the encoder's output. Features: (rows, dimensions), or (2, rows, dimensions) for two views
     of the same images, as `.npy` or in memory. `data`: other images than the run's. Nothing is ever unpickled.
     Raises InputError for what cannot be read, for NaN, and for a checkpoint of another architecture.
@@ -84,7 +84,7 @@ def diagnose(what: str | Path | np.ndarray | Tensor, data: str | Mapping[str, An
         return _of_run(run, file, data)
     if path.suffix == ".safetensors" and path.is_file():
         home = path.parent.parent
-        if path.parent.name == "checkpoints" and (home / "config.yaml").is_file():
+        if path.parent.name == "checkpoint" and (home / "config.yaml").is_file():
             return _of_run(Run(home), path, data)
         return _of_encoder(path, data)
     if not path.exists():
