@@ -60,6 +60,8 @@ def test_a_folder_of_photos_from_start_to_finish(monkeypatch, capsys, tmp_path, 
     assert "1 unreadable" in error
     assert "no labels" in error
     assert "effective rank" in error
+    assert error.splitlines()[-1] == f"next: twinblock embed {out} · twinblock evaluate {out} data=LABELLED"
+    assert f"twinblock.load_encoder({str(out)!r})" in error
     assert "broken.jpg" in (out / "skipped.txt").read_text()
     for name in ("config.yaml", "metrics.jsonl", "encoder.safetensors", "result.json"):
         assert (out / name).is_file()

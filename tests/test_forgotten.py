@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 import tiny
 import torch
+from pyarrow import parquet
 
 import twinblock
 import twinblock.views
 from twinblock import cli, forgotten
-from twinblock.data import Images, longtail
+from twinblock.data import Images, Names, longtail
 from twinblock.encoders import MEAN, STD
 from twinblock.errors import InputError
 from twinblock.evaluation import run as evaluation
@@ -95,9 +96,15 @@ def test_files_and_judgement(tmp_path, source, monkeypatch, capsys):
 
 def test_images_without_labels_are_ranked_all_the_same(tmp_path, source, monkeypatch):
     run = twinblock.pretrain("simclr", out=tmp_path / "a", quiet=True, overrides=SMALL)
-    monkeypatch.setattr(longtail, "load", lambda *_: Images(source.pixels[:20]))
+    names = [f"{i}.png" for i in range(20)]
+    monkeypatch.setattr(longtail, "load", lambda *_: Images(source.pixels[:20], names=Names.of(names)))
     assert forgotten.forgotten(run, data="photos") == []
-    assert (run.path / "forgotten.csv").read_text().splitlines()[0] == "image,moved,loss,neighbours"
+    with open(run.path / "forgotten.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert list(rows[0]) == ["image", "name", "moved", "loss", "neighbours"]
+    assert all(row["name"] == f"{row['image']}.png" for row in rows)
+    table = parquet.read_table(run.path / "forgotten.parquet")
+    assert table["name"].to_pylist() == [row["name"] for row in rows]
 
 
 def test_a_ratio_that_is_none(tmp_path, source, monkeypatch, capsys):
@@ -105,7 +112,7 @@ def test_a_ratio_that_is_none(tmp_path, source, monkeypatch, capsys):
     for ratio in (1.0, -0.5, float("nan")):
         with pytest.raises(InputError, match="at least 0 and less than 1"):
             forgotten.forgotten(Run(run.path), ratio=ratio)
-    for text, words in (("ratio=much", "give a number"), ("ration=0.5", "unknown field; known: data, ratio")):
+    for text, words in (("ratio=much", "give a number"), ("ration=0.5", "ration: unknown field; did you mean ratio?")):
         monkeypatch.setattr("sys.argv", ["twinblock", "forgotten", str(run.path), text])
         with pytest.raises(SystemExit) as end:
             cli.main()

@@ -7,18 +7,21 @@ if TYPE_CHECKING:
     from twinblock.api import load_encoder, pretrain
     from twinblock.config import compose
     from twinblock.diagnosis.run import diagnose
+    from twinblock.embedding import Embeddings, embed
     from twinblock.errors import InputError
     from twinblock.evaluation.run import evaluate
     from twinblock.run import Run
 
 __version__ = "0.1.0"
-__all__ = ["InputError", "Run", "compose", "diagnose", "evaluate", "load_encoder", "pretrain"]
+__all__ = ["Embeddings", "InputError", "Run", "compose", "diagnose", "embed", "evaluate", "load_encoder", "pretrain"]
 
 _HOMES = {
+    "Embeddings": "embedding",
     "InputError": "errors",
     "Run": "run",
     "compose": "config",
     "diagnose": "diagnosis.run",
+    "embed": "embedding",
     "evaluate": "evaluation.run",
     "load_encoder": "api",
     "pretrain": "api",

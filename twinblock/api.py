@@ -1,5 +1,6 @@
 """The public functions: pretrain a run, evaluate it, load its encoder."""
 
+import shlex
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -171,7 +172,17 @@ def finish(run: Run, trainer, images: Images, reporter: Reporter) -> None:
     draw({run.path.name: run}, run.path / "curves.png")
     run.write_json("result.json", result)
     reporter.say(last_line(result))
-    reporter.say(f"run: {run.path}")
+    reporter.say(how_to_use(run.path, labelled=knn is not None))
+
+
+def how_to_use(path: Path, labelled: bool) -> str:
+    """What to do with a finished run, ready to be pasted."""
+    shell = shlex.quote(str(path))
+    return (
+        f"run: {path}\n"
+        f"encoder: twinblock.load_encoder({str(path)!r})\n"
+        f"next: twinblock embed {shell} · twinblock evaluate {shell}{'' if labelled else ' data=LABELLED'}"
+    )
 
 
 def _already_finished(run: Run, config: Config, reporter: Reporter) -> bool:

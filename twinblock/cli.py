@@ -1,7 +1,8 @@
 """The command line: argument plumbing, nothing else."""
 
+import os
 import sys
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -35,16 +36,32 @@ def evaluate(
 
     Runs trained in blocks are measured block by block, and drawn in depth.png.
     """
-    from twinblock.config import lay_over
     from twinblock.evaluation.run import evaluate, group_rows
     from twinblock.report import print_table
     from twinblock.run import Run
 
-    data = lay_over({}, overrides or ()).get("data")
+    data = _fields(overrides, "data").get("data")
     how = {"blocks": blocks or None, "taps": taps, "beside": beside or ()}
     print_table(run, evaluate(run, data, published=published, **how))
     if groups := group_rows(Run(run)):
         print_table("accuracy of the groups of classes, in %; std: their standard deviation", groups)
+
+
+@app.command()
+def embed(
+    run: Annotated[str, typer.Argument(help="The folder of a run.")],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[data=...] [split=test] [out=FILE]", help="Other images; the file, by its ending."),
+    ] = None,
+):
+    """Write the features of a run's encoder for images, with their names, as .npz, .parquet or .csv."""
+    from twinblock.embedding import OWN, embed
+
+    fields = _fields(overrides, "data", "split", "out")
+    out = fields.pop("out", None) or os.path.join(run, f"{OWN}.npz")
+    count, width = embed(run, out=out, **fields).features.shape
+    typer.echo(f"{out}: {width} features of each of {count:,} images")
 
 
 @app.command()
@@ -53,13 +70,10 @@ def forgotten(
     overrides: Annotated[list[str] | None, typer.Argument(metavar="[data=...] [ratio=0.9]")] = None,
 ):
     """Find the images that a run learned least: those whose features move most when its weights are pruned."""
-    from twinblock.config import lay_over
     from twinblock.forgotten import forgotten
     from twinblock.report import print_table
 
-    fields = lay_over({}, overrides or ())
-    if unknown := fields.keys() - {"data", "ratio"}:
-        raise InputError(f"{min(unknown)}: unknown field; known: data, ratio")
+    fields = _fields(overrides, "data", "ratio")
     if not isinstance(fields.get("ratio", 0.0), int | float):
         raise InputError(f"ratio={fields['ratio']}: give a number, at least 0 and less than 1")
     if rows := forgotten(run, **fields):
@@ -74,11 +88,10 @@ def diagnose(
     overrides: Annotated[list[str] | None, typer.Argument(metavar="[data=...]", help="Other data.")] = None,
 ):
     """Say whether a run, a checkpoint or a file of features has collapsed, with every indicator."""
-    from twinblock.config import lay_over
     from twinblock.diagnosis.run import diagnose
     from twinblock.report import print_table
 
-    diagnosis = diagnose(what, lay_over({}, overrides or ()).get("data"))
+    diagnosis = diagnose(what, _fields(overrides, "data").get("data"))
     for title, rows in diagnosis.tables():
         print_table(title, rows)
     typer.echo(str(diagnosis))
@@ -113,6 +126,16 @@ def show(
     from twinblock.run import to_yaml
 
     typer.echo(to_yaml(compose(recipe, overrides=overrides or ())), nl=False)
+
+
+def _fields(overrides: list[str] | None, *known: str) -> dict[str, Any]:
+    """The `a=b` arguments of a command that knows these fields."""
+    from twinblock.config import lay_over, unknown_field
+
+    fields = lay_over({}, overrides or ())
+    for name in fields.keys() - known:
+        raise InputError(unknown_field(name, known))
+    return fields
 
 
 def main() -> None:

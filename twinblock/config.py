@@ -435,11 +435,8 @@ def explain(error: ValidationError, model: type[BaseModel], prefix: str = "") ->
     where = prefix + ".".join(p for i, p in enumerate(location) if _is_written(model, location[:i], p))
     if fault["type"] == "extra_forbidden":
         where = prefix + ".".join([*where.removeprefix(prefix).split("."), location[-1]]).lstrip(".")
-        word = location[-1]
         known = sorted({name for m in _models_at(model, location[:-1]) for name in m.model_fields})
-        near = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
-        hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}"
-        return f"{where}: unknown field; {hint}"
+        return unknown_field(where, known)
     if fault["type"] in ("union_tag_invalid", "union_tag_not_found"):
         tags = [t.strip("'") for t in fault.get("ctx", {}).get("expected_tags", "").split(", ") if t]
         given = fault.get("ctx", {}).get("tag")
@@ -457,6 +454,12 @@ def explain(error: ValidationError, model: type[BaseModel], prefix: str = "") ->
     if not where or fault["type"] == "value_error":
         return f"{where}: {message}{value}" if where else message
     return f"{where}: should be {message}{value}" if fault["msg"].startswith("Input") else f"{where}: {message}{value}"
+
+
+def unknown_field(where: str, known: Iterable[str]) -> str:
+    """What is said of a field that there is not, with the nearest of those that there are."""
+    near = difflib.get_close_matches(where.rpartition(".")[2], known := list(known), n=1, cutoff=0.5)
+    return f"{where}: unknown field; " + (f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}")
 
 
 def _models_at(model: type[BaseModel], path: list[str]) -> list[type[BaseModel]]:

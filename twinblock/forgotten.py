@@ -1,8 +1,8 @@
 """Forgotten samples: the images whose features move most when the encoder's smallest weights are pruned."""
 
-import csv
 import io
 from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +15,14 @@ from torch.nn.functional import cosine_similarity, normalize
 
 from twinblock import checkpoint
 from twinblock.config import Config, PrunedSpec, other_data
-from twinblock.data import Images, take
+from twinblock.data import Images, about, take
 from twinblock.data.longtail import training, whole
 from twinblock.diagnosis.monitor import evaluating
 from twinblock.encoders import MEAN, STD, Encoder
 from twinblock.errors import InputError
 from twinblock.evaluation.features import features, pixels
 from twinblock.evaluation.groups import thirds
+from twinblock.files import replacing, write_table
 from twinblock.learner import Network
 from twinblock.pruning import Pruned
 from twinblock.run import Run
@@ -69,7 +70,7 @@ def forgotten(
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     scores = measure(run, images, ratio, device)
     ranking = np.argsort(-scores["moved"], kind="stable")
-    _write_table(run, images, scores, ranking)
+    _write_tables(run, images, scores, ranking)
     run.write("forgotten.png", _picture(images, ranking))
     found = _judge(scores, images.labels)
     run.write_json("forgotten.json", {"data": source.source, "images": len(images), "ratio": ratio, "scores": found})
@@ -186,26 +187,12 @@ def lift(score: Float[np.ndarray, " n"], positive: np.ndarray, top: float = TOP)
     return float(positive[first].mean() / positive.mean())
 
 
-def _write_table(run: Run, images: Images, scores: Mapping[str, np.ndarray], ranking: np.ndarray) -> None:
-    columns: dict[str, Any] = {"image": ranking.tolist()}  # row of the examined set
-    if images.labels is not None:
-        names = images.classes or ()
-        columns["label"] = images.labels[ranking].tolist()
-        columns["class"] = [names[i] if 0 <= i < len(names) else "" for i in columns["label"]]
-    columns |= {name: scores[name][ranking].tolist() for name in SCORES}
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(columns)
-    writer.writerows(zip(*columns.values(), strict=True))
-    run.write("forgotten.csv", text.getvalue())
-    try:
-        import pyarrow
-        from pyarrow import parquet
-    except ImportError:  # it comes with `pip install twinblock[hf]`
-        return
-    binary = io.BytesIO()
-    parquet.write_table(pyarrow.table(columns), binary)
-    run.write("forgotten.parquet", binary.getvalue())
+def _write_tables(run: Run, images: Images, scores: Mapping[str, np.ndarray], ranking: np.ndarray) -> None:
+    columns = about(images, ranking) | {name: scores[name][ranking] for name in SCORES}
+    kinds = ("csv", "parquet") if find_spec("pyarrow") else ("csv",)  # it comes with `pip install twinblock[hf]`
+    for kind in kinds:
+        with replacing(run.path / f"forgotten.{kind}") as file:
+            write_table(file, kind, columns)
 
 
 def _picture(images: Images, ranking: np.ndarray) -> bytes:

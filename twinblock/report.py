@@ -2,12 +2,20 @@
 
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 
 LINE_EVERY = 10.0  # seconds between two lines where there is no terminal
@@ -57,6 +65,31 @@ class Reporter:
         if self.bar is not None:
             self.bar.stop()
             self.bar = None
+
+
+@contextmanager
+def progress(doing: str, total: int) -> Iterator[Callable[[int], None]]:
+    """Shows how far work of more than a second is: a bar on a terminal, lines that become fewer elsewhere."""
+    console = Console(stderr=True, soft_wrap=True, markup=False, highlight=False)
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    bar = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+    task, begun, done, due = bar.add_task(doing, total=total), time.monotonic(), 0, 1.0
+
+    def advance(n: int) -> None:
+        nonlocal done, due
+        done += n
+        bar.advance(task, n)
+        elapsed = time.monotonic() - begun
+        if elapsed > due:
+            due = max(LINE_EVERY, 2 * elapsed)
+            bar.start()
+            if bar.disable:
+                console.print(f"{doing}: {done:,} of {total:,} · {clock(elapsed / done * (total - done))} left")
+
+    try:
+        yield advance
+    finally:
+        bar.stop()
 
 
 def clock(seconds: float) -> str:

@@ -13,6 +13,7 @@ from twinblock import checkpoint
 from twinblock.config import Config, check
 from twinblock.encoders import Encoder, build_encoder
 from twinblock.errors import InputError
+from twinblock.files import replacing
 
 CHOSEN_BY_US = ("auto", None)  # values that `resolve` fills in; a resumed run keeps what was chosen first
 
@@ -156,16 +157,8 @@ class Run:
 
     def write(self, name: str, content: str | bytes) -> None:
         """Write a file of the run, whole or not at all."""
-        partial = self.path / (name + ".partial")
-        try:
-            partial.unlink(missing_ok=True)
-            content = content.encode("utf-8", "surrogateescape") if isinstance(content, str) else content
-            with open(partial, "xb") as file:  # never through a link
-                file.write(content)
-            os.replace(partial, self.path / name)
-        except OSError as error:
-            partial.unlink(missing_ok=True)
-            raise InputError(f"cannot write {self.path / name}: {error.strerror}") from None
+        with replacing(self.path / name) as file:
+            file.write(content.encode("utf-8", "surrogateescape") if isinstance(content, str) else content)
 
     def _json(self, name: str) -> Any:
         file = self.path / name

@@ -98,6 +98,9 @@ def test_train_and_test_folders_are_the_splits(photos, name):
     train, test = load(str(photos)), load(str(photos), split="test")
     assert (values(train), train.labels.tolist(), train.classes) == ([1, 2], [0, 1], ("cat", "dog"))
     assert dict(zip(values(test), test.labels.tolist(), strict=True)) == {3: 1, 4: 2}
+    assert list(train.names) == ["train/cat/0.png", "train/dog/0.png"]  # from the folder that the user named
+    assert sorted(test.names) == [f"{name}/bird/0.png", f"{name}/dog/0.png"]
+    assert list(load(str(photos / "train")).names) == ["cat/0.png", "dog/0.png"]  # the same files by another way
     assert test.classes == ("cat", "dog", "bird")
 
 

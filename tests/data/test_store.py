@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from twinblock.data import Images, store
+from twinblock import report
+from twinblock.data import Images, Names, store, take
 from twinblock.data.decode import decode, quiet, reason
 from twinblock.data.store import Encoded, digest, packed
 from twinblock.errors import InputError
@@ -262,6 +263,36 @@ def test_pillow_warnings_are_quiet_but_too_many_pixels_are_an_error():
         decode(huge(), 8, 8)
 
 
+# ---- names
+
+
+NAMES = ["é.png", "a\nb.png", "sub/=1+1.png", "\udcff.png", " .png", "日本.png"]
+
+
+def test_names_are_read_as_they_are_looked_at():
+    names = Names.of(NAMES)
+    assert list(names) == NAMES
+    assert (len(names), names[-1], names[np.int64(1)]) == (6, "日本.png", "a\nb.png")
+    assert list(names[np.array([5, 0, 5])]) == ["日本.png", "é.png", "日本.png"]
+    assert list(names[1:3]) == NAMES[1:3]
+    with pytest.raises(IndexError):
+        names[6]
+
+
+def test_names_stand_beside_the_pixels_of_the_same_file(cache):
+    files, names = [plain(i) for i in range(120)], [f"{i} {NAMES[i % 6]}" for i in range(120)]
+    files[3] = b"not an image"
+    items = list(zip(names, files, [-1] * 120, strict=True))
+    source = Encoded("some", "key", 120, lambda: iter(items), lambda: files)
+    for images in (packed(source), packed(source)):  # the second time from the cache
+        shown = [int(name.split()[0]) for name in images.names]
+        assert shown == images.pixels[:, 0, 0, 0].tolist() == [i for i in range(120) if i != 3]
+        assert images.names[3] == names[4]
+        some = take(images, np.array([7, 2]))
+        assert list(some.names) == [names[8], names[2]]
+        assert isinstance(images.names.text, np.memmap)
+
+
 # ---- the cache
 
 
@@ -282,13 +313,28 @@ def test_labels_that_are_all_unknown_are_no_labels():
     assert images.classes is None
 
 
-@pytest.mark.parametrize("victim", ["pixels.u8", "meta.json", "labels.npy"])
+@pytest.mark.parametrize("victim", ["pixels.u8", "meta.json", "labels.npy", "names.u8", "names.npy"])
 def test_a_damaged_store_is_made_again(cache, victim):
     source = encoded([plain(1), plain(2)])
     packed(source)
     (path,) = cache.glob(f"*/{victim}")
     path.write_bytes(path.read_bytes()[:-5])
-    assert packed(source).pixels[:, 0, 0, 0].tolist() == [1, 2]
+    images = packed(source)
+    assert images.pixels[:, 0, 0, 0].tolist() == [1, 2]
+    assert list(images.names) == ["000.png", "001.png"]
+
+
+def test_stores_of_an_older_format_are_left_alone(cache, monkeypatch):
+    parts = [plain(1), plain(2)]
+    monkeypatch.setattr(store, "FORMAT", 1)
+    old = encoded(parts)
+    packed(old)
+    monkeypatch.setattr(store, "FORMAT", 2)
+    assert encoded(parts).key != old.key
+    (folder,) = cache.glob("*-kept")
+    for file in folder.glob("names.*"):
+        file.unlink()
+    assert store.read(folder, "old", None).names is None  # as STL-10's, whose images have none
 
 
 def test_an_interrupted_build_leaves_nothing(cache, monkeypatch):
@@ -386,8 +432,8 @@ def test_progress_shows_only_where_it_takes_long(capsys, monkeypatch):
     packed(encoded([plain(1)] * 3))
     assert capsys.readouterr() == ("", "")
     clock = iter(range(0, 10_000, 2))
-    monkeypatch.setattr(store.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(report.time, "monotonic", lambda: next(clock))
     packed(encoded([plain(2)] * 3))
     out, err = capsys.readouterr()
     assert out == ""
-    assert "packing 3 images" in err
+    assert "packing images" in err and "3 of 3 · 0:00 left" in err

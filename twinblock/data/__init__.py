@@ -1,15 +1,41 @@
 """Images in memory maps: where they come from (`load`) and how batches leave (`Images.batch`)."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
-from jaxtyping import UInt8
+from jaxtyping import Int, UInt8
 from torch import Tensor
 
-__all__ = ["Images", "load", "take"]
+__all__ = ["Images", "Names", "about", "load", "take"]
+
+
+class Names(Sequence[str]):
+    """The names of images, each decoded when it is looked at: a million of them may lie in a mapped file.
+
+    `text` holds all in UTF-8; name i is `text[starts[i] : ends[i]]`. Bytes of a file's name that are no UTF-8 become
+    lone surrogates, as `os.fsdecode` has it. `names[rows]` are the names of these rows.
+    """
+
+    def __init__(self, text: UInt8[np.ndarray, " b"], starts: Int[np.ndarray, " n"], ends: Int[np.ndarray, " n"]):
+        self.text, self.starts, self.ends = text, starts, ends
+
+    @classmethod
+    def of(cls, names: Iterable[str]) -> "Names":
+        """These names, in memory."""
+        encoded = [name.encode("utf-8", "surrogateescape") for name in names]
+        ends = np.cumsum([len(name) for name in encoded], dtype=np.int64)
+        return cls(np.frombuffer(b"".join(encoded), np.uint8), np.append(0, ends)[:-1], ends)
+
+    def __len__(self) -> int:
+        return len(self.ends)
+
+    def __getitem__(self, i: Any) -> Any:
+        if isinstance(i, int | np.integer):
+            return self.text[self.starts[i] : self.ends[i]].tobytes().decode("utf-8", "surrogateescape")
+        return Names(self.text, self.starts[i], self.ends[i])
 
 
 @dataclass(frozen=True)
@@ -17,7 +43,8 @@ class Images:
     """A set of images of one stored size, in an array or a memory map.
 
     `aspect` is the original width / height where pixels were squashed, None where they are undistorted.
-    An image of label -1 has none. `skipped` lists (path, reason) of the files that could not be read.
+    An image of label -1 has none. `names`: of files, relative to the folder of the source; of rows of a table, which
+    row; None where images have none. `skipped` lists (name, reason) of the files that could not be read.
     """
 
     pixels: np.ndarray  # (n, h, w, 3) uint8
@@ -25,6 +52,7 @@ class Images:
     classes: tuple[str, ...] | None = None
     aspect: np.ndarray | None = None  # (n,) float32
     name: str = ""
+    names: Names | None = None
     skipped: tuple[tuple[str, str], ...] = ()
 
     def __len__(self) -> int:
@@ -38,7 +66,20 @@ class Images:
 def take(images: Images, rows: np.ndarray) -> Images:
     """The images of these rows, in memory."""
     pick = lambda column: None if column is None else column[rows]  # noqa: E731
-    return replace(images, pixels=images.pixels[rows], labels=pick(images.labels), aspect=pick(images.aspect))
+    columns = {name: pick(getattr(images, name)) for name in ("labels", "aspect", "names")}
+    return replace(images, pixels=images.pixels[rows], **columns)
+
+
+def about(images: Images, rows: np.ndarray) -> dict[str, Any]:
+    """What a table says of these images, as columns: their number, and name, label and class where there are any."""
+    columns: dict[str, Any] = {"image": rows}
+    if images.names is not None:
+        columns["name"] = images.names[rows]
+    if images.labels is not None:
+        columns["label"] = images.labels[rows]
+        if images.classes:
+            columns["class"] = [images.classes[i] if i >= 0 else "" for i in columns["label"].tolist()]
+    return columns
 
 
 def load(

@@ -87,13 +87,15 @@ def _folder(source: str, path: str, split: str) -> Encoded | None:
         # A class that is not in training keeps a label of its own, so that its images count as missed.
         classes = classes + sorted(set(_first_level(files)) - set(classes)) if alike else []
     label = {name: i for i, name in enumerate(classes)}
+    below = "" if folder == path else os.path.relpath(folder, path)
 
     def items() -> Iterator[Item]:
         for file in files:
-            yield file, os.path.join(folder, file), label[file.split(os.sep, 1)[0]] if label else -1
+            name, first = os.path.join(below, file), file.split(os.sep, 1)[0]
+            yield name, os.path.join(folder, file), label[first] if label else -1
 
     some = [os.path.join(folder, file) for file in files[:: -(-len(files) // 1000)]]
-    key = digest(key, *classes, *map(_beginning, some[:: -(-len(some) // 16)]))
+    key = digest(key, below, *classes, *map(_beginning, some[:: -(-len(some) // 16)]))
     return Encoded(source, key, len(files), items, lambda: some, tuple(map(printable, classes)) or None)
 
 

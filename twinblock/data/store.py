@@ -3,12 +3,10 @@
 import json
 import os
 import shutil
-import time
 from array import array
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import blake2b
 from itertools import islice
@@ -16,18 +14,17 @@ from pathlib import Path
 
 import numpy as np
 from filelock import FileLock, Timeout
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
-from twinblock.data import Images
+from twinblock.data import Images, Names
 from twinblock.data.decode import File, decode, printable, quiet, reason, upright_size
 from twinblock.errors import InputError
+from twinblock.report import progress
 
-FORMAT = 1  # of the folders written here: part of every key
+FORMAT = 2  # of the folders written here: part of every key
 KEEP = 128  # images of one same size up to this many pixels a side are stored as they are
 UNREADABLE = 0.05  # a larger share of unreadable files is an error
 
-Item = tuple[str, File, int]  # name to show, file, label or -1
+Item = tuple[str, File, int]  # name, file, label or -1
 
 
 @dataclass(frozen=True)
@@ -104,7 +101,7 @@ def finish(
     aspect: np.ndarray,
     skipped: list[tuple[str, str]],
 ) -> None:
-    """Write what stands beside `pixels.u8`, an array of this shape."""
+    """Write what stands beside `pixels.u8`, an array of this shape, and names."""
     np.save(folder / "labels.npy", labels.astype(np.int64))
     np.save(folder / "aspect.npy", aspect.astype(np.float32))
     (folder / "meta.json").write_text(json.dumps({"shape": shape, "skipped": skipped}))
@@ -114,7 +111,7 @@ def read(folder: Path, name: str, classes: tuple[str, ...] | None) -> Images | N
     """The images of a complete store; None where there is none, or a damaged one."""
     if (arrays := _arrays(folder)) is None:
         return None
-    pixels, labels, aspect, skipped = arrays
+    pixels, labels, aspect, names, skipped = arrays
     labelled = bool((labels >= 0).any())
     undistorted = bool((aspect == np.float32(pixels.shape[2] / pixels.shape[1])).all())
     return Images(
@@ -123,19 +120,31 @@ def read(folder: Path, name: str, classes: tuple[str, ...] | None) -> Images | N
         classes=classes if labelled else None,
         aspect=None if undistorted else aspect,
         name=name,
+        names=names,
         skipped=tuple((file, why) for file, why in skipped),
     )
 
 
-def _arrays(folder: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray, list] | None:
+def _arrays(folder: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray, Names | None, list] | None:
     try:
         meta = json.loads((folder / "meta.json").read_text())
         shape = tuple(meta["shape"])
         pixels = np.memmap(folder / "pixels.u8", np.uint8, "r")
         labels, aspect = np.load(folder / "labels.npy"), np.load(folder / "aspect.npy")
-        return pixels.reshape(shape), labels, aspect, meta["skipped"]
+        names = _names(folder, shape[0])
+        return pixels.reshape(shape), labels, aspect, names, meta["skipped"]
     except (OSError, EOFError, ValueError, KeyError):
         return None
+
+
+def _names(folder: Path, count: int) -> Names | None:
+    """The names of a store's images; None where it was written without. Raises ValueError for damaged ones."""
+    if not (folder / "names.u8").exists():
+        return None
+    text, ends = np.memmap(folder / "names.u8", np.uint8, "r"), np.load(folder / "names.npy")
+    if len(ends) != count or ends[-1] != len(text):
+        raise ValueError("names are cut short")
+    return Names(text, np.append(0, ends)[:-1], ends)
 
 
 def _sweep(parent: Path) -> None:
@@ -171,10 +180,17 @@ def _pack(source: Encoded, folder: Path, height: int, width: int) -> None:
             f"{source.name}: {source.count} images need {needed / 1e9:.1f} GB in {folder.parent}, where only "
             f"{free / 1e9:.1f} GB are free: set TWINBLOCK_CACHE to a folder on a larger disk"
         )
-    labels, aspect, skipped = array("q"), array("f"), []
-    with open(folder / "pixels.u8", "wb") as out, _progress(source.count, folder.parent) as advance:
-        for pixels, some_labels, some_aspects, some_skipped in _decoded(source.items(), height, width):
+    labels, aspect, ends, skipped = array("q"), array("f"), array("q"), []
+    with (
+        open(folder / "pixels.u8", "wb") as out,
+        open(folder / "names.u8", "wb") as names,
+        progress(f"packing images, once, into {printable(str(folder.parent))}", source.count) as advance,
+    ):
+        for pixels, some_names, some_labels, some_aspects, some_skipped in _decoded(source.items(), height, width):
             out.write(pixels)
+            for name in some_names:
+                names.write(name.encode("utf-8", "surrogateescape"))
+                ends.append(names.tell())
             labels.extend(some_labels)
             aspect.extend(some_aspects)
             skipped.extend(some_skipped)
@@ -189,6 +205,7 @@ def _pack(source: Encoded, folder: Path, height: int, width: int) -> None:
             f"{source.name}: {len(skipped)} of {source.count} images cannot be read, more than "
             f"{UNREADABLE:.0%}: {first}: mend or remove them (all are listed in {report})"
         )
+    np.save(folder / "names.npy", np.asarray(ends))
     finish(folder, (len(labels), height, width, 3), np.asarray(labels), np.asarray(aspect), skipped)
 
 
@@ -213,36 +230,14 @@ def _decoded(items: Iterator[Item], height: int, width: int) -> Iterator[tuple]:
 
 def _decode_chunk(items: list[Item], height: int, width: int) -> tuple:
     pixels = np.empty((len(items), height, width, 3), np.uint8)
-    labels, aspects, skipped = [], [], []
+    names, labels, aspects, skipped = [], [], [], []
     for name, file, label in items:
         try:
             pixels[len(labels)], aspect = decode(file, height, width)
         except Exception as error:  # damaged files make decoders raise anything
             skipped.append((printable(name), reason(error)))
         else:
+            names.append(name)
             labels.append(label)
             aspects.append(aspect)
-    return pixels[: len(labels)], labels, aspects, skipped
-
-
-@contextmanager
-def _progress(total: int, place: Path) -> Iterator[Callable[[int], None]]:
-    """A bar on stderr, or one line where that is no terminal, for work that takes more than a second."""
-    console = Console(stderr=True, soft_wrap=True, markup=False, highlight=False)
-    columns = ("packing images", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    bar = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
-    task, begun, shown = bar.add_task("", total=total), time.monotonic(), False
-
-    def advance(n: int) -> None:
-        nonlocal shown
-        bar.advance(task, n)
-        if not shown and time.monotonic() - begun > 1:
-            shown = True
-            bar.start()
-            if bar.disable:
-                console.print(f"packing {total} images, once, into {place}")
-
-    try:
-        yield advance
-    finally:
-        bar.stop()
+    return pixels[: len(labels)], names, labels, aspects, skipped

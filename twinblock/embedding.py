@@ -1,0 +1,77 @@
+"""Embeddings: the features that a run's encoder gives for images, beside what is known of each."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from twinblock.config import other_data
+from twinblock.data import Images, about, load
+from twinblock.data.longtail import training, whole
+from twinblock.encoders import MEAN, STD
+from twinblock.errors import InputError
+from twinblock.evaluation import features
+from twinblock.files import replacing, table_kind, write_table
+from twinblock.report import progress
+from twinblock.run import Run
+
+OWN = "embeddings"  # files of this name in a run are its own, and are replaced
+
+
+@dataclass(frozen=True)
+class Embeddings:
+    """Row i of `features` is of image i of `images`, which has names, labels and classes where the source has them."""
+
+    features: Float[Tensor, "n d"]
+    images: Images
+
+
+def embed(
+    run: Run | str | Path,
+    data: str | Mapping[str, Any] | None = None,
+    *,
+    split: str = "train",
+    out: str | Path | None = None,
+) -> Embeddings:
+    """Features of the frozen encoder, float32, for all images of a source, by default the run's, labelled or not.
+
+    `out`: also write them, to a new .npz, .parquet or .csv file with the columns image (its number), name (of a file,
+    relative to the source), label, class, and features. `embeddings.*` in the run is replaced, another file never.
+    Raises InputError for a file that cannot be written, before the work, and for features that are not finite.
+    """
+    run = run if isinstance(run, Run) else Run.open(run)
+    kind = None if out is None else _writable(Path(out), run)
+    if split not in ("train", "test"):
+        raise InputError(f"split={split}: should be train or test")
+    config = run.config
+    source = whole(config.data) if data is None else other_data(whole(config.data), data)
+    images = training(source) if split == "train" else load(source.source, source.root, "test", source.size)
+    if images is None:
+        raise InputError(f"split=test: {source.source} has no images for testing; leave split out")
+    assert config.data.size is not None
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    encoder = run.encoder().to(device)
+    with progress("embedding images", len(images)) as advance:
+        encoder.register_forward_hook(lambda _, views, __: advance(len(views[0])))
+        found = features(encoder, images, size=config.data.size, mean=MEAN, std=STD, device=device)
+    if not found.isfinite().all():
+        raise InputError(f"the features of {run.path} hold NaN or infinity: has the encoder diverged?")
+    if out is not None and kind is not None:
+        with replacing(Path(out)) as file:
+            write_table(file, kind, about(images, np.arange(len(images))) | {"features": found.numpy()})
+    return Embeddings(found, images)
+
+
+def _writable(file: Path, run: Run) -> str:
+    kind = table_kind(file)
+    own = file.stem == OWN and file.parent.resolve() == run.path.resolve()
+    if file.is_dir() or (file.exists() and not own):
+        raise InputError(f"out={file} is there already; delete it or choose another name")
+    if not file.parent.is_dir():
+        raise InputError(f"out={file}: there is no folder {file.parent}; make it or choose another")
+    return kind
