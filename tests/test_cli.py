@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 import twinblock
-from twinblock import cli
+from twinblock import checkpoint, cli
 from twinblock.config import recipes
 from twinblock.run import Run
 
@@ -65,6 +65,8 @@ def test_a_folder_of_photos_from_start_to_finish(monkeypatch, capsys, tmp_path, 
     assert "broken.jpg" in (out / "skipped.txt").read_text()
     for name in ("config.yaml", "metrics.jsonl", "encoder.safetensors", "result.json"):
         assert (out / name).is_file()
+    (tmp_path / "new").touch()
+    assert (out / "encoder.safetensors").stat().st_mode == (tmp_path / "new").stat().st_mode
     code, _, error = call(monkeypatch, capsys, *command)
     assert code == 0
     assert "finished; nothing to do" in error
@@ -170,8 +172,6 @@ def test_an_out_that_cannot_be_used(monkeypatch, capsys, tmp_path):
 
 
 def test_a_full_disk_keeps_the_last_checkpoint(monkeypatch, capsys, tmp_path, photos):
-    from twinblock import checkpoint
-
     save_file, calls = checkpoint.save_file, []
 
     def full(tensors, path, metadata):
@@ -189,6 +189,48 @@ def test_a_full_disk_keeps_the_last_checkpoint(monkeypatch, capsys, tmp_path, ph
     assert "No space left on device" in error.splitlines()[-1]
     assert checkpoint.read(out / "checkpoint" / "last.safetensors")[1]["step"] == 2
     assert sorted(p.name for p in (out / "checkpoint").iterdir()) == ["last.safetensors"]
+
+
+def test_a_learning_rate_that_is_far_too_high_ends_with_a_reason(monkeypatch, capsys, tmp_path, photos):
+    out = tmp_path / "run"
+    more = ["optim.lr=1e6", "train.length=200steps", "train.checkpoint_every=1steps"]
+    code, _, error = call(monkeypatch, capsys, "pretrain", "simclr", f"data={photos}", f"out={out}", *SMALL, *more)
+    assert code == 2
+    last = error.splitlines()[-1]
+    assert "training diverged; lower optim.lr" in last and "choose another out" in last
+    assert not (out / "encoder.safetensors").exists()
+    if (out / "checkpoint").exists():
+        assert str(out / "checkpoint" / "last.safetensors") in last
+        state, _ = checkpoint.read(out / "checkpoint" / "last.safetensors")
+        assert all(tensor.isfinite().all() for tensor in state.values() if tensor.is_floating_point())
+
+
+@pytest.mark.parametrize("state", ["complete collapse", "diverging", "healthy"])
+def test_a_run_that_failed_ends_with_code_3_and_the_reason_last(monkeypatch, capsys, tmp_path, photos, state):
+    from twinblock import diagnosis
+
+    monkeypatch.setattr(diagnosis, "verdict", lambda *_, **__: diagnosis.Verdict(state, state, "numbers", "advice"))
+    command = ["pretrain", "simclr", f"data={photos}", f"out={tmp_path / 'run'}", *SMALL, "train.length=1steps"]
+    for _ in range(2):  # the second time it says so again and does nothing
+        code, _, error = call(monkeypatch, capsys, *command)
+        assert code == (0 if state == "healthy" else 3)
+        assert state == "healthy" or error.splitlines()[-1].startswith(f"{state}: ")
+        assert ("twinblock embed" in error) == (state == "healthy" and "nothing to do" not in error)
+
+
+def test_a_run_that_did_not_begin_leaves_no_folder(monkeypatch, capsys, tmp_path):
+    (tmp_path / "mine").mkdir()
+    for out in ("runs/new", "mine"):
+        code, _, error = call(monkeypatch, capsys, "pretrain", "simclr", "data=no/such/folder", f"out={tmp_path / out}")
+        assert code == 2 and error.count("\n") == 1
+    assert not (tmp_path / "runs" / "new").exists()
+    assert (tmp_path / "mine").is_dir()
+
+
+@pytest.mark.parametrize("command", ["evaluate", "diagnose", "forgotten", "embed"])
+def test_a_misspelt_field_of_a_command_is_told(monkeypatch, capsys, tmp_path, command):
+    code, _, error = call(monkeypatch, capsys, command, tmp_path, "dta=photos/")
+    assert (code, error) == (2, "error: dta: unknown field; did you mean data?\n")
 
 
 def test_help_does_not_wait_for_torch():

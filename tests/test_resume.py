@@ -110,6 +110,24 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_good_state(tmp_pa
     assert meta["step"] == 12
 
 
+def test_a_state_that_is_not_finite_is_never_saved(tmp_path):
+    trainer = tiny.trainer(tiny.config("simclr", train={"checkpoint_every": "2steps"}), tmp_path / "run")
+    good = trainer.train_step
+
+    def bad(*batch):
+        if trainer.step == 3:
+            trainer.encoder.layer1[0].bn1.running_var.fill_(float("inf"))
+        return good(*batch)
+
+    trainer.train_step = bad
+    last = tmp_path / "run" / "checkpoint" / checkpoint.LAST
+    with pytest.raises(
+        InputError, match=rf"running_var holds NaN or infinity after step 4: .*; .*good state is {last}"
+    ):
+        trainer.fit()
+    assert checkpoint.read(last)[1]["step"] == 2
+
+
 def command(out: Path, *more: str) -> list[str]:
     fields = ["data.batch=64", "train.length=40steps", "train.checkpoint_every=7steps", "encoder.width=8"]
     fields += ["projector.dims=[32,16]", "train.precision=fp32", f"out={out}", *more]

@@ -171,8 +171,12 @@ def finish(run: Run, trainer, images: Images, reporter: Reporter) -> None:
     }
     draw({run.path.name: run}, run.path / "curves.png")
     run.write_json("result.json", result)
-    reporter.say(last_line(result))
-    reporter.say(how_to_use(run.path, labelled=knn is not None))
+    if run.failed:
+        reporter.say(f"run: {run.path}")
+        reporter.say(last_line(result))
+    else:
+        reporter.say(last_line(result))
+        reporter.say(how_to_use(run.path, labelled=knn is not None))
 
 
 def how_to_use(path: Path, labelled: bool) -> str:
@@ -193,8 +197,8 @@ def _already_finished(run: Run, config: Config, reporter: Reporter) -> bool:
         raise InputError(
             f"out={run.path} holds a finished run with another config ({'; '.join(changed)}); choose another out"
         )
-    reporter.say(last_line(run.result or {}))
     reporter.say(f"run: {run.path} is finished; nothing to do")
+    reporter.say(last_line(run.result or {}))
     return True
 
 

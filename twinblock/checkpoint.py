@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -32,13 +33,19 @@ def write(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) ->
     partial = path.with_name(path.name + ".partial")
     try:
         partial.unlink(missing_ok=True)  # a link there would lead out of the folder
+        with open(partial, "xb") as file:
+            mode = os.fstat(file.fileno()).st_mode
         save_file(tensors, partial, {"twinblock": text, "sha256": _digest(tensors, text)})
         with open(partial, "rb+") as file:
+            os.fchmod(file.fileno(), mode)  # safetensors lets only the owner read, whatever the umask says
             os.fsync(file.fileno())
         os.replace(partial, path)
     except (OSError, SafetensorError) as error:
-        partial.unlink(missing_ok=True)
-        raise InputError(f"cannot write {path}: {error}; what was saved before is untouched") from None
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
+        raise InputError(
+            f"cannot write {path}: {error}; what was saved before is untouched, and the same command goes on from there"
+        ) from None
 
 
 def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

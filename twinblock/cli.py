@@ -20,7 +20,8 @@ def pretrain(
     """Pretrain an encoder: `twinblock pretrain byol data=photos/ out=runs/a`. The same command again goes on."""
     from twinblock.api import pretrain
 
-    pretrain(recipe, overrides=overrides or ())
+    if pretrain(recipe, overrides=overrides or ()).failed:
+        sys.exit(Collapsed.code)  # the last line has said why
 
 
 @app.command()
@@ -139,7 +140,10 @@ def _fields(overrides: list[str] | None, *known: str) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Run the command line. Exit codes: 0 done, 2 wrong input, 3 collapsed, 128 + n ended by signal n (Ctrl-C: 130)."""
+    """Run the command line.
+
+    Exit codes: 0 done, 2 wrong input, 3 collapsed or diverged, 128 + n ended by signal n (Ctrl-C: 130).
+    """
     try:
         app()
     except InputError as error:

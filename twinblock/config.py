@@ -219,7 +219,7 @@ class Train(Part):
     deterministic: bool = False  # bit-exact on a GPU too, at some cost; a CPU is so anyway
     compile: bool = False  # torch.compile the encoder
     loggers: tuple[Logger, ...] = ()
-    on_collapse: Literal["warn", "stop"] = "warn"  # stop: save, and exit with code 3
+    on_collapse: Literal["warn", "stop"] = "warn"  # warn: go on; stop: save and end; exit code 3 for both
 
 
 Objective = Annotated[

@@ -101,9 +101,7 @@ def build_encoder(
 
 
 def _create(kind: str, width: int | None, size: int) -> nn.Module:
-    if width is not None and kind not in BASIC_RESNETS:
-        raise InputError(f"encoder.width is for resnet10, resnet18 and resnet34; leave it out for encoder.kind={kind}")
-    if kind in RESNETS:
+    if kind in BASIC_RESNETS or (kind in RESNETS and width is None):
         name = "resnet18" if kind == "resnet10" else kind
         # timm starts residual branches at zero, torchvision does not: a shallow ResNet learns sooner without
         model = timm.create_model(name, num_classes=0, zero_init_last=False, **_shape(kind, width))
@@ -116,6 +114,8 @@ def _create(kind: str, width: int | None, size: int) -> nn.Module:
         near = difflib.get_close_matches(name, [*known, "resnet10"], n=3)
         hint = f"; did you mean {', '.join(near)}?" if near else ""
         raise InputError(f"encoder.kind: no backbone named {kind!r} in {library or 'timm'}{hint}")
+    if width is not None:
+        raise InputError(f"encoder.width is for resnet10, resnet18 and resnet34; leave it out for encoder.kind={kind}")
     if library == "torchvision":
         return torchvision.models.get_model(name, weights=None)
     if not is_model_in_modules(name, ["vision_transformer"]):

@@ -125,7 +125,7 @@ def last_line(result: Mapping[str, Any]) -> str:
         parts.append("no labels to measure accuracy with")
     parts.append(f"effective rank {result['effective_rank']:.0f}/{result['width']}")
     if result["state"] == "healthy":
-        parts.append("not collapsed")
+        parts += ["not collapsed"] if result["headline"] != "not collapsed" else []
     else:
         parts += [result["evidence"], f"advice: {result['advice']}"]
     return f"{result['headline']}: " + " · ".join(parts)

@@ -3,6 +3,7 @@
 import fcntl
 import json
 import os
+import shutil
 import weakref
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ class Run:
     def __init__(self, path: str | Path):
         self.path = Path(path)
         self._release: weakref.finalize | None = None
+        self._made = False
 
     def __repr__(self) -> str:
         return f"Run({str(self.path)!r})"
@@ -68,6 +70,11 @@ class Run:
     def finished(self) -> bool:
         return self.result is not None
 
+    @property
+    def failed(self) -> bool:
+        """Whether it ended in complete collapse, or diverged: its encoder is of no use."""
+        return (self.result or {}).get("state") in ("complete collapse", "diverging")
+
     def metrics(self) -> list[dict[str, Any]]:
         file = self.path / "metrics.jsonl"
         return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
@@ -100,6 +107,7 @@ class Run:
 
     def claim(self, config: Config) -> None:
         """Make the folder, or check that it belongs to this config; hold it until `release`."""
+        self._made = not self.path.exists()
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             lock = os.open(self.path / ".lock", os.O_CREAT | os.O_WRONLY | os.O_NOFOLLOW, 0o644)
@@ -124,8 +132,10 @@ class Run:
                 raise InputError(f"out={self.path} is not empty and holds no run; choose another folder")
 
     def release(self) -> None:
-        """Let other processes have the folder."""
+        """Let other processes have the folder; take away one that was made for a run that did not begin."""
         if self._release is not None:
+            if self._made and [p.name for p in self.path.iterdir()] == [".lock"]:
+                shutil.rmtree(self.path, ignore_errors=True)
             self._release()
 
     def write_config(self, config: Config) -> None:

@@ -196,10 +196,7 @@ class Trainer:
             if bad:
                 learner = self.plan.at(start + k)[0].trained[bad[0]]
                 where = f"Learner {learner + 1} of {len(self.learners)}"
-                raise InputError(
-                    f"the loss of {where} is {row[bad[0]]} at step {start + k}: training diverged. "
-                    f"Lower optim.lr or raise optim.warmup; the last good state is {self.run.checkpoints}"
-                )
+                raise self.diverged(f"the loss of {where} is {row[bad[0]]} at step {start + k}")
         rows += [{"step": start + k, "loss": row} for k, row in enumerate(values)]
         rows.sort(key=lambda row: (row["step"], "loss" in row))
         if self.fabric.is_global_zero and rows:
@@ -219,9 +216,21 @@ class Trainer:
             tensors |= {f"optimizers.{i}.{name}": t for name, t in flat.items()}
         return tensors
 
+    def diverged(self, what: str) -> InputError:
+        """The end of a training that cannot be mended by going on."""
+        last = self.run.checkpoints / checkpoint.LAST
+        kept = f"the last good state is {last}" if last.exists() else "nothing good was saved yet"
+        advice = "lower optim.lr or raise optim.warmup, and choose another out"
+        return InputError(f"{what}: training diverged; {advice}; {kept}")
+
     def save(self) -> None:
+        """Write a checkpoint. Raises InputError, and keeps the one before, where the state is no longer finite."""
+        state = self.state()
+        bad = next((name for name, t in state.items() if t.is_floating_point() and not t.isfinite().all()), None)
+        if bad is not None:
+            raise self.diverged(f"{bad} holds NaN or infinity after step {self.step}")
         if self.fabric.is_global_zero:
-            checkpoint.save(self.run.checkpoints, self.state(), {"step": self.step})
+            checkpoint.save(self.run.checkpoints, state, {"step": self.step})
         self.fabric.barrier()
 
     def resume(self) -> None:

@@ -67,7 +67,7 @@ def hub(source: str, root: str | None, split: str, download: bool) -> Encoded | 
         import datasets
     except ImportError as error:
         raise InputError(
-            f"data source {source!r} is neither built in nor a folder that exists; "
+            f"data source {source!r} is neither built in nor a folder here: check its path, or, "
             'to read it from the Hugging Face hub, pip install "twinblock[hf]"'
         ) from error
     splits = _downloaded(datasets, source, root, download)
@@ -98,8 +98,8 @@ def _downloaded(datasets: Any, source: str, root: str | None, download: bool) ->
     except Exception as error:
         why = " ".join(printable(f"{problem or error}".replace("\n", " ")).split())[:200]
         raise InputError(
-            f"data source {source!r} is neither built in nor a folder that exists, and the Hugging Face hub "
-            f"does not give it: {why}"
+            f"data source {source!r} is neither built in nor a folder here, and the Hugging Face hub does not give it "
+            f"({why}); check the path of your folder, or the name"
         ) from error
     finally:
         constants.HF_HUB_OFFLINE = offline
