@@ -60,6 +60,9 @@ def test_a_folder_of_photos_from_start_to_finish(monkeypatch, capsys, tmp_path, 
     assert "1 unreadable" in error
     assert "no labels" in error
     assert "effective rank" in error
+    lines = error.splitlines()
+    assert [i for i, line in enumerate(lines) if line.startswith("step 1/4 · loss ")] == [1]  # shown at once
+    assert len(lines) < 20
     assert error.splitlines()[-1] == f"next: twinblock embed {out} · twinblock evaluate {out} data=LABELLED"
     assert f"twinblock.load_encoder({str(out)!r})" in error
     assert "broken.jpg" in (out / "skipped.txt").read_text()
@@ -231,6 +234,19 @@ def test_a_run_that_did_not_begin_leaves_no_folder(monkeypatch, capsys, tmp_path
 def test_a_misspelt_field_of_a_command_is_told(monkeypatch, capsys, tmp_path, command):
     code, _, error = call(monkeypatch, capsys, command, tmp_path, "dta=photos/")
     assert (code, error) == (2, "error: dta: unknown field; did you mean data?\n")
+
+
+def test_the_cause_is_the_last_line_of_a_wrong_command_too(monkeypatch, capsys):
+    for arguments, words in ((["pretain", "byol"], "Did you mean 'pretrain'?"), (["embed"], "Missing argument 'run'")):
+        code, _, error = call(monkeypatch, capsys, *arguments)
+        assert code == 2 and words in error.splitlines()[-1]
+
+
+def test_help_names_every_command_in_a_whole_sentence(monkeypatch, capsys):
+    code, out, _ = call(monkeypatch, capsys, "--help")
+    commands = out.split("Commands:\n")[1].splitlines()
+    assert code == 0 and len(commands) >= 8
+    assert all(line.endswith(".") and not line.endswith("...") for line in commands)
 
 
 def test_help_does_not_wait_for_torch():

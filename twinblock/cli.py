@@ -8,7 +8,7 @@ import typer
 
 from twinblock.errors import Collapsed, InputError, Interrupted
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich")
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[a.b=c]...", help="Fields of the run to change.")]
 
 
@@ -17,7 +17,10 @@ def pretrain(
     recipe: Annotated[str, typer.Argument(help="A recipe's name, or a path to a YAML file.")],
     overrides: Overrides = None,
 ):
-    """Pretrain an encoder: `twinblock pretrain byol data=photos/ out=runs/a`. The same command again goes on."""
+    """Pretrain an encoder, or go on where a run stopped.
+
+    For example `twinblock pretrain byol data=photos/ out=runs/a`; the same command again goes on.
+    """
     from twinblock.api import pretrain
 
     if pretrain(recipe, overrides=overrides or ()).failed:
@@ -33,9 +36,10 @@ def evaluate(
     taps: Annotated[bool, typer.Option("--taps", help="Blocks as their taps see them, expanded.")] = False,
     beside: Annotated[list[str] | None, typer.Option(help="A run to draw in depth.png too; may be repeated.")] = None,
 ):
-    """Measure the frozen encoder of a run: kNN and linear probe, beside raw pixels and the untrained encoder.
+    """Measure a run's encoder by kNN and linear probe.
 
-    Runs trained in blocks are measured block by block, and drawn in depth.png.
+    Raw pixels and the untrained encoder stand beside it. Runs trained in blocks are measured block by block, and
+    drawn in depth.png.
     """
     from twinblock.evaluation.run import evaluate, group_rows
     from twinblock.report import print_table
@@ -56,7 +60,10 @@ def embed(
         typer.Argument(metavar="[data=...] [split=test] [out=FILE]", help="Other images; the file, by its ending."),
     ] = None,
 ):
-    """Write the features of a run's encoder for images, with their names, as .npz, .parquet or .csv."""
+    """Write the features of images, with their names, to a file.
+
+    Of the run's images or of data=..., as .npz, .parquet or .csv; without out=FILE as embeddings.npz in the run.
+    """
     from twinblock.embedding import OWN, embed
 
     fields = _fields(overrides, "data", "split", "out")
@@ -70,7 +77,10 @@ def forgotten(
     run: Annotated[str, typer.Argument(help="The folder of a run.")],
     overrides: Annotated[list[str] | None, typer.Argument(metavar="[data=...] [ratio=0.9]")] = None,
 ):
-    """Find the images that a run learned least: those whose features move most when its weights are pruned."""
+    """Find the images that a run learned least.
+
+    They are those whose features move most when the encoder's weights are pruned.
+    """
     from twinblock.forgotten import forgotten
     from twinblock.report import print_table
 
@@ -88,7 +98,7 @@ def diagnose(
     what: Annotated[str, typer.Argument(metavar="RUN|CHECKPOINT|FEATURES.npy", help="What to look at.")],
     overrides: Annotated[list[str] | None, typer.Argument(metavar="[data=...]", help="Other data.")] = None,
 ):
-    """Say whether a run, a checkpoint or a file of features has collapsed, with every indicator."""
+    """Say whether a run or features have collapsed."""
     from twinblock.diagnosis.run import diagnose
     from twinblock.report import print_table
 
@@ -103,7 +113,10 @@ def reproduce(
     study: Annotated[str, typer.Argument(help="The name of a study.")],
     overrides: Annotated[list[str] | None, typer.Argument(metavar="[seeds=N] [out=DIR] [a.b=c]...")] = None,
 ):
-    """Carry out a published comparison, write its table and figure: `twinblock reproduce blockwise seeds=1`."""
+    """Carry out a published comparison.
+
+    Writes its table and figure, for example `twinblock reproduce blockwise seeds=1`.
+    """
     from twinblock.studies import reproduce
 
     reproduce(study, overrides or ())
@@ -122,7 +135,10 @@ def show(
     recipe: Annotated[str, typer.Argument(help="A recipe's name, or a path to a YAML file.")],
     overrides: Overrides = None,
 ):
-    """Print a composed run as YAML; save it, change it, and pretrain from it."""
+    """Print a composed run as YAML.
+
+    Save it, change it, and pretrain from it.
+    """
     from twinblock.config import compose
     from twinblock.run import to_yaml
 

@@ -86,7 +86,7 @@ class Trainer:
         losses: list[Tensor] = []
         self.reporter.start(self.plan.total, self.step, self.config.data.batch)
         with stop_signals() as stop, ThreadPoolExecutor(1) as pool:
-            loader = self.batches(pool)
+            loader, first = self.batches(pool), self.step + 1
             while self.step < self.plan.total:
                 if self.monitor.due(self.step):
                     rows.append(self.look())
@@ -101,7 +101,8 @@ class Trainer:
                 saving = last or self.step % self.save_every == 0
                 if last:
                     rows.append(self.look())
-                if saving or self.step % FLUSH_EVERY == 0 or (stop and self.fabric.world_size == 1):
+                soon = self.step == first or self.step % FLUSH_EVERY == 0  # the first tells at once how long it takes
+                if saving or soon or (stop and self.fabric.world_size == 1):
                     self.flush(rows, losses)
                     stopping = any_rank(bool(stop), self.fabric.device)
                     if saving or stopping:
