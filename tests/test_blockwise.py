@@ -3,13 +3,18 @@
 import pytest
 import tiny
 import torch
+from torch import nn
 
+from twinblock.branches import Shared
 from twinblock.config import compose
 from twinblock.errors import InputError
-from twinblock.learner import Batch, Signal
+from twinblock.heads import mlp
+from twinblock.learner import Batch, Learner, Network, Signal
+from twinblock.objectives import BarlowTwins
 from twinblock.overlapping import Overlapping
 from twinblock.run import encoder_of
 from twinblock.scope import Phase, make_learners, make_plan
+from twinblock.taps import Noise, Tap
 
 VIT = {"kind": "vit_tiny_patch16_224", "width": None, "stem": "standard"}
 
@@ -66,6 +71,71 @@ def test_the_target_stream_runs_through_the_blocks_of_the_target(method):
     assert not torch.allclose(second.online[0], learners[0].branch.target.blocks[0](signal.online[0]))
     _, third = learners[1](second, labels())
     torch.testing.assert_close(third.target[1], learners[1].branch.target.blocks[0](expected))
+
+
+@pytest.mark.parametrize(("method", "passes"), [("simclr", (2, 0)), ("byol", (2, 2)), ("moco_v2", (1, 1))])
+def test_a_frozen_block_runs_the_passes_that_the_next_needs_and_no_head(method, passes):
+    _, _, (first, second, *_) = build(method)
+    ran = {"online": 0, "target": 0}
+    first.network.blocks[0].register_forward_hook(lambda *_: ran.update(online=ran["online"] + 1))
+    first.network.projector.register_forward_hook(lambda *_: pytest.fail("an embedding that nobody needs"))
+    if first.branch.own_pass:
+        first.branch.target.blocks[0].register_forward_hook(lambda *_: ran.update(target=ran["target"] + 1))
+        first.branch.target.projector.register_forward_hook(lambda *_: pytest.fail("an embedding that nobody needs"))
+    passed = first.eval().pass_on(views(), labels())
+    assert (ran["online"], ran["target"]) == passes
+    assert not any(x.requires_grad for x in (*passed.online.values(), *passed.target.values()))
+    assert second(passed, labels())[0].isfinite()
+
+
+def test_a_block_passes_on_what_blocks_of_another_objective_need(tmp_path):
+    """MoCo looks at one view in each stream; NT-Xent, two blocks on, at both."""
+    config = tiny.config("moco_v2", "simultaneous", train={"length": "2steps"})
+    tree = config.model_dump(mode="json")
+    tree["scope"]["per_block"] = {3: {"objective": {"kind": "nt_xent", "temperature": 0.2}}}
+    trainer = tiny.trainer(type(config).model_validate(tree), tmp_path / "run")
+    assert [learner.passes for learner in trainer.learners] == [({0, 1}, {0, 1})] * 3 + [({0}, {1})]
+    trainer.fit()
+
+
+@pytest.mark.parametrize("noise", ["none", "all"])
+def test_golden_losses_gradients_and_statistics(golden, noise, monkeypatch):
+    """The published network in small: three blocks, each with expansion, global pooling, projector and Barlow Twins."""
+    g = {name.removeprefix("blockwise/"): torch.tensor(v) for name, v in golden.items() if name.startswith("blockwise")}
+    monkeypatch.setattr(Noise, "draws", lambda self, x, key, _: g[f"eps_view{key[0] + 1}_block{key[1] + 1}"])
+    sigma = float(g["noise_sigma"]) if noise == "all" else 0.0
+    parts, losses = {}, []
+    signal = Signal.from_views([g["view1"], g["view2"]])
+    for k, names in enumerate((("stem", "block1"), ("block2",), ("block3",))):
+        layers: list[nn.Module] = []
+        for name in names:
+            d_out, d_in = g[f"init/{name}.conv.weight"].shape[:2]
+            layers += [nn.Conv2d(d_in, d_out, 3, 2 if k else 1, 1, bias=False), nn.BatchNorm2d(d_out), nn.ReLU()]
+            parts |= {f"{name}.conv": layers[-3], f"{name}.bn": layers[-2]}
+        tap, projector = Tap(d_out, expand=7), mlp(7, [8, 6])
+        block = f"block{k + 1}"
+        parts |= {f"{block}.expand.conv": tap.expansion[0], f"{block}.expand.bn": tap.expansion[1]}
+        parts |= {f"{block}.proj.fc1": projector[0], f"{block}.proj.bn": projector[1], f"{block}.proj.fc2": projector[3]}
+        nn.init.zeros_(projector[0].bias)  # the published layer has none, and the norm behind it takes it away
+        network = Network([nn.Sequential(*layers)], tap, projector, Noise(sigma), number=k)
+        objective = BarlowTwins(float(g["lambd"]))
+        learner = Learner(network, None, Shared(), objective, views=2, scale=float(g["scale_loss"])).double()
+        with torch.no_grad():
+            for name, tensor in g.items():
+                if name.startswith("init/") and (found := parts.get(name[5:].rpartition(".")[0])) is not None:
+                    found.get_parameter(name.rpartition(".")[2]).copy_(tensor)
+        loss, signal = learner(signal, Batch(None, ()))
+        loss.backward()
+        losses.append(loss.detach())
+    torch.testing.assert_close(torch.stack(losses), g[f"{noise}/losses"], rtol=1e-12, atol=0)
+    compared = 0
+    for kind, get in (("grad", lambda m, name: m.get_parameter(name).grad), ("buffer", nn.Module.get_buffer)):
+        for name, expected in g.items():
+            part, _, tensor = name.removeprefix(f"{noise}/{kind}/").rpartition(".")
+            if name.startswith(f"{noise}/{kind}/") and part in parts:  # all but the statistics of the shared last norm
+                torch.testing.assert_close(get(parts[part], tensor), expected, rtol=1e-9, atol=1e-12)
+                compared += 1
+    assert compared == 33 + 20
 
 
 @pytest.mark.parametrize("method", ["simclr", "byol", "supervised"])

@@ -71,20 +71,24 @@ def test_no_loss_reaches_another_block(method):
         encoder.zero_grad()
 
 
-def test_blockwise_with_one_block_is_end_to_end_bit_for_bit():
-    losses, gradients = [], []
+@pytest.mark.parametrize("method", [*tiny.METHODS, "sdclr"])
+def test_blockwise_with_one_block_is_end_to_end_bit_for_bit(method, tmp_path):
+    """Whole runs: weights, heads, target, queue and optimizer after three steps, and every loss."""
+    found, losses = [], []
     for scope in ("end_to_end", "simultaneous"):
-        config = tiny.trainer_config("byol", scope)
-        encoder = encoder_of(config)
-        if scope == "simultaneous":  # one block that holds all stages
-            encoder.cuts, encoder.shapes = [[path for cut in encoder.cuts for path in cut]], encoder.shapes[-1:]
-        (learner,) = make_learners(config, encoder, 3, None)
-        loss, _ = learner(Signal.from_views([v.float() for v in views()]), Batch(None, (0, 0)))
-        loss.backward()
-        losses.append(loss.detach())
-        gradients.append([p.grad for p in learner.parameters() if p.grad is not None])
-    assert torch.equal(*losses)
-    assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
+        config = tiny.config(method, scope, precision="fp32", train={"length": "3steps"})
+        if scope == "simultaneous":
+            tree = config.model_dump(mode="json")
+            tree["scope"]["cuts"] = ["conv1"]
+            config = type(config).model_validate(tree)
+        trainer = tiny.trainer(config, tmp_path / scope)
+        trainer.fit()
+        assert len(trainer.learners) == 1
+        found.append(tiny.state(trainer))
+        losses.append([row["loss"] for row in trainer.run.metrics() if "loss" in row])
+    assert losses[0] == losses[1]
+    whole, block = (list(state.values()) for state in found)  # copies of the blocks are named by scope
+    assert all(torch.equal(a, b) for a, b in zip(whole, block, strict=True))
 
 
 def test_memory_held_for_backward_is_that_of_the_largest_block():

@@ -59,11 +59,11 @@ def assert_same(a, b) -> None:
 
 @pytest.mark.parametrize(("method", "scope"), CASES)
 def test_a_killed_run_ends_as_the_uninterrupted_one(method, scope, tmp_path):
-    """Three steps an epoch, saved every two: the kills fall within epochs, and within phases."""
+    """Three steps an epoch, saved every two: the kills fall within epochs, and within each of the four phases."""
     train = {"length": "9steps", "checkpoint_every": "2steps"}
     config = tiny.config(method, scope, precision="fp32", train=train)
     straight = fit(config, tmp_path / "straight")
-    for kill_at in (1, 5, 8):
+    for kill_at in (1, 3, 5, 8):
         with pytest.raises(Killed):
             fit(config, tmp_path / "killed", kill_at)
     assert_same(fit(config, tmp_path / "killed"), straight)

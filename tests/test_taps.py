@@ -37,8 +37,7 @@ def test_an_empty_window_has_no_gradient_under_l2_pooling():
 def test_noise_golden(golden, over, monkeypatch):
     """The published `c` takes its std over the rows by a slip: the same numbers with rows and channels swapped."""
     swap = (lambda t: t.transpose(1, 2)) if over == "c" else (lambda t: t)
-    draws = iter(swap(tensor(golden, "noise/eps")))
-    monkeypatch.setattr(torch.Tensor, "normal_", lambda self, generator: self.copy_(next(draws)))
+    monkeypatch.setattr(Noise, "draws", lambda self, x, key, offset: swap(tensor(golden, "noise/eps")))
     x = tensor(golden, "noise/x").requires_grad_()
     out = swap(Noise(float(golden["noise/sigma"]), over)(swap(x), (0,)))
     (out * tensor(golden, "noise/upstream")).sum().backward()
@@ -58,6 +57,36 @@ def test_noise_has_the_size_it_is_told_and_none_in_evaluation(over):
         assert not torch.equal(noise(x, (0, 2)), noise(x, (0, 1)))
         torch.testing.assert_close(noise(x[10:], (0, 1), 10) - x[10:], added[10:], rtol=0.1, atol=0.1)
         assert torch.equal(noise.eval()(x, (0, 1)), x)
+
+
+@pytest.mark.parametrize("offset", [0, 5, 16, 30])
+def test_noise_of_a_sample_depends_on_its_position_in_the_global_batch_alone(offset):
+    """However the batch is split; and no two samples share theirs."""
+    for x in (torch.ones(40, 3, 4, 4), torch.ones(40, 3, 4, 4).to(memory_format=torch.channels_last)):
+        whole = Noise(1.0).draws(x, (0, 1), 0)
+        assert whole.shape == x.shape
+        assert torch.equal(Noise(1.0).draws(x[: 40 - offset], (0, 1), offset), whole[offset:])
+        assert len(whole.flatten(1).unique(dim=0)) == len(x)
+
+
+def test_noise_of_a_constant_map_is_none_and_has_no_gradient():
+    for value in (0.0, 0.1, 1e4):
+        x = torch.full((3, 2, 4, 4), value, requires_grad=True)
+        out = Noise(0.25)(x, (0,))
+        out.sum().backward()
+        torch.testing.assert_close(out.detach(), x.detach(), rtol=1e-3, atol=1e-6)
+        assert x.grad.isfinite().all()
+
+
+def test_noise_holds_no_more_than_its_draws_and_its_map():
+    """In bfloat16 too: a float32 copy for the standard deviation would be twice the map."""
+    x = torch.randn(32, 4, 8, 8).to(torch.bfloat16).requires_grad_()
+    held = {}
+    with torch.autograd.graph.saved_tensors_hooks(
+        lambda t: held.update({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes()}) or t, lambda t: t
+    ):
+        Noise(0.25)(x, (0,))
+    assert sum(held.values()) < 2.1 * x.nbytes
 
 
 def test_tokens_are_averaged_without_those_that_show_no_place():

@@ -50,7 +50,7 @@ class EMA(Branch):
         self.target = copy.deepcopy(network).requires_grad_(False)
         self.momentum, self.schedule, self.buffers_policy = momentum, schedule, buffers
 
-    def forward(self, network: nn.Module, *inputs) -> tuple[Tensor, Tensor]:
+    def forward(self, network: nn.Module, *inputs) -> tuple[Tensor, ...]:
         with torch.no_grad():
             return self.target(*inputs)
 

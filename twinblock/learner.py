@@ -48,9 +48,9 @@ class Network(nn.Module):
         self.blocks, self.tap, self.projector, self.noise = nn.ModuleList(blocks), tap, projector, noise
         self.number = number  # of the first block, so that each block has noise of its own
 
-    def forward(self, x: Tensor, key: tuple[int, ...], offset: int) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, key: tuple[int, ...], offset: int, embed: bool = True) -> tuple[Tensor, ...]:
         maps = self.maps(x, key, offset)
-        return maps[0], self.projector(self.tap(maps[-1]))
+        return (maps[0], self.projector(self.tap(maps[-1]))) if embed else (maps[0],)
 
     def maps(self, x: Tensor, key: tuple[int, ...], offset: int) -> list[Tensor]:
         """What each block gives."""
@@ -85,6 +85,8 @@ class Learner(nn.Module):
         self.objective: Objective = objective
         self.scale, self.autocast = scale, autocast
         self.directions = directions(objective, branch, predictor, views)
+        self.views = {i for i, _ in self.directions}, {j for _, j in self.directions if j is not None}
+        self.passes = self.views  # and those that only later Learners need
         self._targets: Tensor | None = None
 
     @property
@@ -92,28 +94,30 @@ class Learner(nn.Module):
         return (self,)
 
     def forward(self, signal: Signal, batch: Batch) -> tuple[Tensor, Signal]:
-        views = {i for i, _ in self.directions}, {j for _, j in self.directions if j is not None}
         with self.precision(next(iter(signal.online.values())).device):
-            online, target = self.streams(signal, batch, *views)
-            z = {i: gather(self.predict(online[i][1])) for i in views[0]}
-        t = {j: gather(target[j][1]) for j in views[1]}
+            online, target = self.streams(signal, batch)
+            z = {i: gather(self.predict(online[i][1])) for i in self.views[0]}
+        t = {j: gather(target[j][1]) for j in self.views[1]}
         labels = None if batch.labels is None else gather(batch.labels)
         losses = [self.objective(z[i], labels if j is None else t[j]) for i, j in self.directions]
         loss = torch.stack(losses).sum() * self.scale
-        self._targets = torch.cat([t[j] for j in views[1]]).detach() if t else None
+        self._targets = torch.cat([t[j] for j in self.views[1]]).detach() if t else None
         return loss, _detached(online, target)
 
-    def streams(self, signal: Signal, batch: Batch, online_views: set[int], target_views: set[int]):
+    def streams(self, signal: Signal, batch: Batch, embed: bool = True):
         """Run both streams: (map, embedding) by view. A shared branch needs no pass of its own."""
+        online_views, target_views = self.passes
         if not self.branch.own_pass:
             online_views = online_views | target_views
         online = {}
         for i in online_views:
-            inputs = signal.online[i], (*batch.key, i), batch.offset
+            inputs = signal.online[i], (*batch.key, i), batch.offset, embed
             online[i] = self.branch(self.network, *inputs) if self.branch.by_view and i else self.network(*inputs)
         if not self.branch.own_pass:
             return online, online
-        target = {j: self.branch(self.network, signal.target[j], (*batch.key, j), batch.offset) for j in target_views}
+        target = {
+            j: self.branch(self.network, signal.target[j], (*batch.key, j), batch.offset, embed) for j in target_views
+        }
         return online, target
 
     def predict(self, z: Tensor) -> Tensor:
@@ -126,7 +130,7 @@ class Learner(nn.Module):
     def pass_on(self, signal: Signal, batch: Batch) -> Signal:
         """The next signal of a Learner that is no longer trained."""
         with self.precision(next(iter(signal.online.values())).device):
-            return _detached(*self.streams(signal, batch, set(signal.online), set(signal.target)))
+            return _detached(*self.streams(signal, batch, embed=False))
 
     def after_step(self, step: int, total: int) -> None:
         """Move the state that is not trained: target network, queue. Only after the optimizer step."""
@@ -152,6 +156,6 @@ def directions(
     return ((0, 1), (1, 0))
 
 
-def _detached(online: Mapping[int, tuple[Tensor, Tensor]], target: Mapping[int, tuple[Tensor, Tensor]]) -> Signal:
-    maps = {i: x.detach() for i, (x, _) in online.items()}
-    return Signal(maps, maps if target is online else {j: x.detach() for j, (x, _) in target.items()})
+def _detached(online: Mapping[int, tuple[Tensor, ...]], target: Mapping[int, tuple[Tensor, ...]]) -> Signal:
+    maps = {i: x.detach() for i, (x, *_) in online.items()}
+    return Signal(maps, maps if target is online else {j: x.detach() for j, (x, *_) in target.items()})

@@ -59,7 +59,7 @@ class Pruned(Branch):
             self.register_buffer(_mask(name), torch.ones_like(network.get_parameter(name), dtype=torch.bool))
         self.draw(network, step=0)
 
-    def forward(self, network: nn.Module, *inputs) -> tuple[Tensor, Tensor]:
+    def forward(self, network: nn.Module, *inputs) -> tuple[Tensor, ...]:
         return functional_call(network, self.tensors(network), inputs)
 
     def tensors(self, network: nn.Module) -> dict[str, Tensor]:

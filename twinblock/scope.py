@@ -127,6 +127,8 @@ def make_learners(
                     autocast=autocast,
                 )
             )
+    for following, learner in pairwise(reversed(learners)):
+        learner.passes = tuple(a | b for a, b in zip(learner.passes, following.passes, strict=True))
     return [Overlapping(learners)] if isinstance(scope, c.Overlapping) else learners
 
 

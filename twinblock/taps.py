@@ -13,6 +13,7 @@ from twinblock.seeding import generator
 
 Pool = Literal["gap", "local", "l2"]
 Over = Literal["all", "hw", "c"]
+CHUNK = 16  # samples whose noise is drawn at once
 
 
 def average(x: Tensor, prefix: int = 0) -> Float[Tensor, "n d"]:
@@ -76,10 +77,21 @@ class Noise(nn.Module):
     def forward(self, x: Float[Tensor, "n *shape"], key: tuple[int, ...], offset: int = 0) -> Float[Tensor, "n *shape"]:
         if not self.training or self.sigma == 0:
             return x
-        draws = torch.empty_like(x)
-        for i, row in enumerate(draws):
-            row.normal_(generator=generator(*key, offset + i, device=x.device))
-        return x + self.sigma * self.std(x) * draws
+        return x + (self.sigma * self.std(x)).to(x.dtype) * self.draws(x, key, offset)
+
+    def draws(self, x: Tensor, key: tuple[int, ...], offset: int) -> Tensor:
+        """Standard normal numbers of the shape of `x`. A generator serves `CHUNK` samples of the global batch."""
+        first, last = offset // CHUNK, (offset + len(x) - 1) // CHUNK
+        channels_last = x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last)
+        rows = torch.empty(
+            ((last - first + 1) * CHUNK, *x.shape[1:]),
+            dtype=x.dtype,
+            device=x.device,
+            memory_format=torch.channels_last if channels_last else torch.contiguous_format,
+        )
+        for number, chunk in enumerate(rows.split(CHUNK), start=first):
+            chunk.normal_(generator=generator(*key, number, device=x.device))
+        return rows[offset - first * CHUNK :][: len(x)]
 
     def std(self, x: Tensor) -> Tensor:
         places, channels = ((2, 3), 1) if x.ndim == 4 else (1, 2)
@@ -87,9 +99,9 @@ class Noise(nn.Module):
             return x.std(places, keepdim=True)
         if self.over == "c":
             return x.std(channels, keepdim=True)
-        if world_size() == 1:
-            return x.std()
-        count = x.numel() * world_size()
-        wide = x.to(torch.promote_types(x.dtype, torch.float32))
-        mean = sum_over_ranks(wide.sum()) / count
-        return (sum_over_ranks((wide - mean).square().sum()) / (count - 1)).sqrt().to(x.dtype)
+        # from two sums in float32 or wider, since x.std() is slow in bfloat16 and a wide copy would be held for backward
+        wide, count = torch.promote_types(x.dtype, torch.float32), x.numel() * world_size()
+        mean = sum_over_ranks(x.sum(dtype=wide)) / count
+        square = sum_over_ranks(torch.linalg.vector_norm(x, dtype=wide).square())
+        variance = (square - count * mean.square()) / (count - 1)
+        return variance.clamp(min=torch.finfo(wide).tiny).sqrt()  # the gradient of a root at zero is infinite
