@@ -1,10 +1,12 @@
 """Memory held for backward and throughput of a training step: end to end against blockwise, at equal batch.
 
-    python benchmarks/memory.py [--models resnet50] [--batch 4] [--size 224] [--repeats 3] [--memory 16] [--json FILE]
+    python benchmarks/memory.py [--models resnet50] [--batch 4] [--size 224] [--repeats 5] [--memory 16] [--json FILE]
 
 On a CPU the memory is the peak of the bytes that autograd has saved at any moment of a step: each storage counted
 once, weights left out. On a GPU it is the allocator's peak above what lies there between steps. Each phase of the
 sequential plan is a row. `largest batch`: its step, with weights, gradients and momentum, fits into `--memory` GiB.
+Times are taken in rounds: in each, every scope takes one step after another, so that what else the machine does falls
+on all of them. `speed`: the median over the rounds of the time end to end by the time of this scope, with the quartiles.
 """
 
 import argparse
@@ -14,6 +16,7 @@ import time
 from collections import Counter
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -134,43 +137,56 @@ class Step:
         return time.perf_counter() - begin
 
 
-def phases(step: Step, name: str) -> dict[str, set[int]]:
-    """The name of each thing to measure, and the Learners that it trains."""
-    every = set(range(len(step.learners)))
-    if name != "simultaneous":
-        return {name: every}
-    return {name: every, **{f"sequential, block {k + 1}": {k} for k in every}}
+@dataclass
+class Case:
+    """A row of the table: a step, and the Learners that it trains."""
+
+    name: str
+    step: Step
+    trained: set[int]
+    peak: int = 0
+    seconds: list[float] = field(default_factory=list)
+
+
+def cases(model: str, options: argparse.Namespace, device: torch.device) -> list[Case]:
+    found = []
+    for name, overrides in SCOPES.items():
+        step = Step(model, overrides, options.batch, options.size, device)
+        every = set(range(len(step.learners)))
+        found.append(Case(name, step, every))
+        if name == "simultaneous":
+            found += [Case(f"sequential, block {k + 1}", step, {k}) for k in every]
+    return found
 
 
 def measure(model: str, options: argparse.Namespace, device: torch.device) -> list[dict]:
-    rows: list[dict] = []
-    whole = 0
-    for scope, overrides in SCOPES.items():
-        step = Step(model, overrides, options.batch, options.size, device)
-        found = phases(step, scope)
-        peaks = {name: step.bytes_saved(trained) for name, trained in found.items()}
-        times: dict[str, list[float]] = {name: [] for name in found}
-        for _ in range(options.repeats):
-            for name, trained in found.items():
-                times[name].append(step.seconds(trained))
-        for name, peak in peaks.items():
-            whole = whole or peak
-            each = peak / options.batch
-            room = options.memory * 2**30 - step.bytes_of_state
-            rows.append(
-                {
-                    "model": model,
-                    "scope": name,
-                    "MiB an image": round(each / 2**20, 1),
-                    "of end to end": round(peak / whole, 3),
-                    "images/s": round(options.batch / statistics.median(times[name]), 1) if options.repeats else None,
-                    "largest batch": max(0, int(room / each)),
-                }
-            )
-        parts = [peak for name, peak in peaks.items() if name.startswith("sequential")]
-        if parts and device.type == "cpu":
-            assert peaks["simultaneous"] <= 1.02 * max(parts), "more than the largest block"
-        del step
+    found = cases(model, options, device)
+    for case in found:
+        case.peak = case.step.bytes_saved(case.trained)  # and what a first step alone does is done
+    for _ in range(options.repeats):
+        for case in found:
+            case.seconds.append(case.step.seconds(case.trained))
+    peaks = {case.name: case.peak for case in found}
+    parts = [peak for name, peak in peaks.items() if name.startswith("sequential")]
+    if device.type == "cpu":
+        assert peaks["simultaneous"] <= 1.02 * max(parts), "more than the largest block"
+    whole, rows = found[0], []
+    for case in found:
+        each = case.peak / options.batch
+        room = options.memory * 2**30 - case.step.bytes_of_state
+        row = {
+            "model": model,
+            "scope": case.name,
+            "MiB an image": round(each / 2**20, 1),
+            "of end to end": f"{case.peak / whole.peak:.3f}",
+            "largest batch": max(0, int(room / each)),
+        }
+        if options.repeats:
+            speeds = [a / b for a, b in zip(whole.seconds, case.seconds, strict=True)]
+            low, middle, high = np.quantile(speeds, [0.25, 0.5, 0.75])
+            row["images/s"] = round(options.batch / statistics.median(case.seconds), 1)
+            row["speed"] = f"{middle:.2f} ({low:.2f} to {high:.2f})"
+        rows.append(row)
     return rows
 
 
@@ -179,7 +195,7 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", default=MODELS)
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--size", type=int, default=224)
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--repeats", type=int, default=5, help="rounds of timed steps; 0: memory alone")
     parser.add_argument("--memory", type=float, default=16, help="GiB that a step may take")
     parser.add_argument("--json", help="write the rows there")
     options = parser.parse_args()

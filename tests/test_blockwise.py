@@ -115,7 +115,11 @@ def test_golden_losses_gradients_and_statistics(golden, noise, monkeypatch):
         tap, projector = Tap(d_out, expand=7), mlp(7, [8, 6])
         block = f"block{k + 1}"
         parts |= {f"{block}.expand.conv": tap.expansion[0], f"{block}.expand.bn": tap.expansion[1]}
-        parts |= {f"{block}.proj.fc1": projector[0], f"{block}.proj.bn": projector[1], f"{block}.proj.fc2": projector[3]}
+        parts |= {
+            f"{block}.proj.fc1": projector[0],
+            f"{block}.proj.bn": projector[1],
+            f"{block}.proj.fc2": projector[3],
+        }
         nn.init.zeros_(projector[0].bias)  # the published layer has none, and the norm behind it takes it away
         network = Network([nn.Sequential(*layers)], tap, projector, Noise(sigma), number=k)
         objective = BarlowTwins(float(g["lambd"]))

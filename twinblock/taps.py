@@ -99,7 +99,7 @@ class Noise(nn.Module):
             return x.std(places, keepdim=True)
         if self.over == "c":
             return x.std(channels, keepdim=True)
-        # from two sums in float32 or wider, since x.std() is slow in bfloat16 and a wide copy would be held for backward
+        # two sums in float32 or wider: x.std() is slow in bfloat16, and of a wide copy backward would hold the whole
         wide, count = torch.promote_types(x.dtype, torch.float32), x.numel() * world_size()
         mean = sum_over_ranks(x.sum(dtype=wide)) / count
         square = sum_over_ranks(torch.linalg.vector_norm(x, dtype=wide).square())
