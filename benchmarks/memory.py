@@ -6,7 +6,7 @@ On a CPU the memory is the peak of the bytes that autograd has saved at any mome
 once, weights left out. On a GPU it is the allocator's peak above what lies there between steps. Each phase of the
 sequential plan is a row. `largest batch`: its step, with weights, gradients and momentum, fits into `--memory` GiB.
 Times are taken in rounds: in each, every scope takes one step after another, so that what else the machine does falls
-on all of them. `speed`: the median over the rounds of the time end to end by the time of this scope, with the quartiles.
+on all of them. `speed`: time end to end by time of this scope, median and quartiles over the rounds.
 """
 
 import argparse

@@ -33,6 +33,19 @@ def test_looks_cost_about_one_percent(tmp_path):
         assert 0.004 * steps < looks * 2 * len(trainer.monitor.pixels) / (6 * batch) <= 0.01 * steps
 
 
+@pytest.mark.parametrize(
+    ("scope", "shown"), [("simultaneous", "10 20 30 40"), ("sequential", "20"), ("end_to_end", "10")]
+)
+def test_the_bar_shows_every_block_in_training(tmp_path, scope, shown):
+    monitor = tiny.trainer(tiny.config("simclr", scope, train={"length": "100steps"}), tmp_path).monitor
+    assert monitor.words() == ""
+    monitor.look(30)  # of the sequential plan the second phase
+    for k, row in enumerate(monitor.rows[-1]["diagnosis"]):
+        assert {"encoder", "projector", "sample_knn"} <= row.keys()
+        row["sample_knn"] = 10.0 * (k + 1)
+    assert monitor.words().startswith(f"sample kNN {shown} % · ")
+
+
 @pytest.mark.parametrize("steps", [200, 456, 4000, 100_000])
 def test_a_collapse_is_confirmed_within_five_percent_and_200_steps(tmp_path, steps):
     config = tiny.config("byol", data={"batch": 48}, train={"length": f"{steps}steps"})

@@ -100,11 +100,12 @@ class Monitor:
         return self.verdicts[max(judged)[1]]
 
     def words(self) -> str:
-        """For the progress bar: the kNN on the sample, which is no test accuracy, and the verdict."""
+        """For the progress bar: kNN on the sample (no test accuracy) of each Learner in training, and the verdict."""
         if not self.rows:
             return ""
-        knn = self.rows[-1]["diagnosis"][self.trained()[-1]].get("sample_knn")
-        return ("" if knn is None else f"sample kNN {knn:.0f} % · ") + self.verdict().headline
+        found = [self.rows[-1]["diagnosis"][i].get("sample_knn") for i in self.trained()]
+        knn = " ".join(f"{value:.0f}" for value in found if value is not None)
+        return (f"sample kNN {knn} % · " if knn else "") + self.verdict().headline
 
     @torch.no_grad()
     def measure(self) -> list[dict[str, Any]]:
