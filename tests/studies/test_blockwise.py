@@ -7,7 +7,7 @@ from twinblock.api import pretrain
 from twinblock.config import compose
 from twinblock.data import take
 from twinblock.evaluation import run as evaluation
-from twinblock.studies.blockwise import DIGITS, WHOLE, arms, measure, with_gaps
+from twinblock.studies.blockwise import DIGITS, EPOCHS, WHOLE, arms, measure, with_gaps
 from twinblock.studies.study import Options
 
 
@@ -20,6 +20,21 @@ def test_every_arm_is_a_run(tmp_path, data):
     assert len(set(names)) == len(names)
     for method in DIGITS:
         assert {f"{method}, {WHOLE}", f"{method}, blockwise"} <= set(names)
+
+
+def test_arms_of_a_method_take_equally_long_and_a_given_length_goes_before(tmp_path):
+    def lengths(*given):
+        return {
+            arm.name: str(compose(arm.recipe, overrides=(*arm.overrides, *given)).train.length)
+            for arm in arms(Options(tmp_path, 1, given))
+        }
+
+    found = lengths()
+    assert found["SimCLR, sequential"] == f"{2 * EPOCHS['SimCLR']}epochs"
+    del found["SimCLR, sequential"]
+    assert all(length == f"{EPOCHS[name.partition(',')[0]]}epochs" for name, length in found.items())
+    assert set(lengths("train.length=3steps").values()) == {"3steps"}
+    assert set(lengths("data=cifar10").values()) == {"100epochs"}
 
 
 def test_the_gap_is_to_the_same_method_and_seed_end_to_end():

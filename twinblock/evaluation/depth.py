@@ -74,8 +74,9 @@ def figure(arms: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]], title: str
     """
     from matplotlib.figure import Figure
 
-    drawing = Figure(figsize=(4.2 * len(DRAWN), 4), layout="constrained")
-    for axes, column in zip(drawing.subplots(1, len(DRAWN)), DRAWN, strict=True):
+    drawing = Figure(figsize=(4 * len(DRAWN) + 2.5, 4), layout="constrained")
+    panels = drawing.subplots(1, len(DRAWN))
+    for axes, column in zip(panels, DRAWN, strict=True):
         for name, runs in arms.items():
             curves = [[row[column] for row in rows if row["features"].startswith(BLOCK)] for rows in runs]
             points = list(zip(*(curve for curve in curves if curve), strict=True))
@@ -85,7 +86,8 @@ def figure(arms: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]], title: str
             spread = [statistics.stdev(p) if len(p) > 1 else 0.0 for p in points]
             axes.errorbar(depth, [statistics.fmean(p) for p in points], spread, marker="o", capsize=2, label=name)
         axes.set(xlabel="depth (part of the blocks)", ylabel=column)
-    drawing.axes[0].legend(frameon=False, fontsize=8)
+        axes.spines[["top", "right"]].set_visible(False)
+    drawing.legend(*panels[0].get_legend_handles_labels(), loc="outside right upper", frameon=False)
     drawing.suptitle(title)
     file = io.BytesIO()
     drawing.savefig(file, format="png", dpi=150)

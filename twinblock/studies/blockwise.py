@@ -1,7 +1,7 @@
 """Blockwise learning: what each block learns when no gradient comes from above, beside end-to-end training.
 
-`twinblock reproduce blockwise [seeds=3] [data=cifar10 data.root=DIR]`. On the embedded data every arm takes the steps
-of the recipe `demo`; on other data the recipe of its own method. Phases of the sequential arm share these steps.
+`twinblock reproduce blockwise [seeds=3] [data=cifar10 data.root=DIR]`. On the embedded data every arm is the recipe
+`demo` with the objective of its method and the length in `EPOCHS`; on other data the recipe of its own method.
 """
 
 from collections.abc import Mapping, Sequence
@@ -33,6 +33,8 @@ DIGITS = {  # what makes another method of the recipe `demo`
         "views=[{crop: [0.5, 1.0], jitter: [0.4, 0.4, 0.4, 0.1], gray: 0.0}]",
     ),
 }
+EPOCHS = {"SimCLR": 20, "Barlow Twins": 8, "VICReg": 8, "BYOL": 8, "supervised": 8}  # of the embedded data
+LONGER = 2  # times as many for the sequential plan: its steps take half the time, and its phases share them
 RECIPES = {
     "SimCLR": "simclr",
     "Barlow Twins": "barlow_twins",
@@ -43,7 +45,6 @@ RECIPES = {
 VARIANTS = {  # of SimCLR
     "sequential": (*BLOCKWISE, "scope.plan=sequential"),
     "overlapping": ("scope.kind=overlapping",),
-    "noise": (*BLOCKWISE, "scope.noise=0.25"),
     "local pooling": (*BLOCKWISE, "scope.pool=local", "scope.grid=2"),
     "L2 pooling": (*BLOCKWISE, "scope.pool=l2", "scope.grid=2"),
     "expansion": (*BLOCKWISE, "scope.expand={width}"),
@@ -73,14 +74,17 @@ def arms(options: Options) -> list[Arm]:
     digits = compose("demo", overrides=options.overrides).data.source == "photodigits"
     width = 128 if digits else 512  # that of the last block, as published
     made = []
-    for method, overrides in DIGITS.items():
-        recipe, own = ("demo", overrides) if digits else (RECIPES[method], ())
-        made += [Arm(f"{method}, {WHOLE}", recipe, own), Arm(f"{method}, blockwise", recipe, (*own, *BLOCKWISE))]
-        if method == "SimCLR":
-            made += [
-                Arm(f"{method}, {name}", recipe, tuple(text.replace("{width}", str(width)) for text in variant))
-                for name, variant in VARIANTS.items()
-            ]
+
+    def add(method: str, name: str, overrides: Sequence[str], length: int = 1) -> None:
+        own = (*DIGITS[method], f"train.length={EPOCHS[method] * length}epochs") if digits else ()
+        made.append(Arm(f"{method}, {name}", "demo" if digits else RECIPES[method], (*own, *overrides)))
+
+    for method in DIGITS:
+        add(method, WHOLE, ())
+        add(method, "blockwise", BLOCKWISE)
+        for name, variant in VARIANTS.items() if method == "SimCLR" else ():
+            variant = [text.replace("{width}", str(width)) for text in variant]
+            add(method, name, variant, LONGER if name == "sequential" else 1)
     return made
 
 
