@@ -40,6 +40,13 @@ def any_rank(flag: bool, device: torch.device | str = "cpu") -> bool:
     return bool(up.item())
 
 
+def share_buffers(module: torch.nn.Module) -> None:
+    """Give every process the first one's buffers: batch statistics that are not synchronised differ between them."""
+    if world_size() > 1:
+        for buffer in module.buffers():
+            dist.broadcast(buffer, 0)
+
+
 def lost_peer(error: RuntimeError) -> bool:
     """Whether a collective failed because another process of the group is gone."""
     return isinstance(error, dist.DistError) or any(word in str(error).lower() for word in ("by peer", "gloo", "nccl"))

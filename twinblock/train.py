@@ -16,7 +16,7 @@ from twinblock import checkpoint
 from twinblock.config import Config, Optim
 from twinblock.data import Images
 from twinblock.diagnosis.monitor import Monitor
-from twinblock.distributed import any_rank
+from twinblock.distributed import any_rank, share_buffers
 from twinblock.encoders import MEAN, STD, Encoder
 from twinblock.errors import Collapsed, InputError, Interrupted
 from twinblock.launch import stop_signals
@@ -90,7 +90,7 @@ class Trainer:
             while self.step < self.plan.total:
                 if self.monitor.due(self.step):
                     rows.append(self.look())
-                    if self.config.train.on_collapse == "stop" and any_rank(self.monitor.collapsed, self.fabric.device):
+                    if self.config.train.on_collapse == "stop" and self.monitor.collapsed:
                         self.flush(rows, losses)
                         self.save()
                         self.reporter.stop()
@@ -111,9 +111,13 @@ class Trainer:
         self.reporter.stop()
 
     def look(self) -> dict[str, Any]:
-        """Look at the embeddings; warn when they have become bad since the last look."""
+        """Look at the embeddings; warn when they have become bad since the last look.
+
+        The first process looks for all: what each decides by it must be the same.
+        """
         before = self.monitor.verdict().state
-        row = self.monitor.look(self.step)
+        found = self.fabric.broadcast(self.monitor.measure() if self.fabric.is_global_zero else None)
+        row = self.monitor.note(self.step, found)
         now = self.monitor.verdict()
         if now.state != before and now.state in ("complete collapse", "diverging"):
             self.reporter.warn(f"step {self.step}: {now.headline}: {now.evidence}; {now.advice}")
@@ -135,6 +139,8 @@ class Trainer:
                 break
             if i not in phase.trained:
                 assert isinstance(learner, Learner), "Learners that overlap train together"
+                if k == 0:  # from here on its statistics are those that a checkpoint holds
+                    share_buffers(learner)
                 signal = learner.eval().pass_on(signal, about)
                 continue
             loss, signal = forward(signal, about)  # one wrapped forward
