@@ -116,7 +116,7 @@ class Trainer:
         The first process looks for all: what each decides by it must be the same.
         """
         before = self.monitor.verdict().state
-        found = self.fabric.broadcast(self.monitor.measure() if self.fabric.is_global_zero else None)
+        found = self.fabric.broadcast(self.monitor.measure() if self.fabric.is_global_zero else [])
         row = self.monitor.note(self.step, found)
         now = self.monitor.verdict()
         if now.state != before and now.state in ("complete collapse", "diverging"):
