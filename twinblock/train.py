@@ -3,6 +3,7 @@
 import math
 import os
 import signal as signals
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -16,7 +17,7 @@ from twinblock import checkpoint
 from twinblock.config import Config, Optim
 from twinblock.data import Images
 from twinblock.diagnosis.monitor import Monitor
-from twinblock.distributed import any_rank, share_buffers
+from twinblock.distributed import largest, share_buffers
 from twinblock.encoders import MEAN, STD, Encoder
 from twinblock.errors import Collapsed, InputError, Interrupted
 from twinblock.launch import stop_signals
@@ -30,7 +31,8 @@ from twinblock.scope import Plan, make_learners, make_plan
 from twinblock.seeding import order
 from twinblock.views import Views
 
-FLUSH_EVERY = 10  # steps between two looks at the losses, which make a GPU wait
+FLUSH_EVERY = 10  # at most so many steps between two looks at losses and signals, which make a GPU wait
+PATIENCE = 1.0  # seconds between them, where steps are long
 
 
 def autocast_of(config: Config) -> torch.dtype | None:
@@ -87,6 +89,7 @@ class Trainer:
         self.reporter.start(self.plan.total, self.step, self.config.data.batch)
         with stop_signals() as stop, ThreadPoolExecutor(1) as pool:
             loader = self.batches(pool)
+            flushed, flush_at, began = self.step, self.step + 1, time.monotonic()
             while self.step < self.plan.total:
                 if self.monitor.due(self.step):
                     rows.append(self.look())
@@ -101,9 +104,12 @@ class Trainer:
                 saving = last or self.step % self.save_every == 0
                 if last:
                     rows.append(self.look())
-                if saving or self.step % FLUSH_EVERY == 0 or (stop and self.fabric.world_size == 1):
+                if saving or self.step == flush_at or (stop and self.fabric.world_size == 1):
                     self.flush(rows, losses)
-                    stopping = any_rank(bool(stop), self.fabric.device)
+                    stopping = largest(bool(stop), self.fabric.device) > 0
+                    pace = largest((time.monotonic() - began) / (self.step - flushed), self.fabric.device)
+                    flush_at = self.step + max(1, min(FLUSH_EVERY, int(PATIENCE / pace)))
+                    flushed, began = self.step, time.monotonic()
                     if saving or stopping:
                         self.save()
                     if stopping and not last:
