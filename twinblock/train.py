@@ -247,7 +247,7 @@ class Trainer:
             self.restore(tensors)
             self.step = meta["step"]
             self.reporter.say(f"resuming at step {self.step} of {self.plan.total}")
-        if self.fabric.is_global_zero:
+        if self.fabric.is_global_zero and self.step < self.plan.total:  # else the last look is in them already
             self.run.truncate_metrics(self.step)
         self.fabric.barrier()
         self.monitor.recall(row for row in self.run.metrics() if "diagnosis" in row)

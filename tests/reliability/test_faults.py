@@ -123,6 +123,12 @@ def test_with_every_checkpoint_damaged_the_run_starts_again(config, straight, tm
     assert_same_end(go_on(config, out), straight)
 
 
+def test_a_run_that_was_killed_before_its_config_was_written_starts_again(config, straight, tmp_path):
+    (tmp_path / ".lock").touch()
+    (tmp_path / "config.yaml.partial").write_text("data:\n  sou")
+    assert_same_end(go_on(config, tmp_path), straight)
+
+
 @pytest.fixture
 def photos(tmp_path, monkeypatch):
     monkeypatch.setenv("TWINBLOCK_CACHE", str(tmp_path / "cache"))

@@ -77,9 +77,9 @@ def straight(tmp_path_factory) -> Path:
 
 @pytest.mark.parametrize("moment", WRITING)
 def test_every_moment_of_writing(moment, straight, tmp_path):
-    """The first and the second checkpoint are cut short at each moment."""
+    """The first, the second and the last checkpoint are cut short at each moment."""
     run = config("simclr", "end_to_end")
-    for step in (3, 6):
+    for step in (3, 6, STEPS):
         assert in_processes(run, tmp_path, end=(step, moment, 0)) == [-9]
     assert in_processes(run, tmp_path) == [0]
     assert_same_end(tmp_path, straight)
