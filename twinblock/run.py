@@ -106,8 +106,9 @@ class Run:
             self._release = weakref.finalize(self, os.close, lock)
         except (OSError, FileExistsError) as error:
             raise InputError(f"out={self.path}: cannot write there ({error.strerror}); choose another folder") from None
-        if self.checkpoints.is_symlink():  # a run from someone else must not lead out of its folder
-            raise InputError(f"{self.checkpoints} is a link to somewhere else; replace it by the folder itself")
+        for path in self.path.iterdir():  # a run from someone else must not lead out of its folder
+            if path.is_symlink():
+                raise InputError(f"{path} is a link to somewhere else; replace it by what it leads to, or remove it")
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
