@@ -1,7 +1,7 @@
-"""The same weights on 1, 2 and 4 processes, for every method and scope; and a broken `gather` is found out."""
+"""The same weights on 1, 2 and 4 processes, for every objective, branch and scope; and mistakes are found out."""
 
 import os
-import socket
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -9,10 +9,15 @@ import tiny
 import torch
 from torch import multiprocessing
 
+import twinblock.distributed
 import twinblock.learner
+from twinblock.config import compose, recipes
+from twinblock.errors import InputError
+from twinblock.train import Trainer
 
-CASES = [(method, scope) for method in tiny.METHODS for scope in tiny.SCOPES]
-CASES += [(method, scope) for method in tiny.PRUNED for scope in tiny.SCOPES[:2]]
+CASES = [(method, scope) for method in tiny.COMPOSITIONS for scope in tiny.SCOPES]
+FAST = [case for i, case in enumerate(CASES) if (i + i // len(tiny.SCOPES)) % 2 == 0]  # two scopes of each
+BOUND = {"none": 1e-10, "sync": 1e-6}
 
 
 def run_all(folder: Path, cases, norm: str) -> dict[str, dict[str, torch.Tensor]]:
@@ -24,33 +29,22 @@ def run_all(folder: Path, cases, norm: str) -> dict[str, dict[str, torch.Tensor]
     return found
 
 
-def worker(rank: int, world: int, port: int, folder: Path, cases, norm: str, broken: bool) -> None:
+def worker(rank: int, world: int, port: int, folder: Path, cases, norm: str, mistake) -> None:
     torch.set_num_threads(1)
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world)}
     os.environ |= {"LOCAL_WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    if broken:
-        twinblock.learner.gather = gather_at_one_over_w
+    if mistake is not None:
+        mistake()
     found = run_all(folder, cases, norm)
     if rank == 0:
         torch.save(found, folder / "found.pt")
     torch.distributed.destroy_process_group()
 
 
-def gather_at_one_over_w(x: torch.Tensor) -> torch.Tensor:
-    """The mistake that six libraries shipped: the own shard live, but its gradient not scaled."""
-    world = torch.distributed.get_world_size()
-    shards = [torch.empty_like(x) for _ in range(world)]
-    torch.distributed.all_gather(shards, x.detach().contiguous())
-    shards[torch.distributed.get_rank()] = x
-    return torch.cat(shards)
-
-
-def on_processes(world: int, folder: Path, cases, norm: str, broken: bool = False):
+def on_processes(world: int, port: int, folder: Path, cases, norm: str, mistake=None):
     folder.mkdir(parents=True)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    multiprocessing.spawn(worker, (world, port, folder, cases, norm, broken), nprocs=world)
+    arguments = (world, port, folder, cases, norm, mistake)
+    multiprocessing.start_processes(worker, arguments, nprocs=world, start_method="fork")  # spawning costs seconds
     return torch.load(folder / "found.pt", weights_only=True)
 
 
@@ -59,24 +53,53 @@ def largest_difference(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -
     return max(float((a[name].double() - b[name].double()).abs().max()) for name in a if a[name].numel())
 
 
-@pytest.fixture(scope="module", params=["none", "sync"])
-def alone(request, tmp_path_factory):
-    return request.param, run_all(tmp_path_factory.mktemp("alone"), CASES, request.param)
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    """The states on one process, by norm and case."""
+
+    @cache
+    def one(case, norm):
+        return run_all(tmp_path_factory.mktemp("alone"), [case], norm)
+
+    return lambda cases, norm: {name: state for case in cases for name, state in one(case, norm).items()}
 
 
-@pytest.mark.parametrize("world", [2, pytest.param(4, marks=pytest.mark.slow)])
-def test_the_weights_do_not_depend_on_the_number_of_processes(alone, world, tmp_path):
-    norm, expected = alone
-    found = on_processes(world, tmp_path / "many", CASES, norm)
-    bound = 1e-10 if norm == "none" else 1e-6
+@pytest.mark.parametrize("norm", ["none", "sync"])
+@pytest.mark.parametrize(
+    ("world", "cases"),
+    [(2, FAST), pytest.param(2, CASES, marks=pytest.mark.slow), pytest.param(4, CASES, marks=pytest.mark.slow)],
+    ids=["2-half", "2-all", "4-all"],
+)
+def test_the_weights_do_not_depend_on_the_number_of_processes(alone, world, cases, norm, tmp_path, free_port):
+    expected = alone(cases, norm)
+    found = on_processes(world, free_port, tmp_path / "many", cases, norm)
     differences = {name: largest_difference(found[name], expected[name]) for name in expected}
-    assert max(differences.values()) < bound, differences
+    assert max(differences.values()) < BOUND[norm], differences
 
 
-def test_training_moves_the_weights(alone, tmp_path):
+def test_every_objective_and_branch_is_compared():
+    """What the recipes' objectives and branches allow is covered, and nothing else exists."""
+    covered = set()
+    for method in tiny.COMPOSITIONS:
+        config = tiny.config(method)
+        covered.add((config.objective.kind, config.branch.kind))
+    everything = {compose(name).objective.kind: name for name in recipes()}
+    branches = {"shared": {}, "ema": {"momentum": 0.9}, "pruned": {"ratio": 0.5}}
+    for objective, recipe in everything.items():
+        for branch, fields in branches.items():
+            try:
+                compose(recipe, {"branch": {"kind": branch, **fields}})
+            except InputError:
+                assert (objective, branch) not in covered
+            else:
+                assert (objective, branch) in covered
+
+
+@pytest.mark.parametrize("norm", ["none", "sync"])
+def test_training_moves_the_weights(alone, norm, tmp_path):
     """Equality would prove nothing for a run that stands still."""
-    norm, expected = alone
-    for method, scope in CASES:
+    expected = alone(FAST, norm)
+    for method, scope in FAST:
         start = tiny.trainer(tiny.config(method, scope, norm), tmp_path / f"{method}-{scope}").encoder.state_dict()
         moved = {
             name: t for name, t in start.items() if not torch.equal(t, expected[f"{method}-{scope}"][f"encoder.{name}"])
@@ -85,9 +108,59 @@ def test_training_moves_the_weights(alone, tmp_path):
         assert "layer4.0.conv2.weight" in moved
 
 
-def test_a_broken_gather_is_found_out(tmp_path):
-    cases = [(method, "end_to_end") for method in (*tiny.METHODS, *tiny.PRUNED)]
-    alone = run_all(tmp_path / "alone", cases, "none")
-    found = on_processes(2, tmp_path / "broken", cases, "none", broken=True)
-    right = [name for name in alone if largest_difference(found[name], alone[name]) < 1e-10]
-    assert right == [], f"these came out right all the same: {right}"
+def gather_at_one_over_w() -> None:
+    """The mistake that six libraries shipped: the own shard live, but its gradient not scaled."""
+    twinblock.distributed._scale_gradient = lambda x, factor: x
+
+
+def no_gather() -> None:
+    """Each process compares the images of its own part only."""
+    twinblock.learner.gather = lambda x: x
+
+
+def views_by_place_in_the_part() -> None:
+    """Each process draws the views of the first images of the global batch."""
+    views = twinblock.views.Views.__call__
+    twinblock.views.Views.__call__ = lambda self, *images, offset=0, **key: views(self, *images, **key)
+
+
+def same_images_for_all() -> None:
+    """Each process takes the first part of the batch."""
+    gather = Trainer.gather
+
+    def first(self, step):
+        self.offset, offset = 0, self.offset
+        try:
+            return gather(self, step)
+        finally:
+            self.offset = offset
+
+    Trainer.gather = first
+
+
+def statistics_without_gradient_of_others() -> None:
+    """Synchronised statistics whose gradient is that of the own part."""
+    twinblock.distributed._SumOverRanks.backward = staticmethod(lambda ctx, gradient: gradient)
+
+
+SEPARABLE = ("byol", "simsiam", "supervised", "sdclr_byol")  # means over images: each part's own is right
+
+
+@pytest.mark.parametrize(
+    ("mistake", "norm", "scopes"),
+    [
+        (gather_at_one_over_w, "none", tiny.SCOPES[:1]),
+        pytest.param(gather_at_one_over_w, "none", tiny.SCOPES[1:], marks=pytest.mark.slow),
+        (no_gather, "none", tiny.SCOPES[:1]),
+        (views_by_place_in_the_part, "none", tiny.SCOPES[:1]),
+        (same_images_for_all, "none", tiny.SCOPES[:1]),
+        (statistics_without_gradient_of_others, "sync", tiny.SCOPES[:1]),
+    ],
+)
+def test_mistakes_are_found_out(alone, mistake, norm, scopes, tmp_path, free_port):
+    methods = tiny.COMPOSITIONS if mistake is gather_at_one_over_w else ("simclr", "moco_v2", "vicreg", *SEPARABLE)
+    cases = [(method, scope) for method in methods for scope in scopes]
+    expected = alone(cases, norm)
+    found = on_processes(2, free_port, tmp_path / "broken", cases, norm, mistake)
+    right = {name.split("-")[0] for name in expected if largest_difference(found[name], expected[name]) < BOUND[norm]}
+    assert right == (set(SEPARABLE) if mistake is no_gather else set())

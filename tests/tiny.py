@@ -15,6 +15,8 @@ from twinblock.train import Trainer
 
 METHODS = ("simclr", "byol", "moco_v2", "simsiam", "barlow_twins", "vicreg", "supervised")
 PRUNED = ("sdclr", "sdclr_byol", "sdclr_moco", "sdclr_barlow", "sdclr_vicreg")  # a recipe with another branch
+AVERAGED = ("simclr_ema", "barlow_ema", "vicreg_ema")
+COMPOSITIONS = (*METHODS, *PRUNED, *AVERAGED, "moco_shared")  # every objective with every branch that it goes with
 SCOPES = ("end_to_end", "simultaneous", "sequential", "overlapping")
 
 
@@ -32,6 +34,11 @@ def config(method: str, scope: str = "end_to_end", norm: str = "batch", precisio
     if method in PRUNED:
         fields = {"branch": {"kind": "pruned", "ratio": 0.5, "every": "2steps", "random": 0.1}, **fields}
         method = dict(zip(PRUNED, ("simclr", "byol", "moco_v2", "barlow_twins", "vicreg"), strict=True))[method]
+    if method in AVERAGED:
+        fields = {"branch": {"kind": "ema", "momentum": 0.9}, **fields}
+        method = dict(zip(AVERAGED, ("simclr", "barlow_twins", "vicreg"), strict=True))[method]
+    if method == "moco_shared":
+        fields, method = {"branch": {"kind": "shared"}, **fields}, "moco_v2"
     heads = {"byol": [24, 8], "simsiam": [24, 8], "supervised": ["classes"]}
     tree = {
         "data": {"batch": 16},

@@ -56,7 +56,8 @@ def pretrain(
         _train(run, config, fabric, reporter)
     except RuntimeError as error:
         if fabric.world_size > 1 and lost_peer(error):
-            raise InputError(f"another process of this run has ended; its own message says why ({error})") from error
+            seen = " ".join(str(error).split())[:120]
+            raise InputError(f"another process of this run has ended; its own message says why ({seen})") from error
         raise
     finally:
         run.release()

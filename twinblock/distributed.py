@@ -31,13 +31,20 @@ def gather(x: Shaped[Tensor, "n *rest"]) -> Shaped[Tensor, "wn *rest"]:
     return torch.cat(shards)
 
 
-def any_rank(flag: bool, device: torch.device | str = "cpu") -> bool:
-    """Whether the flag is up on any process; every process must ask."""
+def largest(value: float, device: torch.device | str = "cpu") -> float:
+    """The largest value of any process; every process must ask."""
     if world_size() == 1:
-        return flag
-    up = torch.tensor(float(flag), device=device)
-    dist.all_reduce(up, op=dist.ReduceOp.MAX)
-    return bool(up.item())
+        return value
+    shared = torch.tensor(float(value), device=device)
+    dist.all_reduce(shared, op=dist.ReduceOp.MAX)
+    return shared.item()
+
+
+def share_buffers(module: torch.nn.Module) -> None:
+    """Give every process the first one's buffers: batch statistics that are not synchronised differ between them."""
+    if world_size() > 1:
+        for buffer in module.buffers():
+            dist.broadcast(buffer, 0)
 
 
 def lost_peer(error: RuntimeError) -> bool:

@@ -3,26 +3,56 @@
 import inspect
 import os
 import signal as signals
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 from lightning_fabric import Fabric
+from lightning_fabric.plugins.environments.lightning import LightningEnvironment
+from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
+from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from lightning_fabric.strategies.ddp import DDPStrategy
 from torch.nn.parallel import DistributedDataParallel
 
+from twinblock.errors import InputError
+
 
 def make_fabric() -> Fabric:
-    """One process, or as many as torchrun or SLURM started."""
+    """One process, or as many as torchrun or SLURM's srun started."""
+    if "WORLD_SIZE" not in os.environ:
+        os.environ |= _from_srun(os.environ)
     world = int(os.environ.get("WORLD_SIZE", 1))
     local = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     # each process keeps its own buffers: synchronised norms agree by themselves, others are local by definition
     known = inspect.signature(DistributedDataParallel).parameters
     name = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"  # from torch 2.15 on
     strategy = DDPStrategy(**{name: False}) if world > 1 else "auto"  # pyright: ignore[reportArgumentType]
-    fabric = Fabric(accelerator="auto", devices=local, num_nodes=world // local, strategy=strategy)
+    # named, so that a SLURM job's variables do not make Fabric wait for tasks that nobody started
+    started_by = TorchElasticEnvironment() if world > 1 else LightningEnvironment()
+    fabric = Fabric(
+        accelerator="auto", devices=local, num_nodes=world // local, strategy=strategy, plugins=[started_by]
+    )
     fabric.launch()
     return fabric
+
+
+def _from_srun(given: Mapping[str, str]) -> dict[str, str]:
+    """torchrun's variables for a task that srun started, one of several; else none."""
+    world, nodes = (int(given.get(f"SLURM_STEP_NUM_{what}", 1)) for what in ("TASKS", "NODES"))
+    if world == 1:
+        return {}
+    if world % nodes:
+        raise InputError(f"srun started {world} tasks on {nodes} machines: use --ntasks-per-node, the same on each")
+    port = 15_000 + int(given.get("SLURM_JOB_ID", "0")[-4:])  # the same for all tasks, another for another job
+    return {
+        "WORLD_SIZE": str(world),
+        "LOCAL_WORLD_SIZE": str(world // nodes),
+        "RANK": given["SLURM_PROCID"],
+        "LOCAL_RANK": given["SLURM_LOCALID"],
+        "GROUP_RANK": given["SLURM_NODEID"],
+        "MASTER_ADDR": SLURMEnvironment.resolve_root_node_address(given["SLURM_STEP_NODELIST"]),
+        "MASTER_PORT": given.get("MASTER_PORT", str(port)),
+    }
 
 
 @contextmanager

@@ -53,8 +53,9 @@ class Run:
         file = self.path / "config.yaml"
         try:
             return check(yaml.safe_load(file.read_text(encoding="utf-8")))
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            raise InputError(f"cannot read {file}: {' '.join(str(error).split())}") from None
+        except (OSError, ValueError, yaml.YAMLError) as error:
+            why = " ".join(str(error).split())
+            raise InputError(f"cannot read {file} ({why}); put it back as it was, or train in another folder") from None
 
     @property
     def result(self) -> dict[str, Any] | None:
@@ -114,8 +115,9 @@ class Run:
             self._release = weakref.finalize(self, os.close, lock)
         except (OSError, FileExistsError) as error:
             raise InputError(f"out={self.path}: cannot write there ({error.strerror}); choose another folder") from None
-        if self.checkpoints.is_symlink():  # a run from someone else must not lead out of its folder
-            raise InputError(f"{self.checkpoints} is a link to somewhere else; replace it by the folder itself")
+        for path in self.path.iterdir():  # a run from someone else must not lead out of its folder
+            if path.is_symlink():
+                raise InputError(f"{path} is a link to somewhere else; replace it by what it leads to, or remove it")
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -127,7 +129,8 @@ class Run:
                     f"out={self.path} holds a run with another config ({'; '.join(changed)}); choose another out"
                 )
         else:
-            others = [p for p in self.path.iterdir() if p.name != ".lock"]
+            begun = (".lock", "config.yaml.partial")  # what a run leaves that was killed before its config was written
+            others = [p for p in self.path.iterdir() if p.name not in begun]
             if others:
                 raise InputError(f"out={self.path} is not empty and holds no run; choose another folder")
 

@@ -3,6 +3,7 @@
 import math
 import os
 import signal as signals
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -16,7 +17,7 @@ from twinblock import checkpoint
 from twinblock.config import Config, Optim
 from twinblock.data import Images
 from twinblock.diagnosis.monitor import Monitor
-from twinblock.distributed import any_rank
+from twinblock.distributed import largest, share_buffers
 from twinblock.encoders import MEAN, STD, Encoder
 from twinblock.errors import Collapsed, InputError, Interrupted
 from twinblock.launch import stop_signals
@@ -30,7 +31,8 @@ from twinblock.scope import Plan, make_learners, make_plan
 from twinblock.seeding import order
 from twinblock.views import Views
 
-FLUSH_EVERY = 10  # steps between two looks at the losses, which make a GPU wait
+FLUSH_EVERY = 10  # at most so many steps between two looks at losses and signals, which make a GPU wait
+PATIENCE = 1.0  # seconds between them, where steps are long
 
 
 def autocast_of(config: Config) -> torch.dtype | None:
@@ -86,11 +88,12 @@ class Trainer:
         losses: list[Tensor] = []
         self.reporter.start(self.plan.total, self.step, self.config.data.batch)
         with stop_signals() as stop, ThreadPoolExecutor(1) as pool:
-            loader, first = self.batches(pool), self.step + 1
+            loader = self.batches(pool)
+            flushed, flush_at, began = self.step, self.step + 1, time.monotonic()
             while self.step < self.plan.total:
                 if self.monitor.due(self.step):
                     rows.append(self.look())
-                    if self.config.train.on_collapse == "stop" and any_rank(self.monitor.collapsed, self.fabric.device):
+                    if self.config.train.on_collapse == "stop" and self.monitor.collapsed:
                         self.flush(rows, losses)
                         self.save()
                         self.reporter.stop()
@@ -101,10 +104,12 @@ class Trainer:
                 saving = last or self.step % self.save_every == 0
                 if last:
                     rows.append(self.look())
-                soon = self.step == first or self.step % FLUSH_EVERY == 0  # the first tells at once how long it takes
-                if saving or soon or (stop and self.fabric.world_size == 1):
+                if saving or self.step == flush_at or (stop and self.fabric.world_size == 1):
                     self.flush(rows, losses)
-                    stopping = any_rank(bool(stop), self.fabric.device)
+                    stopping = largest(bool(stop), self.fabric.device) > 0
+                    pace = largest((time.monotonic() - began) / (self.step - flushed), self.fabric.device)
+                    flush_at = self.step + max(1, min(FLUSH_EVERY, int(PATIENCE / pace)))
+                    flushed, began = self.step, time.monotonic()
                     if saving or stopping:
                         self.save()
                     if stopping and not last:
@@ -112,9 +117,13 @@ class Trainer:
         self.reporter.stop()
 
     def look(self) -> dict[str, Any]:
-        """Look at the embeddings; warn when they have become bad since the last look."""
+        """Look at the embeddings; warn when they have become bad since the last look.
+
+        The first process looks for all: what each decides by it must be the same.
+        """
         before = self.monitor.verdict().state
-        row = self.monitor.look(self.step)
+        found = self.fabric.broadcast(self.monitor.measure() if self.fabric.is_global_zero else [])
+        row = self.monitor.note(self.step, found)
         now = self.monitor.verdict()
         if now.state != before and now.state in ("complete collapse", "diverging"):
             self.reporter.warn(f"step {self.step}: {now.headline}: {now.evidence}; {now.advice}")
@@ -136,6 +145,8 @@ class Trainer:
                 break
             if i not in phase.trained:
                 assert isinstance(learner, Learner), "Learners that overlap train together"
+                if k == 0:  # from here on its statistics are those that a checkpoint holds
+                    share_buffers(learner)
                 signal = learner.eval().pass_on(signal, about)
                 continue
             loss, signal = forward(signal, about)  # one wrapped forward
@@ -245,7 +256,7 @@ class Trainer:
             self.restore(tensors)
             self.step = meta["step"]
             self.reporter.say(f"resuming at step {self.step} of {self.plan.total}")
-        if self.fabric.is_global_zero:
+        if self.fabric.is_global_zero and self.step < self.plan.total:  # else the last look is in them already
             self.run.truncate_metrics(self.step)
         self.fabric.barrier()
         self.monitor.recall(row for row in self.run.metrics() if "diagnosis" in row)

@@ -62,8 +62,8 @@ def test_a_collapse_is_confirmed_within_five_percent_and_200_steps(tmp_path, ste
 def test_a_resumed_monitor_knows_what_was_seen(tmp_path):
     monitor = tiny.trainer(tiny.config("byol", train={"length": "1000steps"}), tmp_path / "a").monitor
     pretend(monitor, lambda looks: 0.2 if looks == 0 else 0.001)
-    rows = [json.loads(json.dumps(monitor.look(step))) for step in (0, 10)]
-    assert monitor.due(30)
+    rows = [json.loads(json.dumps(monitor.look(step))) for step in (0, 10, 15)]
+    assert monitor.due(30)  # asked for at step 10, before the look at step 15 settled it
     other = tiny.trainer(tiny.config("byol", train={"length": "1000steps"}), tmp_path / "b").monitor
     assert not other.due(30)
     other.recall(rows)

@@ -1,4 +1,4 @@
-"""Runs in forked processes that are really killed: at a step, or at one of the moments of writing a checkpoint."""
+"""Runs in forked processes that are really killed: within a step, or at one of the moments of writing."""
 
 import os
 import signal
@@ -15,68 +15,87 @@ from twinblock.distributed import lost_peer
 
 BEREAVED = 3  # exit code of a process that ended because another one did
 
-MOMENTS = ("before the file", "half of the file", "before it has its name", "between the names", "after the names")
+IN_A_STEP = ("before a step", "half of a step")  # the second: one Learner has moved, the others and the queue have not
+WRITING = (  # by the first process
+    "half of a row of metrics",
+    "before the file",
+    "half of the file",
+    "before it has its name",
+    "between the names",
+    "after the names",
+)
+
+End = tuple[int, str, int]  # the first moment of this kind at or after this step, and the process that dies then
 
 
 def kill() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def kill_at_step(trainer, step: int) -> None:
-    take = trainer.train_step
+def kill_at(trainer, step: int, moment: str) -> None:
+    """Make a Trainer die."""
+    take, update, append = trainer.train_step, trainer.update, trainer.run.append_metrics
+    save_file, replace = checkpoint.save_file, os.replace
+
+    def due(at: str) -> bool:
+        return moment == at and trainer.step >= step
 
     def train_step(*batch):
-        if trainer.step == step:
+        if due("before a step"):
             kill()
         return take(*batch)
 
-    trainer.train_step = train_step
+    def update_one(*which):
+        update(*which)
+        if due("half of a step"):
+            kill()
 
+    def append_metrics(rows):
+        append(rows)
+        if due("half of a row of metrics"):
+            file = trainer.run.path / "metrics.jsonl"
+            os.truncate(file, file.stat().st_size - 9)
+            kill()
 
-def kill_while_saving(trainer, step: int, moment: str) -> None:
-    """Die while the first checkpoint at or after `step` is written."""
-    save_file, replace, names = checkpoint.save_file, os.replace, []
-
-    def half(tensors, path, metadata):
-        if trainer.step >= step and moment == "before the file":
+    def save(tensors, path, metadata):
+        if due("before the file"):
             kill()
         save_file(tensors, path, metadata)
-        if trainer.step >= step and moment == "half of the file":
+        if due("half of the file"):
             os.truncate(path, os.path.getsize(path) // 2)
             kill()
 
     def rename(old, new):
-        names.append(new)
-        if trainer.step < step or Path(new).parent.name != "checkpoint":
-            return replace(old, new)
-        if moment == "before it has its name" and Path(new).name == checkpoint.FRESH:
+        name = Path(new).name
+        if due("before it has its name") and name == checkpoint.FRESH:
             kill()
         replace(old, new)
-        if moment == "between the names" and Path(new).name in (checkpoint.PREVIOUS, checkpoint.FRESH):
+        if due("between the names") and name == (checkpoint.PREVIOUS if trainer.step > first else checkpoint.FRESH):
             kill()
-        if moment == "after the names" and Path(new).name == checkpoint.LAST:
+        if due("after the names") and name == checkpoint.LAST:
             kill()
 
-    checkpoint.save_file, os.replace = half, rename
+    first = trainer.save_every  # this checkpoint has none before it
+    trainer.train_step, trainer.update, trainer.run.append_metrics = train_step, update_one, append_metrics
+    checkpoint.save_file, os.replace = save, rename
 
 
-def train(config: Config, out: Path, rank: int, world: int, port: int, end: tuple[int, str | None] | None) -> None:
-    """One process of a run; `end`: the step to die at, and the moment of writing or None."""
+def train(config: Config, out: Path, rank: int, world: int, port: int, end: End | None) -> None:
+    """One process of a run."""
     torch.set_num_threads(1)
     if world > 1:
         os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world)}
         os.environ |= {"LOCAL_WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     trainer = tiny.trainer(config, out)
-    if end is not None and rank == 0:
-        step, moment = end
-        kill_at_step(trainer, step) if moment is None else kill_while_saving(trainer, step, moment)
     trainer.resume()
+    if end is not None and rank == end[2]:
+        kill_at(trainer, *end[:2])
     trainer.fit()
     if rank == 0:
         checkpoint.write(out / "end.safetensors", trainer.state(), {"step": trainer.step})
 
 
-def in_processes(config: Config, out: Path, world: int = 1, end: tuple[int, str | None] | None = None) -> list[int]:
+def in_processes(config: Config, out: Path, world: int = 1, end: End | None = None) -> list[int]:
     """Train in forked processes until they end; their exit codes, -9 for one that was killed."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -92,7 +111,7 @@ def in_processes(config: Config, out: Path, world: int = 1, end: tuple[int, str 
             except BaseException as error:
                 if isinstance(error, RuntimeError) and lost_peer(error):
                     code = BEREAVED
-                elif end is None:
+                else:
                     traceback.print_exc()
             finally:
                 os._exit(code)

@@ -82,7 +82,7 @@ def test_a_disk_that_fills_at_any_write(config, straight, tmp_path, part):
 
 def test_a_disk_that_fills_while_the_run_goes_on(config, straight, tmp_path):
     out = tmp_path / "run"
-    assert in_processes(config, out, end=(7, None)) == [-9]
+    assert in_processes(config, out, end=(7, "before a step", 0)) == [-9]
     before = checkpoint.read(out / "checkpoint" / checkpoint.LAST)[1]
     trainer = tiny.trainer(config, out)
     trainer.resume()
@@ -117,10 +117,16 @@ def test_a_checkpoint_cut_at_fifty_lengths_or_with_a_flipped_byte(straight, tmp_
 
 def test_with_every_checkpoint_damaged_the_run_starts_again(config, straight, tmp_path):
     out = tmp_path / "run"
-    assert in_processes(config, out, end=(10, None)) == [-9]
+    assert in_processes(config, out, end=(10, "before a step", 0)) == [-9]
     for file in (out / "checkpoint").iterdir():
         file.write_bytes(b"x" * 100)
     assert_same_end(go_on(config, out), straight)
+
+
+def test_a_run_that_was_killed_before_its_config_was_written_starts_again(config, straight, tmp_path):
+    (tmp_path / ".lock").touch()
+    (tmp_path / "config.yaml.partial").write_text("data:\n  sou")
+    assert_same_end(go_on(config, tmp_path), straight)
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""kill -9 at random steps and at every moment of writing a checkpoint: a run ends as if nothing had happened."""
+"""kill -9 within steps and at every moment of writing: a run ends as if nothing had happened."""
 
 import random
 from pathlib import Path
@@ -6,25 +6,27 @@ from pathlib import Path
 import pytest
 import tiny
 import torch
-from reliability.killing import BEREAVED, MOMENTS, in_processes
+from reliability.killing import BEREAVED, IN_A_STEP, WRITING, End, in_processes
 
 from twinblock import checkpoint
 
-STEPS = 24  # three an epoch, a checkpoint every fifth, and phases of six steps in sequential runs
+STEPS = 36  # three an epoch, a checkpoint every third, and phases of nine steps in sequential runs
+LAST_KILL = 30  # so that something is left to kill even where every kill comes after a checkpoint
 FAST = [("simclr", "end_to_end"), ("byol", "simultaneous"), ("moco_v2", "sequential")]
-ALL = [(method, scope) for method in tiny.METHODS for scope in tiny.SCOPES]
+ALL = [(method, scope) for method in (*tiny.METHODS, *tiny.PRUNED) for scope in tiny.SCOPES]
 
 
 def config(method: str, scope: str, norm: str = "batch"):
-    train = {"length": f"{STEPS}steps", "checkpoint_every": "5steps"}
+    train = {"length": f"{STEPS}steps", "checkpoint_every": "3steps"}
     return tiny.config(method, scope, norm, precision="fp32", train=train)
 
 
-def ends(kills: int, seed: str) -> list[tuple[int, str | None]]:
-    """Where to kill, in order of time: half of them while a checkpoint is written."""
+def ends(kills: int, world: int, seed: str) -> list[End]:
+    """Where to kill, in order of time: every third kill while something is written."""
     rng = random.Random(seed)
-    steps = sorted(rng.sample(range(1, STEPS), kills))
-    return [(step, rng.choice(MOMENTS) if i % 2 else None) for i, step in enumerate(steps)]
+    steps = sorted(rng.sample(range(LAST_KILL), kills))
+    at = [(step, rng.choice(IN_A_STEP if i % 3 else WRITING)) for i, step in enumerate(steps)]
+    return [(step, moment, 0 if moment in WRITING else rng.randrange(world)) for step, moment in at]
 
 
 def assert_same_end(killed: Path, straight: Path) -> None:
@@ -34,52 +36,53 @@ def assert_same_end(killed: Path, straight: Path) -> None:
     assert (killed / "metrics.jsonl").read_bytes() == (straight / "metrics.jsonl").read_bytes()
 
 
-def survive(method: str, scope: str, kills: int, world: int, folder: Path, norm: str = "batch") -> None:
-    run = config(method, scope, norm)
+def survive(run, kills: int, world: int, folder: Path, seed: str) -> None:
     assert in_processes(run, folder / "straight", world) == [0] * world
-    deaths = 0
-    for end in ends(kills, f"{method} {scope} {world}"):
+    for end in ends(kills, world, f"{seed} {world}"):
         codes = in_processes(run, folder / "killed", world, end)
-        deaths += codes[0] == -9
-        assert codes[0] in (-9, 0)
-        assert codes[1:] == ([BEREAVED] if codes[0] == -9 else [0]) * (world - 1), "no process goes on alone"
-        if codes[0] == 0:
-            break
-    assert deaths >= min(kills, 2) - 1
-    if not (folder / "killed" / "end.safetensors").exists():
-        assert in_processes(run, folder / "killed", world) == [0] * world
+        assert codes.pop(end[2]) == -9, f"{end} did not happen"
+        assert codes == [BEREAVED] * (world - 1), "no process goes on alone"
+    assert in_processes(run, folder / "killed", world) == [0] * world
     assert_same_end(folder / "killed", folder / "straight")
 
 
 @pytest.mark.parametrize(("method", "scope"), FAST)
 def test_a_few_kills(method, scope, tmp_path):
-    survive(method, scope, 5, 1, tmp_path)
+    survive(config(method, scope), 6, 1, tmp_path, f"{method} {scope}")
 
 
-def test_a_few_kills_of_two_processes(tmp_path):
-    survive("byol", "simultaneous", 2, 2, tmp_path, norm="sync")
+@pytest.mark.parametrize("norm", ["batch", "sync"])
+def test_a_few_kills_of_two_processes(norm, tmp_path):
+    survive(config("byol", "sequential", norm), 2, 2, tmp_path, norm)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("method", "scope"), ALL)
 def test_twenty_kills(method, scope, tmp_path):
-    survive(method, scope, 20, 1, tmp_path)
+    survive(config(method, scope), 20, 1, tmp_path, f"{method} {scope}")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", tiny.METHODS)
-def test_twenty_kills_of_two_processes(method, tmp_path):
-    survive(method, "end_to_end", 20, 2, tmp_path, norm="sync")
+@pytest.mark.parametrize(("method", "scope"), ALL)
+def test_twenty_kills_of_two_processes(method, scope, tmp_path):
+    survive(config(method, scope), 20, 2, tmp_path, f"{method} {scope}")
 
 
-@pytest.mark.parametrize("moment", MOMENTS)
-def test_every_moment_of_writing_a_checkpoint(moment, tmp_path):
-    """The second checkpoint is cut short at each moment; the run goes on from the first or the second."""
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("straight")
+    assert in_processes(config("simclr", "end_to_end"), out) == [0]
+    return out
+
+
+@pytest.mark.parametrize("moment", WRITING)
+def test_every_moment_of_writing(moment, straight, tmp_path):
+    """The first, the second and the last checkpoint are cut short at each moment."""
     run = config("simclr", "end_to_end")
-    assert in_processes(run, tmp_path / "straight") == [0]
-    assert in_processes(run, tmp_path / "killed", end=(10, moment)) == [-9]
-    assert in_processes(run, tmp_path / "killed") == [0]
-    assert_same_end(tmp_path / "killed", tmp_path / "straight")
+    for step in (3, 6, STEPS):
+        assert in_processes(run, tmp_path, end=(step, moment, 0)) == [-9]
+    assert in_processes(run, tmp_path) == [0]
+    assert_same_end(tmp_path, straight)
 
 
 def test_another_number_of_processes_keeps_the_order_of_the_images(tmp_path):
@@ -87,7 +90,7 @@ def test_another_number_of_processes_keeps_the_order_of_the_images(tmp_path):
     run = config("simclr", "end_to_end", "sync").model_copy(deep=True)
     run = run.model_copy(update={"train": run.train.model_copy(update={"precision": "fp64"})})
     assert in_processes(run, tmp_path / "straight") == [0]
-    assert in_processes(run, tmp_path / "changed", 1, end=(12, None)) == [-9]
+    assert in_processes(run, tmp_path / "changed", 1, end=(12, "before a step", 0)) == [-9]
     assert in_processes(run, tmp_path / "changed", 2) == [0, 0]
     mine, theirs = (checkpoint.read(tmp_path / n / "end.safetensors")[0] for n in ("changed", "straight"))
     difference = max(float((mine[name].double() - theirs[name].double()).abs().max()) for name in mine)

@@ -71,13 +71,24 @@ class Monitor:
 
     def look(self, step: int) -> dict[str, Any]:
         """Measure, judge, and give the row for the metrics."""
-        self.recall([*self.rows, row := {"step": step, "diagnosis": self.measure()}])
+        return self.note(step, self.measure())
+
+    def note(self, step: int, found: list[dict[str, Any]]) -> dict[str, Any]:
+        """Judge by what `measure` found as well, and give the row for the metrics."""
+        self.recall([*self.rows, row := {"step": step, "diagnosis": found}])
         return row
 
     def recall(self, rows: Iterable[dict[str, Any]]) -> None:
         """Judge by these rows, of this process or of one before it."""
-        self.rows = list(rows)
-        for i in self.trained() if self.rows else ():
+        rows = list(rows)
+        # a look that asked for another one may lie a few looks back
+        recent = sum(row["step"] + self.again <= rows[-1]["step"] for row in rows)
+        for count in range(recent, len(rows)):
+            self.rows = rows[: count + 1]
+            self._judge()
+
+    def _judge(self) -> None:
+        for i in self.trained():
             history = history_of(self.rows, i, self.starts[i])
             self.verdicts[i] = verdict(history, config=self.config)
             suspect = len(history) > 1 and verdict(history, finished=True).state == "complete collapse"

@@ -15,14 +15,21 @@ from twinblock.run import Run
 from twinblock.studies.study import Arm, Options, Row, carry_out, folder, publish
 
 WHOLE, BLOCKWISE = "end to end", ("scope.kind=blockwise",)
+SOLARIZE = "views.0.solarize=0.5"  # of both views: ink may be darker or lighter than its ground, whatever the digit
 DIGITS = {  # what makes another method of the recipe `demo`
-    "SimCLR": (),
-    "Barlow Twins": ("objective={kind: barlow_twins, lambd: 0.005, scale: 0.05}", "projector.dims=[256,256]"),
+    "SimCLR": (SOLARIZE,),
+    "Barlow Twins": (
+        SOLARIZE,
+        "objective={kind: barlow_twins, lambd: 0.005, scale: 0.05}",
+        "projector.dims=[256,256]",
+    ),
     "VICReg": (
+        SOLARIZE,
         "objective={kind: vicreg, invariance: 25.0, variance: 25.0, covariance: 1.0, scale: 0.05}",
         "projector.dims=[256,256]",
     ),
     "BYOL": (
+        SOLARIZE,
         "objective.kind=regression",
         "predictor={dims: [256, 64], norm: batch}",
         "branch.kind=ema",
