@@ -29,11 +29,13 @@ def evaluate(
     published: Annotated[bool, typer.Option("--published", help="Also the SGD probes on augmented images.")] = False,
     blocks: Annotated[bool, typer.Option("--blocks", help="Every block, also after end-to-end training.")] = False,
     taps: Annotated[bool, typer.Option("--taps", help="Blocks as their taps see them, expanded.")] = False,
-    beside: Annotated[list[str] | None, typer.Option(help="A run to draw in depth.png too; may be repeated.")] = None,
+    beside: Annotated[list[str] | None, typer.Option(help="A run to draw beside it; may be repeated.")] = None,
+    shots: Annotated[list[int] | None, typer.Option(help="A probe of so many images a class; may be repeated.")] = None,
 ):
     """Measure the frozen encoder of a run: kNN and linear probe, beside raw pixels and the untrained encoder.
 
-    Runs trained in blocks are measured block by block, and drawn in depth.png.
+    Runs trained in blocks are measured block by block, and drawn in depth.png; runs on classes of unequal size by
+    class and group, and drawn in classes.png.
     """
     from twinblock.config import lay_over
     from twinblock.evaluation.run import evaluate, group_rows
@@ -41,7 +43,7 @@ def evaluate(
     from twinblock.run import Run
 
     data = lay_over({}, overrides or ()).get("data")
-    how = {"blocks": blocks or None, "taps": taps, "beside": beside or ()}
+    how = {"blocks": blocks or None, "taps": taps, "beside": beside or (), "shots": shots or ()}
     print_table(run, evaluate(run, data, published=published, **how))
     if groups := group_rows(Run(run)):
         print_table("accuracy of the groups of classes, in %; std: their standard deviation", groups)

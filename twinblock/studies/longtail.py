@@ -6,10 +6,8 @@ steps on the same images; each seed has its own split. On CIFAR-10 and CIFAR-100
 
 from collections.abc import Mapping
 
-import numpy as np
-
 from twinblock.config import compose
-from twinblock.evaluation.groups import figure
+from twinblock.evaluation.groups import classes_of, figure
 from twinblock.evaluation.run import evaluate, group_rows
 from twinblock.forgotten import forgotten
 from twinblock.run import Run
@@ -41,9 +39,9 @@ def reproduce(options: Options) -> None:
     methods = {}
     for name in OVERLAID:
         runs = [Run(folder(name, seed, options)) for seed in range(options.seeds)]
-        methods[name] = [found for run in runs if (found := _by_class(run)) is not None]
+        methods[name] = [classes_of(run) for run in runs if run.evaluation]  # an arm that failed has none
     if all(methods.values()):
-        figure(methods, options.out / "classes.png", "linear probe, all seeds")
+        (options.out / "classes.png").write_bytes(figure(methods, "linear probe, all seeds"))
 
 
 def measure(run: Run) -> Mapping[str, float]:
@@ -71,9 +69,3 @@ def _arms(options: Options) -> tuple[Arm, ...]:
         Arm("SimCLR", recipe, ("branch.kind=shared", width, *SEEDED)),
         Arm("SDCLR", recipe, SEEDED),
     )
-
-
-def _by_class(run: Run) -> tuple[np.ndarray, np.ndarray] | None:
-    found = run.evaluation or {}
-    classes = [g["classes"] for g in found.get("groups", []) if g["evaluator"] == "linear"]
-    return (np.array(found["class sizes"]), np.array(classes[0])) if classes else None
