@@ -34,19 +34,20 @@ def evaluate(
     published: Annotated[bool, typer.Option("--published", help="Also the SGD probes on augmented images.")] = False,
     blocks: Annotated[bool, typer.Option("--blocks", help="Every block, also after end-to-end training.")] = False,
     taps: Annotated[bool, typer.Option("--taps", help="Blocks as their taps see them, expanded.")] = False,
-    beside: Annotated[list[str] | None, typer.Option(help="A run to draw in depth.png too; may be repeated.")] = None,
+    beside: Annotated[list[str] | None, typer.Option(help="A run to draw beside it; may be repeated.")] = None,
+    shots: Annotated[list[int] | None, typer.Option(help="A probe of so many images a class; may be repeated.")] = None,
 ):
     """Measure a run's encoder by kNN and linear probe.
 
     Raw pixels and the untrained encoder stand beside it. Runs trained in blocks are measured block by block, and
-    drawn in depth.png.
+    drawn in depth.png; runs on classes of unequal size by class and group, and drawn in classes.png.
     """
     from twinblock.evaluation.run import evaluate, group_rows
     from twinblock.report import print_table
     from twinblock.run import Run
 
     data = _fields(overrides, "data").get("data")
-    how = {"blocks": blocks or None, "taps": taps, "beside": beside or ()}
+    how = {"blocks": blocks or None, "taps": taps, "beside": beside or (), "shots": shots or ()}
     print_table(run, evaluate(run, data, published=published, **how))
     if groups := group_rows(Run(run)):
         print_table("accuracy of the groups of classes, in %; std: their standard deviation", groups)

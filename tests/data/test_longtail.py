@@ -111,6 +111,8 @@ def test_more_shots_than_samples():
     for shots in (0, 501):
         with pytest.raises(InputError, match=f"{shots} shots: the smallest class has 500 images"):
             few_shot(LABELS, shots)
+    with pytest.raises(InputError, match="class 1 has no training image"):
+        few_shot(np.array([0, 2]), 1)
 
 
 def test_a_tail_of_unlabelled_images(source, monkeypatch):

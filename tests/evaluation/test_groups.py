@@ -14,7 +14,7 @@ from twinblock.config import Data, LongTail, compose
 from twinblock.data import Images, longtail
 from twinblock.errors import InputError
 from twinblock.evaluation import run as evaluation
-from twinblock.evaluation.groups import by_size, class_accuracies, class_sizes, figure, group_report, spread, thirds
+from twinblock.evaluation.groups import by_size, class_accuracies, class_sizes, classes_of, group_report, thirds
 from twinblock.evaluation.run import group_rows
 from twinblock.evaluation.sgd import augmented, sgd_probe
 
@@ -37,13 +37,6 @@ def test_a_group_without_classes_and_a_class_without_images():
     assert report["by size"] == {"all": 60.0, "many": 60.0, "medium": None, "few": None, "std": 0.0}
     with pytest.raises(InputError, match="class 1 has no test image"):
         class_accuracies(np.array([0]), np.array([0]), 2)
-
-
-def test_spread_over_runs():
-    assert spread([{"all": 50.0, "few": None}, {"all": 54.0, "few": 20.0}]) == {
-        "all": (52.0, pytest.approx(8**0.5)),
-        "few": (20.0, 0.0),
-    }
 
 
 def test_groups_need_labels(monkeypatch):
@@ -121,9 +114,26 @@ def test_evaluate_of_a_long_tailed_run(tmp_path, monkeypatch):
         for evaluator in ("kNN", "linear", "few-shot", "SGD linear", "SGD few-shot")
         for groups in ("thirds", "by size")
     ]
-    figure(
-        {"a": [(np.array(written["class sizes"]), np.array(written["groups"][0]["classes"]))]},
-        tmp_path / "classes.png",
-        "kNN",
-    )
-    assert (tmp_path / "classes.png").stat().st_size > 1000
+    alone = (run.path / "classes.png").read_bytes()
+
+    # a twin by a balanced list: it has no groups of its own
+    rows_of = [np.flatnonzero(tiny.images(600).labels == label)[:70] for label in range(3)]
+    np.save(tmp_path / "balanced.npy", np.concatenate(rows_of))
+    twin = [f"data.indices={tmp_path / 'balanced.npy'}", "data.batch=64"]
+    twin = twinblock.pretrain("simclr", out=tmp_path / "b", quiet=True, overrides=[*small, *twin])
+    rows = twinblock.evaluate(twin, baselines=False)
+    assert list(rows[0]) == ["features", "kNN %", "linear %", "width"] and group_rows(twin) == []
+    with pytest.raises(InputError, match="b has no accuracy by class: evaluate it first"):
+        twinblock.evaluate(run, baselines=False, beside=[twin.path])
+    rows = twinblock.evaluate(twin, baselines=False, beside=[run.path], shots=[7, 3])
+    assert list(rows[0]) == ["features", "kNN %", "linear %", "7-shot %", "3-shot %", "width"]
+    twins = json.loads((twin.path / "evaluation.json").read_text())
+    assert twins["class sizes"] == written["class sizes"] and twins["shots"] == {"7-shot": 7, "3-shot": 3}
+    linear = twins["groups"][1]
+    sizes, accuracies = classes_of(twin)
+    assert (linear["evaluator"], linear["classes"]) == ("linear", accuracies.tolist())
+    assert linear["groups"] == group_report(accuracies, sizes)
+    twinblock.evaluate(run, baselines=False, beside=[twin.path])
+    assert (run.path / "classes.png").read_bytes() not in (alone, (twin.path / "classes.png").read_bytes())
+    with pytest.raises(InputError, match="1000 shots: the smallest class has"):
+        twinblock.evaluate(run, shots=[1000])

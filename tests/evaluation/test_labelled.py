@@ -48,3 +48,15 @@ def test_a_run_whose_labels_cannot_be_used_is_finished_all_the_same(tmp_path, mo
     assert run.finished
     assert run.result is not None and run.result["knn"] is None
     assert "accuracy was not measured: the classes do not agree" in capsys.readouterr().err
+
+
+def test_without_a_test_split_a_fifth_of_each_class_is_held_out(monkeypatch):
+    sizes = (40, 11, 2, 1)
+    labels = np.random.Generator(np.random.PCG64(0)).permutation(np.repeat(np.arange(4), sizes))
+    images = Images(np.arange(54, dtype=np.uint8).repeat(192).reshape(54, 8, 8, 3), labels)
+    monkeypatch.setattr(evaluation, "load", lambda *_: None)
+    train, test = labelled(Data(), 0, images)
+    assert np.bincount(test.labels, minlength=4).tolist() == [8, 3, 1, 0]  # one image cannot do both
+    both = [pixels[0, 0, 0] for split in (train, test) for pixels in split.pixels]
+    assert sorted(both) == list(range(54))
+    assert not np.array_equal(labelled(Data(), 1, images)[1].pixels, test.pixels)

@@ -85,6 +85,8 @@ def few_shot(labels: Int[np.ndarray, " n"], shots: int, seed: int = 0) -> Int[np
     """Rows of `shots` images of each class, in order. Raises InputError where a class has fewer."""
     rows = by_class(labels, seed)
     fewest = min(len(r) for r in rows)
+    if not fewest:
+        raise InputError(f"class {[len(r) for r in rows].index(0)} has no training image; leave it out of the labels")
     if shots < 1 or shots > fewest:
         raise InputError(f"{shots} shots: the smallest class has {fewest} images; ask for 1 to {fewest} of each")
     return np.sort(np.concatenate([r[:shots] for r in rows]))

@@ -1,7 +1,7 @@
 """Accuracy by class and by groups of frequent and rare classes, and how balanced it is."""
 
+import io
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,7 +10,9 @@ from jaxtyping import Float, Int
 from twinblock.config import Config
 from twinblock.data.longtail import training
 from twinblock.errors import InputError
+from twinblock.run import Run
 
+ByClass = tuple[Int[np.ndarray, " c"], Float[np.ndarray, " c"]]  # training images and accuracy in percent of each class
 GROUPS = ("many", "medium", "few")
 MANY, FEW = 100, 20  # images above which a class is frequent, below which it is rare
 
@@ -52,7 +54,9 @@ def class_accuracies(
     """Accuracy of each class in percent. Raises InputError for a class without test images."""
     tested = np.bincount(labels, minlength=classes)
     if not tested.all():
-        raise InputError(f"class {int(tested.argmin())} has no test image, so its accuracy cannot be measured")
+        raise InputError(
+            f"class {int(tested.argmin())} has no test image, so its accuracy cannot be measured; add some"
+        )
     return 100 * np.bincount(labels[predicted == labels], minlength=classes) / tested
 
 
@@ -74,18 +78,22 @@ def group_report(accuracies: Float[np.ndarray, " c"], sizes: Int[np.ndarray, " c
     return report
 
 
-def spread(reports: Sequence[Mapping[str, float]]) -> dict[str, tuple[float, float]]:
-    """Mean and standard deviation of each number over runs: splits, seeds. One run has a deviation of 0."""
-    columns = {name: [r[name] for r in reports if r.get(name) is not None] for name in reports[0]}
-    return {
-        name: (float(np.mean(x)), float(np.std(x, ddof=1)) if len(x) > 1 else 0.0) for name, x in columns.items() if x
-    }
+def classes_of(run: Run) -> ByClass:
+    """Class sizes, and the linear probe's accuracies in percent, that the last `evaluate` of a run wrote.
+
+    Raises InputError where it was not evaluated by class.
+    """
+    found = run.evaluation or {}
+    for group in found.get("groups", []):
+        if (group["features"], group["evaluator"]) == ("encoder", "linear"):
+            return np.array(found["class sizes"]), np.array(group["classes"])
+    raise InputError(
+        f"{run.path} has no accuracy by class: evaluate it first; a balanced one --beside a long-tailed one"
+    )
 
 
-def figure(
-    methods: Mapping[str, Sequence[tuple[Int[np.ndarray, " c"], Float[np.ndarray, " c"]]]], file: str | Path, title: str
-) -> None:
-    """Draw accuracy against class size, methods overlaid: `methods[name]` holds (sizes, accuracies) of each run."""
+def figure(methods: Mapping[str, Sequence[ByClass]], title: str) -> bytes:
+    """A PNG of accuracy against class size, methods overlaid: `methods[name]` holds what each of its runs has."""
     from matplotlib.figure import Figure
 
     drawing = Figure(figsize=(6, 4), layout="constrained")
@@ -103,4 +111,6 @@ def figure(
         axes.plot(levels, means, color=f"C{i}", label=name)
     axes.set(xscale="log", xlabel="training images of the class", ylabel="accuracy in %", title=title)
     axes.legend(frameon=False)
-    drawing.savefig(file, dpi=150)
+    file = io.BytesIO()
+    drawing.savefig(file, format="png", dpi=150)
+    return file.getvalue()

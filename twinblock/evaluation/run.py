@@ -14,8 +14,8 @@ from twinblock.data.longtail import few_shot, training, whole
 from twinblock.encoders import MEAN, STD, Encoder
 from twinblock.errors import InputError
 from twinblock.evaluation import features, knn_scores, linear_probe, pixels
-from twinblock.evaluation.depth import BLOCK, EveryBlock, draw_beside, rank_share, trained_taps
-from twinblock.evaluation.groups import class_accuracies, class_sizes, group_report
+from twinblock.evaluation.depth import BLOCK, EveryBlock, draw_beside, rank_share, rows_by_block, trained_taps
+from twinblock.evaluation.groups import class_accuracies, class_sizes, classes_of, figure, group_report
 from twinblock.evaluation.sgd import FEW_SHOT, FULL_SHOT, augmented, sgd_probe
 from twinblock.run import Run, encoder_of
 from twinblock.seeding import order
@@ -33,15 +33,17 @@ def evaluate(
     blocks: bool | None = None,
     taps: bool = False,
     beside: Sequence[str | Path] = (),
+    shots: Sequence[int] = (),
 ) -> list[dict[str, Any]]:
     """Weighted kNN and linear probe, top-1 in percent, of a run's encoder and of two baselines.
 
     They are fitted to all training images of the source, also of those that the run did not train on; `data` names
-    other labelled data. After training on classes of unequal size there is a few-shot probe too, with 1 % of the
-    smallest class of the source from each class, and accuracy by class and by group; `published`: also SDCLR's SGD
-    probes. `blocks`: also every block, with its effective rank in % of its width (None: where the run trained in
-    blocks), as its tap sees it where `taps`; drawn in `depth.png`, with runs `beside` it that were measured so.
-    All is written to `evaluation.json` in the run. Raises InputError where there are no labels or no run.
+    other labelled data. After training on classes of unequal size, or where the first run `beside` it did, there is a
+    few-shot probe too and accuracy by class and by group, drawn in `classes.png` with the runs `beside`; `shots`: its
+    images of each class, else 1 % of the smallest class; `published`: also SDCLR's SGD probes. `blocks`: also every
+    block, with its effective rank in % of its width (None: where the run trained in blocks), as its tap sees it where
+    `taps`; drawn in `depth.png`, with runs `beside` it that were measured so. All is written to `evaluation.json` in
+    the run. Raises InputError where there are no labels or no run.
     """
     run = run if isinstance(run, Run) else Run.open(run)
     config = run.config
@@ -50,12 +52,21 @@ def evaluate(
     assert train.labels is not None and test.labels is not None
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     classes, labels = int(train.labels.max()) + 1, torch.from_numpy(train.labels)
+    others = [Run.open(other) for other in beside]
     sizes = _unequal_sizes(config, source, classes)
-    shots = few_shot(train.labels, max(1, round(0.01 * int(np.bincount(train.labels).min()))), config.train.seed)
+    if sizes is None and others:  # a balanced twin has the groups of the set that it stands beside
+        sizes = _unequal_sizes(others[0].config, source, classes)
+    drawn = {} if sizes is None else {str(other.path): [classes_of(other)] for other in others}
+    few = {}
+    if shots or sizes is not None or published:
+        one_percent = max(1, round(0.01 * int(np.bincount(train.labels).min())))
+        named = {f"{n}-shot": n for n in shots} or {"few-shot": one_percent}
+        few = {kind: few_shot(train.labels, n, config.train.seed) for kind, n in named.items()}
     rows, groups = [], []
     encoder = run.encoder()
     measured = _features(encoder, config, (train, test), device, baselines)
-    blocks = config.scope.kind != "end_to_end" or taps or bool(beside) if blocks is None else blocks
+    if blocks is None:
+        blocks = config.scope.kind != "end_to_end" or taps or (bool(others) and sizes is None)
     if blocks:
         every = EveryBlock(encoder, trained_taps(run, encoder) if taps else None)
         measured |= _of_blocks(every, config, (train, test), device)
@@ -65,13 +76,13 @@ def evaluate(
             "kNN": knn_scores(bank, labels, queries, classes, k=knn_k),
             "linear": linear_probe(bank, labels, queries, classes),
         }
-        if sizes is not None:
-            scores["few-shot"] = linear_probe(bank[shots], labels[shots], queries, classes)
+        if sizes is not None or shots:
+            scores |= {kind: linear_probe(bank[some], labels[some], queries, classes) for kind, some in few.items()}
         if published and name == "encoder":
-            scores |= _published(run.encoder().to(device), config, train, labels, shots, queries, classes, device)
+            scores |= _published(run.encoder().to(device), config, train, labels, few, queries, classes, device)
         row: dict[str, Any] = {f"{kind} %": accuracy(found, test.labels) for kind, found in scores.items()}
         if published and name != "encoder":
-            row |= dict.fromkeys(("SGD linear %", "SGD few-shot %"))  # they look at images, not at features
+            row |= dict.fromkeys(f"SGD {kind} %" for kind in ("linear", *few))  # they look at images, not at features
         if blocks:
             row["rank %"] = None if name == PIXELS else rank_share(queries)
         rows.append({"features": name, **row, "width": bank.shape[1]})
@@ -90,10 +101,14 @@ def evaluate(
         "temperature": 0.1,
     }
     if sizes is not None:
-        note |= {"shots": len(shots) // classes, "class sizes": sizes.tolist(), "groups": groups}
+        note |= {"class sizes": sizes.tolist(), "groups": groups}
+    if few:
+        note["shots"] = {kind: len(chosen) // classes for kind, chosen in few.items()}
     run.write_json("evaluation.json", {**note, "rows": rows})
+    if sizes is not None:
+        run.write("classes.png", figure({str(run.path): [classes_of(run)], **drawn}, "linear probe"))
     if blocks:
-        draw_beside(run, beside)
+        draw_beside(run, beside if sizes is None else [other.path for other in others if rows_by_block(other)])
     return rows
 
 
@@ -113,7 +128,7 @@ def _unequal_sizes(config: Config, source: Data, classes: int) -> np.ndarray | N
     if source.source != config.data.source:
         return None
     sizes = class_sizes(config)
-    return sizes if len(sizes) == classes and sizes.max() >= 2 * sizes.min() else None
+    return sizes if len(sizes) == classes and sizes.max() >= 2 * max(1, sizes.min()) else None
 
 
 def _by_group(scores: Tensor, labels: np.ndarray, sizes: np.ndarray) -> dict[str, Any]:
@@ -121,18 +136,16 @@ def _by_group(scores: Tensor, labels: np.ndarray, sizes: np.ndarray) -> dict[str
     return {"groups": group_report(by_class, sizes), "classes": by_class.tolist()}
 
 
-def _published(encoder, config: Config, train: Images, labels: Tensor, shots, queries, classes: int, device):
+def _published(encoder, config: Config, train: Images, labels: Tensor, few, queries, classes: int, device):
     """Scores of the published probes, which see augmented images; digits are not mirrored."""
     size, seed, flip = config.data.size, config.train.seed, bool(config.views[0].flip)
     assert size is not None
     found = {}
-    for name, rows, (epochs, drops) in (
-        ("SGD linear", np.arange(len(train)), FULL_SHOT),
-        ("SGD few-shot", shots, FEW_SHOT),
-    ):
+    parts = {"linear": (np.arange(len(train)), FULL_SHOT), **{kind: (rows, FEW_SHOT) for kind, rows in few.items()}}
+    for name, (rows, (epochs, drops)) in parts.items():
         part = take(train, rows)
         seen = lambda epoch, part=part: augmented(encoder, part, size, epoch, seed, flip, device)  # noqa: E731
-        found[name] = sgd_probe(seen, labels[rows], queries, classes, epochs, drops, seed=seed)
+        found[f"SGD {name}"] = sgd_probe(seen, labels[rows], queries, classes, epochs, drops, seed=seed)
     return found
 
 
@@ -153,18 +166,28 @@ def quick_knn(encoder: Encoder, config: Config, train: Images, device: torch.dev
 
 
 def labelled(source: Data, seed: int, train: Images | None = None) -> tuple[Images, Images]:
-    """The labelled images to fit on and to test on; a set without a test split gives a fixed fifth of its images."""
+    """The labelled images to fit on and to test on; a set without a test split gives a fixed fifth of each class."""
     train = train or training(source)
     test = load(source.source, source.root, "test", source.size)
     if train.labels is None:
         raise InputError(f"{source.source} has no labels, so accuracy cannot be measured; name labelled data: data=...")
     if test is None or test.labels is None:
-        rows = order(seed, -2, len(train))
-        cut = len(train) - len(train) // 5
-        train, test = take(train, np.sort(rows[:cut])), take(train, np.sort(rows[cut:]))
+        held = _held_out(train.labels, seed)
+        train, test = take(train, np.flatnonzero(~held)), take(train, np.flatnonzero(held))
     if (train.classes or ()) != (test.classes or train.classes or ()):
         raise InputError(f"{source.source}: the classes of its test images are not those of its training images")
     return _with_labels(train), _with_labels(test)
+
+
+def _held_out(labels: np.ndarray, seed: int) -> np.ndarray:
+    """A fifth of each class, rounded up, so that rare classes are tested too; a single image is for fitting."""
+    rows = order(seed, -2, len(labels))
+    by_class = rows[np.argsort(labels[rows], kind="stable")]
+    _, first, size = np.unique(labels[by_class], return_index=True, return_counts=True)
+    rank = np.arange(len(rows)) - np.repeat(first, size)
+    held = np.zeros(len(labels), bool)
+    held[by_class[(rank % 5 == 0) & (np.repeat(size, size) > 1)]] = True
+    return held
 
 
 def accuracy(scores: Tensor, labels: np.ndarray) -> float:

@@ -6,10 +6,8 @@ steps on the same images; each seed has its own split. On CIFAR-10 and CIFAR-100
 
 from collections.abc import Mapping
 
-import numpy as np
-
 from twinblock.config import compose
-from twinblock.evaluation.groups import figure
+from twinblock.evaluation.groups import classes_of, figure
 from twinblock.evaluation.run import evaluate, group_rows
 from twinblock.forgotten import forgotten
 from twinblock.run import Run
@@ -27,28 +25,36 @@ DIGITS = (
     Arm("SDCLR x blockwise", "sdclr", (*SEEDED, "scope.kind=blockwise")),
 )
 OVERLAID = ("SimCLR", "SDCLR")
-COLUMNS = ("all", "many", "medium", "few", "std", "few-shot all", "forgotten AUROC")
+COLUMNS = ("all", "many", "medium", "few", "std", "few-shot all", "forgotten AUROC", "loss AUROC", "neighbours AUROC")
+SHOTS = {"cifar100": (100, 50)}  # as its published numbers have them: Zhou et al. 2022, BCL, split 1
+PUBLISHED = {
+    "published all, 100-shot, 50-shot": {"SimCLR": "50.7, 46.3, 42.4", "SDCLR": "55.0, 49.7, 45.6"},
+}
 
 
 def reproduce(options: Options) -> None:
     """Carry out the arms, and write table.md, rows.json and classes.png."""
-    arms = _arms(options)
+    source, arms = _source(options), _arms(options)
     rows = carry_out(arms, measure, options)
     title = (
         "Linear probe, mean class accuracy in % (groups: thirds), few-shot probe, and how well pruning finds the tail"
     )
-    publish(title, rows, options.out, COLUMNS)
+    columns, beside = COLUMNS, {}
+    if source in SHOTS:
+        shots = (f"{n}-shot all" for n in SHOTS[source])
+        columns, beside = (*COLUMNS[:5], *shots, *COLUMNS[6:], *PUBLISHED), PUBLISHED
+    publish(title, rows, options.out, columns, beside)
     methods = {}
     for name in OVERLAID:
         runs = [Run(folder(name, seed, options)) for seed in range(options.seeds)]
-        methods[name] = [found for run in runs if (found := _by_class(run)) is not None]
+        methods[name] = [classes_of(run) for run in runs if run.evaluation]  # an arm that failed has none
     if all(methods.values()):
-        figure(methods, options.out / "classes.png", "linear probe, all seeds")
+        (options.out / "classes.png").write_bytes(figure(methods, "linear probe, all seeds"))
 
 
 def measure(run: Run) -> Mapping[str, float]:
     """Accuracies by evaluator and group, and how well the rank of forgotten samples finds the tail."""
-    evaluate(run, baselines=False)
+    evaluate(run, baselines=False, shots=SHOTS.get(run.config.data.source, ()))
     found = {
         f"{row['evaluator']} {group}".removeprefix("linear "): row[group]
         for row in group_rows(run)
@@ -62,7 +68,7 @@ def measure(run: Run) -> Mapping[str, float]:
 
 
 def _arms(options: Options) -> tuple[Arm, ...]:
-    source = compose("sdclr", overrides=options.overrides).data.source
+    source = _source(options)
     if source not in ("cifar10", "cifar100"):
         return DIGITS
     recipe, width = f"sdclr_{source}_lt", "projector.dims=[512,128]"
@@ -73,7 +79,5 @@ def _arms(options: Options) -> tuple[Arm, ...]:
     )
 
 
-def _by_class(run: Run) -> tuple[np.ndarray, np.ndarray] | None:
-    found = run.evaluation or {}
-    classes = [g["classes"] for g in found.get("groups", []) if g["evaluator"] == "linear"]
-    return (np.array(found["class sizes"]), np.array(classes[0])) if classes else None
+def _source(options: Options) -> str:
+    return compose("sdclr", overrides=options.overrides).data.source

@@ -1,0 +1,31 @@
+"""The long-tailed study: its arms can be composed, and its tables have the columns that the published ones have."""
+
+import pytest
+
+from twinblock.config import compose
+from twinblock.studies import longtail
+from twinblock.studies.study import Options
+
+
+@pytest.mark.parametrize(("data", "arms"), [("photodigits", 7), ("cifar10", 3), ("cifar100", 3)])
+def test_arms_and_columns(tmp_path, monkeypatch, data, arms):
+    def carry_out(given, measure, options):
+        configs = {
+            arm.name: compose(arm.recipe, overrides=[o.replace("{seed}", "7") for o in arm.overrides]) for arm in given
+        }
+        assert len(configs) == arms
+        assert {(c.data.longtail.split, c.data.longtail.seed) for c in configs.values()} == {(7, 7)}
+        assert {c.data.longtail.kind for c in configs.values()} == {"exp", "balanced"}
+        pruned = {name for name, c in configs.items() if c.branch.kind == "pruned"}
+        assert pruned == {name for name in configs if name.startswith("SDCLR")}
+        same = [configs[name].model_dump(exclude={"branch", "projector"}) for name in longtail.OVERLAID]
+        assert same[0] == same[1]  # in all but the branch, and on CIFAR the head
+        return [{"arm": name, "seed": 0, "seconds": 1.0, "all": 50.0, "50-shot all": 40.0} for name in configs]
+
+    monkeypatch.setattr(longtail, "carry_out", carry_out)
+    longtail.reproduce(Options(tmp_path, 1, (f"data={data}",)))
+    header, _, *rows = (tmp_path / "table.md").read_text().splitlines()[2:]
+    assert len(rows) == arms
+    assert ("100-shot all | 50-shot all" in header) == (data == "cifar100") != ("few-shot all" in header)
+    (sdclr,) = (row for row in rows if row.startswith("| SDCLR |"))
+    assert ("40.0" in sdclr, "55.0, 49.7, 45.6" in sdclr) == (data == "cifar100",) * 2
