@@ -510,7 +510,7 @@ def hub(monkeypatch):
 @pytest.mark.parametrize(("online", "reason"), [(False, "cannot reach the hub at all"), (True, "401: no such set")])
 def test_a_hub_failure_is_one_line(hub, online, reason):
     hub.online = online
-    with pytest.raises(InputError, match=rf"'someone/cifar10' is neither .*: {reason}$") as error:
+    with pytest.raises(InputError, match=rf"'someone/cifar10' is neither .*\({reason}\); check") as error:
         load("someone/cifar10")
     one_line(error)
     assert hub.asked == [False]  # online, it would try for half a minute
