@@ -46,13 +46,7 @@ class Trainer:
     """
 
     def __init__(
-        self,
-        config: Config,
-        images: Images,
-        fabric: Fabric,
-        run: Run,
-        reporter: Reporter,
-        seen: Images | None = None,
+        self, config: Config, images: Images, fabric: Fabric, run: Run, reporter: Reporter, seen: Images | None = None
     ):
         self.config, self.images, self.fabric, self.run, self.reporter = config, images, fabric, run, reporter
         batch, world = config.data.batch, fabric.world_size
