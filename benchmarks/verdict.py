@@ -3,8 +3,9 @@
     python benchmarks/verdict.py [--seeds 4] [--out runs/verdict] [--only NAME]
 
 Healthy: every method with its recipe's learning rate and half of it. Collapsed: ten ways to take from a method what
-keeps it from collapsing. Every verdict that a run gave while it went counts, not only the last. A run that was meant to
-collapse and ended with its images apart is listed as such and not counted. Runs that are done are not done again.
+keeps it from collapsing, in longer runs that stop when a collapse is called; a call after 5 % of the run or after 200
+steps is late. Every verdict that a run gave while it went counts, not only the last. A run that was meant to collapse
+and ended with its images apart is listed as such and not counted. Runs that are done are not done again.
 """
 
 import argparse
@@ -16,10 +17,13 @@ from twinblock.config import compose
 from twinblock.diagnosis import verdict
 from twinblock.report import print_table
 from twinblock.run import Run
-from twinblock.studies.study import Arm, Options, Row, carry_out
+from twinblock.studies.study import Arm, Options, Row, carry_out, folder
 
 STEPS = 150
+LONG = 2000  # of runs that are stopped
+IN_TIME = min(LONG // 20, 200)
 SMALL = ("data.batch=64", "encoder.width=8", f"train.length={STEPS}steps", "train.checkpoint_every=100%")
+STOPPED = (f"train.length={LONG}steps", "train.on_collapse=stop")
 HEADS = {
     "simclr": ("projector.dims=[64,32]",),
     "moco_v2": ("projector.dims=[64,32]", "objective.queue=1024"),
@@ -54,7 +58,8 @@ def arms() -> tuple[list[Arm], list[Arm]]:
         lr = compose(method).optim.lr
         healthy += [Arm(f"{method}, lr {f * lr:g}", method, (*SMALL, *heads, f"optim.lr={f * lr}")) for f in (1, 0.5)]
     return healthy, [
-        Arm(name, method, (*SMALL, *HEADS[method], *changes)) for name, (method, changes) in COLLAPSING.items()
+        Arm(name, method, (*SMALL, *HEADS[method], *changes, *STOPPED))
+        for name, (method, changes) in COLLAPSING.items()
     ]
 
 
@@ -62,12 +67,13 @@ def measure(run: Run) -> Mapping[str, float]:
     """The step of the first bad verdict, and of the first call of a collapse (-1: none), by the worst Learner."""
     rows = [row for row in run.metrics() if "diagnosis" in row]
     config = run.config
+    ended = rows[-1]["step"] == config.train.length.steps(1)
     alarm = call = -1
     for count in range(1, len(rows) + 1):
         states = []
         for learner in range(len(rows[0]["diagnosis"])):
             history = [{"step": row["step"], **row["diagnosis"][learner]} for row in rows[:count]]
-            states.append(verdict(history, finished=count == len(rows), config=config).state)
+            states.append(verdict(history, finished=ended and count == len(rows), config=config).state)
         if alarm < 0 and any(state in BAD for state in states):
             alarm = rows[count - 1]["step"]
         if call < 0 and "complete collapse" in states:
@@ -91,6 +97,7 @@ def table(rows: list[Row], healthy: set[str]) -> list[dict[str, str]]:
                 "runs": str(sum(row["arm"] == arm for row in rows)),
                 "counted": str(len(meant)),
                 "wrong": str(len(wrong)),
+                "late": str(sum(step > IN_TIME for step in calls)),
                 "called at step": f"{statistics.median(calls):.0f}, at most {max(calls)}" if calls else "-",
                 "between": f"{max(row['between'] for row in mine):.4f}" if mine else "-",
                 "kNN gained": f"{statistics.fmean(row['kNN over untrained'] for row in mine):.1f}" if mine else "-",
@@ -107,13 +114,20 @@ def main() -> None:
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
     healthy, collapsing = ([arm for arm in side if (arguments.only or "") in arm.name] for side in arms())
-    rows = carry_out([*healthy, *collapsing], measure, Options(arguments.out, arguments.seeds))
+    options = Options(arguments.out, arguments.seeds)
+    rows = carry_out([*healthy, *collapsing], measure, options)
+    for row in rows:
+        run = Run(folder(row["arm"], row["seed"], options))
+        if "stopped" in row.get("failed", "") and run.metrics():
+            row |= measure(run)
+            del row["failed"]
     lines = table(rows, {arm.name for arm in healthy})
-    print_table(f"verdicts of runs of {STEPS} steps", lines)
+    print_table(f"verdicts of runs of {STEPS} steps, and of {LONG} that a collapse stops", lines)
     for title, side in (("false alarms", healthy), ("misses", collapsing)):
         mine = [line for line in lines if line["run"] in {arm.name for arm in side}]
         wrong, counted = (sum(int(line[key]) for line in mine) for key in ("wrong", "counted"))
-        print(f"{title}: {wrong} of {counted} runs")
+        late = sum(int(line["late"]) for line in mine)
+        print(f"{title}: {wrong} of {counted} runs" + (f"; {late} calls after step {IN_TIME}" if late else ""))
 
 
 if __name__ == "__main__":

@@ -65,10 +65,21 @@ def test_no_norm_is_the_identity():
     assert make_norm("none", 3)(x) is x
 
 
-@pytest.mark.parametrize(("width", "spatial"), [(100, False), (100, True), (16, True), (32, False)])
-def test_a_width_that_32_groups_do_not_fit_is_refused(width, spatial):
-    with pytest.raises(InputError, match=f"32 groups.*width of {width}; take a multiple of 32"):
+@pytest.mark.parametrize(
+    ("width", "spatial", "fits"),
+    [
+        (100, False, "group25"),
+        (100, True, "group25"),
+        (16, True, "group16"),
+        (32, False, "group16"),
+        (7, True, "group7"),
+        (7, False, "layer"),
+    ],
+)
+def test_a_width_that_32_groups_do_not_fit_is_refused_with_a_norm_that_does(width, spatial, fits):
+    with pytest.raises(InputError, match=f"32 groups.*width of {width}; take a multiple of 32 .* such as {fits}$"):
         make_norm("group", width, spatial=spatial)
+    make_norm(fits, width, spatial=spatial)
 
 
 def test_one_channel_a_group_is_fine_on_maps():

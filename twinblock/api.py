@@ -65,13 +65,15 @@ def pretrain(
 
 
 def _train(run: Run, config: Config, fabric, reporter: Reporter) -> None:
+    from twinblock.diagnosis.monitor import held_out
     from twinblock.train import Trainer
 
     with fabric.rank_zero_first():  # the first process packs the images, the others find them packed
         images = _load(config)
+        seen = held_out(config.data, images)
     config = resolve(config, images, fabric.device)
     reporter.say(headline(config, images, fabric))
-    trainer = Trainer(config, images, fabric, run, reporter)
+    trainer = Trainer(config, images, fabric, run, reporter, seen)
     if fabric.is_global_zero:
         run.write_config(config)
         run.write_skipped(images.skipped)

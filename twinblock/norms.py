@@ -20,8 +20,8 @@ def parse_norm(text: str) -> tuple[str, int, bool]:
     match = re.fullmatch(r"(batch|sync|layer|group|none)((?<=group)[1-9]\d{0,4})?(\+ws)?", text)
     if match is None:
         raise InputError(
-            f"should be {KNOWN}, 'group8' for 8 groups, "
-            f"or one of them with '+ws' for standardised weights (got {text!r})"
+            f"norm {text!r} should be {KNOWN}, 'group8' for 8 groups, "
+            f"or one of them with '+ws' for standardised weights"
         )
     return match[1], int(match[2] or GROUPS), match[3] is not None
 
@@ -46,9 +46,11 @@ def make_norm(norm: str, width: int, affine: bool = True, spatial: bool = False)
         case "group":
             smallest = groups if spatial else 2 * groups
             if width % groups or width < smallest:
+                most = min(groups, width if spatial else width // 2)
+                fits = next((f"group{g}" for g in range(most, 1, -1) if width % g == 0), "layer")
                 raise InputError(
                     f"norm {norm!r} has {groups} groups, which do not fit a width of {width}; "
-                    f"take a multiple of {groups} from {smallest} on, fewer groups (group8), or another norm"
+                    f"take a multiple of {groups} from {smallest} on, or another norm, such as {fits}"
                 )
             return nn.GroupNorm(groups, width, affine=affine)
         case _:

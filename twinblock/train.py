@@ -40,9 +40,14 @@ def autocast_of(config: Config) -> torch.dtype | None:
 
 
 class Trainer:
-    """A run being trained: its parts, its state as one dictionary of tensors, and the loop."""
+    """A run being trained: its parts, its state as one dictionary of tensors, and the loop.
 
-    def __init__(self, config: Config, images: Images, fabric: Fabric, run: Run, reporter: Reporter):
+    The monitor looks at images of `seen`, or of those trained on.
+    """
+
+    def __init__(
+        self, config: Config, images: Images, fabric: Fabric, run: Run, reporter: Reporter, seen: Images | None = None
+    ):
         self.config, self.images, self.fabric, self.run, self.reporter = config, images, fabric, run, reporter
         batch, world = config.data.batch, fabric.world_size
         if len(images) < batch:
@@ -76,7 +81,7 @@ class Trainer:
         self.forwards = [fabric.setup_module(learner) for learner in self.learners]
         assert config.data.size is not None
         self.views = Views(config.views, config.data.size, MEAN, STD)
-        self.monitor = Monitor(self.learners, images, self.views, config, fabric.device, self.plan)
+        self.monitor = Monitor(self.learners, seen or images, self.views, config, fabric.device, self.plan)
         self.save_every = max(1, config.train.checkpoint_every.steps(self.epoch_steps, self.plan.total))
         self.step = 0
         self.loggers = make_loggers(config.train.loggers, run.path) if fabric.is_global_zero else []

@@ -5,9 +5,13 @@ import json
 import pytest
 import tiny
 import torch
+from PIL import Image
 
+import twinblock.train
 from twinblock import checkpoint
-from twinblock.diagnosis.monitor import leave_one_out
+from twinblock.config import Data
+from twinblock.data import load
+from twinblock.diagnosis.monitor import held_out, leave_one_out
 from twinblock.errors import Collapsed
 
 
@@ -81,6 +85,34 @@ def test_blocks_trained_later_are_judged_from_their_own_start(tmp_path):
     assert [v.state for v in trainer.monitor.verdicts] == ["complete collapse", *["not started"] * 3]
     trainer.monitor.look(100)
     assert not trainer.monitor.collapsed
+
+
+def test_images_that_are_looked_at_are_held_out(tmp_path, monkeypatch):
+    """Every one is among the test images, and none among those trained on."""
+    looked_at = []
+    monitor = twinblock.train.Monitor
+    monkeypatch.setattr(twinblock.train, "Monitor", lambda *args: looked_at.append(monitor(*args)) or looked_at[-1])
+    small = ["data.batch=64", "train.length=1steps", "encoder.width=8"]
+    twinblock.pretrain("demo", out=tmp_path / "run", overrides=small, quiet=True)
+    split = {name: {row.tobytes() for row in load("photodigits", split=name).pixels} for name in ("train", "test")}
+    sample = {row.numpy().tobytes() for row in looked_at[0].pixels}
+    assert len(sample) == 64
+    assert sample <= split["test"]
+    assert not sample & split["train"]
+
+
+@pytest.mark.parametrize("broken", [False, True])
+def test_without_test_images_those_trained_on_are_looked_at(tmp_path, monkeypatch, broken):
+    monkeypatch.setenv("TWINBLOCK_CACHE", str(tmp_path / "cache"))
+    for name in ("train/a.png", "train/b.png", *(["test/a.png"] if broken else [])):
+        (file := tmp_path / "photos" / name).parent.mkdir(parents=True, exist_ok=True)
+        if name.startswith("test"):
+            file.write_bytes(b"no image")
+        else:
+            Image.new("RGB", (32, 32), "red").save(file)
+    data = Data(source=str(tmp_path / "photos"))
+    images = load(data.source)
+    assert held_out(data, images) is images
 
 
 def test_words_for_the_bar(tmp_path):

@@ -42,6 +42,12 @@ def test_the_published_setting_on_stl10():
     assert (bn.projector.dims, bn.predictor.dims, bn.branch.momentum) == ((512, 128), (512, 128), 0.996)
     xent = configs("data=stl10")["cross entropy, no norm"]
     assert (xent.optim.lr, xent.objective.temperature, xent.objective.queue) == (0.02, 0.2, 65536)
+    for config in (bn, xent):  # 10 of the 320 epochs of the schedules; SGD treats all weights alike
+        assert (config.optim.end, config.optim.exclude_bias_and_norm, config.branch.schedule) == (1, False, "constant")
+        assert [(view.blur, view.solarize) for view in config.views] == [(0.5, 0.0)] * 2
+    # two directions of 1 - cos are half of ours; two queries of one loss twice
+    assert (bn.objective.scale, xent.objective.scale) == (0.5, 2.0)
+    assert configs("data=stl10")["no norm, LARS"].optim.exclude_bias_and_norm
 
 
 @pytest.mark.slow

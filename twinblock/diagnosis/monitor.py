@@ -11,10 +11,11 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from twinblock.config import Config
-from twinblock.data import Images
+from twinblock.config import Config, Data
+from twinblock.data import Images, load
 from twinblock.diagnosis.measures import indicators
 from twinblock.diagnosis.verdict import Verdict, verdict
+from twinblock.errors import InputError
 from twinblock.learner import Learner
 from twinblock.overlapping import Overlapping
 from twinblock.scope import Plan
@@ -28,6 +29,17 @@ LEAST = 8  # looks at equal distances; very short runs then spend more than that
 EARLY = 0.0, 0.01, 0.025  # parts of a phase at which to look in any case, to see a collapse early
 CONFIRM = 0.02, 50  # a look that finds a collapse is repeated after this part of the run, at most so many steps
 NEIGHBOURS, TEMPERATURE = 5, 0.1  # of the sample, which has few images a class
+
+
+def held_out(data: Data, images: Images) -> Images:
+    """Images to look at: a source's test images where it has them, with labels if `images` have; else `images`."""
+    try:
+        test = load(data.source, data.root, "test", data.size)
+    except InputError:  # a test split that cannot be read is no reason not to train
+        return images
+    if test is None or len(test) < SAMPLE[0] or (images.labels is not None and test.labels is None):
+        return images
+    return test
 
 
 class Monitor:

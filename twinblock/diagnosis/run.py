@@ -15,7 +15,7 @@ from twinblock import checkpoint
 from twinblock.config import Config, check, other_data
 from twinblock.data import load
 from twinblock.diagnosis.measures import indicators, lidar
-from twinblock.diagnosis.monitor import Monitor
+from twinblock.diagnosis.monitor import Monitor, held_out
 from twinblock.diagnosis.verdict import Verdict, verdict
 from twinblock.encoders import MEAN, STD
 from twinblock.errors import InputError
@@ -136,7 +136,8 @@ def _monitor(
     epoch_steps = max(1, len(images) // config.data.batch)
     steps = max(len(learners), config.train.length.steps(epoch_steps))
     plan = make_plan(config.scope, len(learners), steps, epoch_steps)
-    return Monitor(learners, images, Views(config.views, config.data.size, MEAN, STD), config, device, plan)
+    views = Views(config.views, config.data.size, MEAN, STD)
+    return Monitor(learners, held_out(source, images), views, config, device, plan)
 
 
 def _measure(monitor: Monitor) -> list[dict[str, Any]]:
