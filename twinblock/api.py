@@ -14,6 +14,7 @@ from twinblock.data import Images
 from twinblock.data.longtail import training
 from twinblock.distributed import lost_peer
 from twinblock.errors import InputError
+from twinblock.precision import precision
 from twinblock.report import Reporter, last_line
 from twinblock.run import Run, differences, to_yaml
 
@@ -120,16 +121,6 @@ def resolve(config: Config, images: Images, device: torch.device) -> Config:
             "train": config.train.model_copy(update={"precision": precision(config.train.precision, device)}),
         }
     )
-
-
-def precision(wanted: str, device: torch.device) -> str:
-    """`auto` is bfloat16 where the processor multiplies matrices of it, float32 elsewhere."""
-    if wanted != "auto":
-        return wanted
-    if device.type == "cuda":
-        return "bf16" if torch.cuda.is_bf16_supported() else "fp32"
-    fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    return "bf16" if device.type == "cpu" and fast else "fp32"
 
 
 def headline(config: Config, images: Images, fabric) -> str:

@@ -13,9 +13,8 @@ from torch import Tensor
 from twinblock.config import other_data
 from twinblock.data import Images, about, load
 from twinblock.data.longtail import training, whole
-from twinblock.encoders import MEAN, STD
 from twinblock.errors import InputError
-from twinblock.evaluation import features
+from twinblock.evaluation import features, seen_by
 from twinblock.files import replacing, table_kind, write_table
 from twinblock.report import progress
 from twinblock.run import Run
@@ -53,12 +52,11 @@ def embed(
     images = training(source) if split == "train" else load(source.source, source.root, "test", source.size)
     if images is None:
         raise InputError(f"split=test: {source.source} has no images for testing; leave split out")
-    assert config.data.size is not None
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     encoder = run.encoder().to(device)
     with progress("embedding images", len(images)) as advance:
         encoder.register_forward_hook(lambda _, views, __: advance(len(views[0])))
-        found = features(encoder, images, size=config.data.size, mean=MEAN, std=STD, device=device)
+        found = features(encoder, images, **seen_by(config, device))
     if not found.isfinite().all():
         raise InputError(f"the features of {run.path} hold NaN or infinity: has the encoder diverged?")
     if out is not None and kind is not None:

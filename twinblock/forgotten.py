@@ -20,7 +20,7 @@ from twinblock.data.longtail import training, whole
 from twinblock.diagnosis.monitor import evaluating
 from twinblock.encoders import MEAN, STD, Encoder
 from twinblock.errors import InputError
-from twinblock.evaluation.features import features, pixels
+from twinblock.evaluation.features import features, pixels, seen_by
 from twinblock.evaluation.groups import thirds
 from twinblock.files import replacing, write_table
 from twinblock.learner import Network
@@ -83,8 +83,7 @@ def measure(run: Run, images: Images, ratio: float | None, device: torch.device)
     All are cosine distances of the encoder's features; the last is the mean over the 10 nearest other images.
     """
     config, encoder = run.config, run.encoder()
-    assert config.data.size is not None
-    how = {"size": config.data.size, "mean": MEAN, "std": STD, "device": device}
+    how = seen_by(config, device)
     dense = features(encoder.to(device), images, **how)
     own = config.branch.ratio if isinstance(config.branch, PrunedSpec) else RATIO
     pruned = PrunedEncoder(encoder, own if ratio is None else ratio).to(device)

@@ -25,6 +25,7 @@ from twinblock.learner import Batch, Learner, Signal
 from twinblock.loggers import make_loggers, scalars
 from twinblock.optim import make_optimizer, parameter_groups, set_lr, warmup_cosine
 from twinblock.overlapping import Overlapping
+from twinblock.precision import autocast_of
 from twinblock.report import Reporter
 from twinblock.run import Run, encoder_of
 from twinblock.scope import Plan, make_learners, make_plan
@@ -33,10 +34,6 @@ from twinblock.views import Views
 
 FLUSH_EVERY = 10  # at most so many steps between two looks at losses and signals, which make a GPU wait
 PATIENCE = 1.0  # seconds between them, where steps are long
-
-
-def autocast_of(config: Config) -> torch.dtype | None:
-    return torch.bfloat16 if config.train.precision == "bf16" else None
 
 
 class Trainer:

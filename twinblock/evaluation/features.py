@@ -1,14 +1,18 @@
 """What is measured: the features that a frozen encoder gives for images, and their raw pixels."""
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from twinblock.config import Config
 from twinblock.data import Images
+from twinblock.encoders import MEAN, STD
 from twinblock.errors import InputError
+from twinblock.precision import autocast_here
 from twinblock.views import centre
 
 
@@ -43,6 +47,17 @@ def features(
         for module, training in modes:
             module.training = training
     return torch.cat(rows)
+
+
+def seen_by(config: Config, device: torch.device) -> dict[str, Any]:
+    """How the encoder of a run sees images, as `features` takes it."""
+    return {
+        "size": config.data.size,
+        "mean": MEAN,
+        "std": STD,
+        "device": device,
+        "autocast": autocast_here(config, device),
+    }
 
 
 def pixels(images: Images, size: int, batch: int = 500) -> Float[Tensor, "n d"]:

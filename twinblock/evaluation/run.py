@@ -11,9 +11,9 @@ from torch import Tensor
 from twinblock.config import Config, Data, other_data
 from twinblock.data import Images, load, take
 from twinblock.data.longtail import few_shot, training, whole
-from twinblock.encoders import MEAN, STD, Encoder
+from twinblock.encoders import Encoder
 from twinblock.errors import InputError
-from twinblock.evaluation import features, knn_scores, linear_probe, pixels
+from twinblock.evaluation import features, knn_scores, linear_probe, pixels, seen_by
 from twinblock.evaluation.depth import BLOCK, EveryBlock, draw_beside, rank_share, rows_by_block, trained_taps
 from twinblock.evaluation.groups import class_accuracies, class_sizes, classes_of, figure, group_report
 from twinblock.evaluation.sgd import FEW_SHOT, FULL_SHOT, augmented, sgd_probe
@@ -200,7 +200,7 @@ def _features(
 ) -> dict[str, tuple[Tensor, Tensor]]:
     """Features of both sets: of the encoder, the raw pixels and the encoder before training."""
     assert config.data.size is not None
-    how = {"size": config.data.size, "mean": MEAN, "std": STD, "device": device}
+    how = seen_by(config, device)
     encoders: dict[str, Encoder | None] = {"encoder": encoder}
     if baselines:
         encoders |= {PIXELS: None, "untrained encoder": encoder_of(config)}
@@ -216,8 +216,7 @@ def _of_blocks(
     every: EveryBlock, config: Config, sets: Sequence[Images], device: torch.device
 ) -> dict[str, tuple[Tensor, Tensor]]:
     """Features of both sets, by block."""
-    assert config.data.size is not None
-    how = {"size": config.data.size, "mean": MEAN, "std": STD, "device": device}
+    how = seen_by(config, device)
     both = [features(every.to(device), s, **how).split(every.widths, 1) for s in sets]
     return {f"{BLOCK}{k}": pair for k, pair in enumerate(zip(*both, strict=True), start=1)}  # type: ignore[return-value]
 
