@@ -1,7 +1,7 @@
 """Blockwise learning: what each block learns when no gradient comes from above, beside end-to-end training.
 
 `twinblock reproduce blockwise [seeds=3] [data=cifar10 data.root=DIR]`. On the embedded data every arm is the recipe
-`demo` with the objective of its method and the length in `EPOCHS`; on other data the recipe of its
+`demo` (BYOL: `byol_demo`) with the objective of its method and the length in `EPOCHS`; on other data the recipe of its
 own method.
 """
 
@@ -16,7 +16,7 @@ from twinblock.studies.study import Arm, Options, Row, carry_out, folder, publis
 
 WHOLE, BLOCKWISE = "end to end", ("scope.kind=blockwise",)
 SOLARIZE = "views.0.solarize=0.5"  # of both views: ink may be darker or lighter than its ground, whatever the digit
-DIGITS = {  # what makes another method of the recipe `demo`
+DIGITS = {  # what makes another method of the recipe `demo`, or of `byol_demo`
     "SimCLR": (SOLARIZE,),
     "Barlow Twins": (
         SOLARIZE,
@@ -28,20 +28,14 @@ DIGITS = {  # what makes another method of the recipe `demo`
         "objective={kind: vicreg, invariance: 25.0, variance: 25.0, covariance: 1.0, scale: 0.05}",
         "projector.dims=[256,256]",
     ),
-    "BYOL": (
-        SOLARIZE,
-        "objective.kind=regression",
-        "predictor={dims: [256, 64], norm: batch}",
-        "branch.kind=ema",
-        "branch.momentum=0.99",
-    ),
+    "BYOL": (),
     "supervised": (
         "objective.kind=supervised",
         "projector={dims: [classes], norm: none, last_bias: true}",
         "views=[{crop: [0.5, 1.0], jitter: [0.4, 0.4, 0.4, 0.1], gray: 0.0}]",
     ),
 }
-EPOCHS = {"SimCLR": 20, "Barlow Twins": 8, "VICReg": 8, "BYOL": 8, "supervised": 8}  # of the embedded data
+EPOCHS = {"SimCLR": 20, "Barlow Twins": 8, "VICReg": 8, "BYOL": 12, "supervised": 8}  # of the embedded data
 LONGER = 2  # times as many for the sequential plan: its steps take half the time, and its phases share them
 RECIPES = {
     "SimCLR": "simclr",
@@ -85,7 +79,8 @@ def arms(options: Options) -> list[Arm]:
 
     def add(method: str, name: str, overrides: Sequence[str], length: int = 1) -> None:
         own = (*DIGITS[method], f"train.length={EPOCHS[method] * length}epochs") if digits else ()
-        made.append(Arm(f"{method}, {name}", "demo" if digits else RECIPES[method], (*own, *overrides)))
+        recipe = RECIPES[method] if not digits else "byol_demo" if method == "BYOL" else "demo"
+        made.append(Arm(f"{method}, {name}", recipe, (*own, *overrides)))
 
     for method in DIGITS:
         add(method, WHOLE, ())

@@ -23,11 +23,12 @@ BASE = (
     "optim.weight_decay=1.0e-4",
     "optim.warmup=0epochs",
 )
-DIGITS = (*BASE, "data.batch=64", "train.length=5epochs", "projector.dims=[256,64]")
+DIGITS = ("projector.last_norm=none", "train.length=700steps")  # of the recipe byol_demo
 PHOTOS = (*BASE, "data.batch=256", "train.length=10epochs", "projector.dims=[512,128]")
 # the first 10 of 320 epochs of both schedules; weight decay on all weights; 1 - cos, where ours is 2 - 2 cos
 STL10 = (*PHOTOS, "views.0.blur=0.5", "optim.end=1", "optim.exclude_bias_and_norm=false", "objective.scale=0.5")
 EMA = ("branch.kind=ema", "branch.momentum=0.99")
+EMA_DIGITS = ("branch.kind=ema",)
 EMA_STL10 = ("branch.kind=ema", "branch.momentum=0.996", "branch.schedule=constant")
 SHARED = ("branch.kind=shared",)
 
@@ -76,18 +77,20 @@ def reproduce(options: Options) -> None:
 def arms(options: Options) -> tuple[Arm, ...]:
     """The published arms, then ours."""
     source = compose("demo", overrides=options.overrides).data.source
-    base = DIGITS if source == "photodigits" else STL10 if source == "stl10" else PHOTOS
-    width, groups = ("[256,64]", "group8") if source == "photodigits" else ("[512,128]", "group")
-    ema = EMA_STL10 if source == "stl10" else EMA
+    recipe, base, ema, width, groups = "demo", PHOTOS, EMA, "[512,128]", "group"
+    if source == "photodigits":
+        recipe, base, ema, width, groups = "byol_demo", DIGITS, EMA_DIGITS, "[256,64]", "group8"
+    elif source == "stl10":
+        base, ema = STL10, EMA_STL10
     # published: both views are queries, and their losses added; here one is
     queue, lr, scale = (65536, 0.02, 2.0) if source == "stl10" else (4096, 0.06, 1.0)
 
     def byol(name: str, projector: str, predictor: str, *more: str, branch: tuple[str, ...] = ema) -> Arm:
         heads = (f"projector.norm={projector}", f"predictor={{dims: {width}, norm: {predictor}}}")
-        return Arm(name, "demo", (*base, *heads, *branch, *more))
+        return Arm(name, recipe, (*base, *heads, *branch, *more))
 
     def alone(name: str, norm: str, *more: str) -> Arm:
-        return Arm(name, "demo", (*base, f"projector.norm={norm}", "predictor=null", *more))
+        return Arm(name, recipe, (*base, f"projector.norm={norm}", "predictor=null", *more))
 
     xent = (*ema, XENT.format(queue=queue, scale=scale), f"optim.lr={lr}")
     return (
