@@ -1,7 +1,8 @@
 """Long-tailed data: SimCLR on balanced and on long-tailed data of one size, and self-damaging variants.
 
-`twinblock reproduce longtail [seeds=3] [data=cifar100 data.root=DIR]`. On the embedded data every arm sees
-the same images, for 1 000 steps (BYOL: the 1 500 of its recipe); each seed has its own split. On CIFAR-10 and CIFAR-100 the arms are the published ones.
+`twinblock reproduce longtail [seeds=3] [data=cifar100 data.root=DIR]`. On the embedded data every arm sees the same
+images, for 1 000 steps (BYOL: the 1 500 of its recipe); each seed has its own split. On CIFAR-10 and CIFAR-100 the
+arms are the published ones.
 """
 
 from collections.abc import Mapping
