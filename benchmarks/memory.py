@@ -20,9 +20,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from twinblock.config import compose
 from twinblock.encoders import build_encoder
 from twinblock.learner import Batch, Learner, Signal
+from twinblock.recipes import compose
 from twinblock.scope import make_learners
 from twinblock.studies.study import markdown
 from twinblock.train import optimizer_of

@@ -16,9 +16,9 @@ from pathlib import Path
 import torch
 
 from twinblock.api import resolve
-from twinblock.config import compose
 from twinblock.data import load
 from twinblock.launch import make_fabric
+from twinblock.recipes import compose
 from twinblock.report import Reporter
 from twinblock.run import Run
 from twinblock.train import Trainer

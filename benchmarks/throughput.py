@@ -22,9 +22,9 @@ import torch
 from torch import nn
 
 from twinblock.api import resolve
-from twinblock.config import compose
 from twinblock.data import Images, load
 from twinblock.launch import make_fabric
+from twinblock.recipes import compose
 from twinblock.report import Reporter
 from twinblock.run import Run
 from twinblock.train import Trainer

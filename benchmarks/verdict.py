@@ -13,8 +13,8 @@ import statistics
 from collections.abc import Mapping
 from pathlib import Path
 
-from twinblock.config import compose
 from twinblock.diagnosis import verdict
+from twinblock.recipes import compose
 from twinblock.report import print_table
 from twinblock.run import Run
 from twinblock.studies.study import Arm, Options, Row, carry_out, folder

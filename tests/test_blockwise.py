@@ -6,12 +6,12 @@ import torch
 from torch import nn
 
 from twinblock.branches import Shared
-from twinblock.config import compose
 from twinblock.errors import InputError
 from twinblock.heads import mlp
 from twinblock.learner import Batch, Learner, Network, Signal
 from twinblock.objectives import BarlowTwins
 from twinblock.overlapping import Overlapping
+from twinblock.recipes import compose
 from twinblock.run import encoder_of
 from twinblock.scope import Phase, make_learners, make_plan
 from twinblock.taps import Noise, Tap

@@ -13,7 +13,7 @@ from PIL import Image
 
 import twinblock
 from twinblock import checkpoint, cli
-from twinblock.config import recipes
+from twinblock.recipes import recipes
 from twinblock.run import Run
 
 SMALL = [

@@ -3,8 +3,8 @@
 import pytest
 import yaml
 
-from twinblock.config import compose, recipes
 from twinblock.errors import InputError
+from twinblock.recipes import compose, recipes
 from twinblock.run import differences, leaves
 
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from twinblock import precision
-from twinblock.config import compose
 from twinblock.evaluation import seen_by
+from twinblock.recipes import compose
 
 CPU = torch.device("cpu")
 

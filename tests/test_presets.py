@@ -4,9 +4,9 @@ import logging
 
 import pytest
 
-from twinblock.config import compose
 from twinblock.errors import InputError
 from twinblock.presets import preset
+from twinblock.recipes import compose
 
 
 def byol(length, *overrides):

@@ -8,13 +8,13 @@ from torch import nn
 from torch.nn import functional as F
 
 from twinblock.branches import Shared
-from twinblock.config import compose
 from twinblock.durations import Duration
 from twinblock.encoders import build_encoder
 from twinblock.errors import InputError
 from twinblock.learner import Batch, Learner, Network, Signal, directions
 from twinblock.objectives import BarlowTwins, InfoNCE, NTXent, Regression
 from twinblock.pruning import Pruned, magnitude_masks
+from twinblock.recipes import compose
 from twinblock.run import encoder_of
 from twinblock.scope import make_learners
 from twinblock.taps import Noise, Tap

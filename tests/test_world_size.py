@@ -11,8 +11,8 @@ from torch import multiprocessing
 
 import twinblock.distributed
 import twinblock.learner
-from twinblock.config import compose, recipes
 from twinblock.errors import InputError
+from twinblock.recipes import compose, recipes
 from twinblock.train import Trainer
 
 CASES = [(method, scope) for method in tiny.COMPOSITIONS for scope in tiny.SCOPES]

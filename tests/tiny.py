@@ -6,9 +6,10 @@ import numpy as np
 import torch
 
 from twinblock.api import resolve
-from twinblock.config import Config, compose
+from twinblock.config import Config
 from twinblock.data import Images
 from twinblock.launch import make_fabric
+from twinblock.recipes import compose
 from twinblock.report import Reporter
 from twinblock.run import Run
 from twinblock.train import Trainer

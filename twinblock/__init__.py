@@ -5,11 +5,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from twinblock.api import load_encoder, pretrain
-    from twinblock.config import compose
     from twinblock.diagnosis.run import diagnose
     from twinblock.embedding import Embeddings, embed
     from twinblock.errors import InputError
     from twinblock.evaluation.run import evaluate
+    from twinblock.recipes import compose
     from twinblock.run import Run
 
 __version__ = "0.1.0"
@@ -19,7 +19,7 @@ _HOMES = {
     "Embeddings": "embedding",
     "InputError": "errors",
     "Run": "run",
-    "compose": "config",
+    "compose": "recipes",
     "diagnose": "diagnosis.run",
     "embed": "embedding",
     "evaluate": "evaluation.run",

@@ -9,12 +9,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from twinblock.config import Config, compose
+from twinblock.config import Config
 from twinblock.data import Images
 from twinblock.data.longtail import training
 from twinblock.distributed import lost_peer
 from twinblock.errors import InputError
 from twinblock.precision import precision
+from twinblock.recipes import compose
 from twinblock.report import Reporter, last_line
 from twinblock.run import Run, differences, to_yaml
 

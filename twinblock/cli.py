@@ -140,7 +140,7 @@ def show(
 
     Save it, change it, and pretrain from it.
     """
-    from twinblock.config import compose
+    from twinblock.recipes import compose
     from twinblock.run import to_yaml
 
     typer.echo(to_yaml(compose(recipe, overrides=overrides or ())), nl=False)
@@ -148,7 +148,8 @@ def show(
 
 def _fields(overrides: list[str] | None, *known: str) -> dict[str, Any]:
     """The `a=b` arguments of a command that knows these fields."""
-    from twinblock.config import lay_over, unknown_field
+    from twinblock.explain import unknown_field
+    from twinblock.overrides import lay_over
 
     fields = lay_over({}, overrides or ())
     for name in fields.keys() - known:

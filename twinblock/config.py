@@ -1,20 +1,16 @@
-"""The form of a run: strict models, recipes in YAML, overrides as `a.b=c`, and errors that a person can read."""
+"""The form of a run: strict models of its parts, and what may not stand together."""
 
-import copy
-import difflib
-from collections.abc import Iterable, Mapping
-from importlib.resources import files
-from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, get_args
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal
 
-import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from twinblock.durations import Duration
 from twinblock.errors import InputError
+from twinblock.explain import explain
 from twinblock.loggers import Logger
 from twinblock.norms import parse_norm
-from twinblock.presets import preset
+from twinblock.overrides import NO_MAPPING, merge
 from twinblock.views import View
 
 
@@ -28,10 +24,6 @@ Probability = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0, le=1e9, allow_inf_nan=False)]
 NotNegative = Annotated[float, Field(ge=0, le=1e9, allow_inf_nan=False)]
 Width = Annotated[int, Field(ge=1, le=65_536)]
-
-
-PLAIN_TEXT = ("out", "data", "data.source", "data.root", "data.indices")  # paths are not YAML
-KINDS = ("branch", "objective", "scope")  # parts whose fields depend on their kind
 
 
 class Part(BaseModel):
@@ -296,7 +288,7 @@ class Config(Part):
         tree["scope"]["per_block"] = {}
         for name, fields in own.model_dump().items():
             if fields:
-                _merge(tree, name, fields)
+                merge(tree, name, fields)
         return Config.model_validate(tree)
 
 
@@ -314,40 +306,6 @@ def _like(views: list[Any]) -> list[Any]:
     return full
 
 
-def recipes() -> dict[str, Path]:
-    """The built-in recipes by name."""
-    return {Path(str(f)).stem: Path(str(f)) for f in files("twinblock.recipes").iterdir() if f.name.endswith(".yaml")}
-
-
-def compose(recipe: str | Path, fields: Mapping[str, Any] | None = None, overrides: Iterable[str] = ()) -> Config:
-    """A recipe by name or path, with nested `fields` and `a.b=c` overrides laid over it, checked."""
-    tree, overrides = _read(recipe), list(overrides)
-    presets = tree.pop("presets", None) if isinstance(tree, dict) else None
-    if presets is not None:
-        length = _laid_over(copy.deepcopy(tree), fields, overrides).get("train", {}).get("length", Train().length)
-        chosen = preset(presets, length, Path(recipe).stem)
-        lay_over(tree, [f"{name}={value}" for name, value in chosen.items()])
-    return check(_laid_over(tree, fields, overrides))
-
-
-def _laid_over(tree: Any, fields: Mapping[str, Any] | None, overrides: Iterable[str]) -> Any:
-    for key, value in (fields or {}).items():
-        _merge(tree, key, value)
-    return lay_over(tree, overrides)
-
-
-def lay_over(tree: Any, overrides: Iterable[str]) -> Any:
-    """Set fields of a tree, in place, by texts of the form `a.b=c`; kinds first, since they clear their part."""
-    pairs = [text.partition("=") for text in overrides]
-    for name, sign, value in sorted(pairs, key=lambda pair: not pair[0].endswith(".kind")):
-        if not sign or not name:
-            raise InputError(f"cannot read {name + sign + value!r}; overrides have the form a.b=c, e.g. data.batch=512")
-        if not isinstance(tree, dict):
-            raise InputError("a run is a YAML mapping with data, views, encoder, ...; `twinblock show byol` prints one")
-        _set(tree, name, value if name in PLAIN_TEXT and value != "null" else _parse(value, name))
-    return tree
-
-
 def other_data(data: Data, given: str | Mapping[str, Any]) -> Data:
     """The data of a run with another source or other fields."""
     changed = {"source": given, "root": None} if isinstance(given, str) else dict(given)
@@ -360,130 +318,8 @@ def other_data(data: Data, given: str | Mapping[str, Any]) -> Data:
 def check(tree: Any) -> Config:
     """Validate a whole run; the first thing that is wrong becomes one line."""
     if not isinstance(tree, Mapping):
-        raise InputError("a run is a YAML mapping with data, views, encoder, ...; `twinblock show byol` prints one")
+        raise InputError(NO_MAPPING)
     try:
         return Config.model_validate(tree)
     except ValidationError as error:
         raise InputError(explain(error, Config)) from None
-
-
-def _read(recipe: str | Path) -> Any:
-    known = recipes()
-    path = known.get(str(recipe), Path(recipe))
-    if not path.is_file():
-        near = difflib.get_close_matches(str(recipe), known, n=1, cutoff=0.4)
-        hint = f"; did you mean {near[0]}?" if near else ""
-        raise InputError(f"no recipe {str(recipe)!r}{hint} Known: {', '.join(sorted(known))}, or a path to a YAML file")
-    try:
-        return _parse(path.read_text(encoding="utf-8"), str(path))
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"cannot read the recipe {path}: {error}") from None
-
-
-def _parse(text: str, where: str) -> Any:
-    try:
-        return yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        reason = getattr(error, "problem", None) or str(error)
-        raise InputError(f"{where}: not valid YAML: {' '.join(str(reason).split())}") from None
-
-
-def _merge(tree: Any, key: str, value: Any) -> None:
-    if isinstance(value, Mapping) and isinstance(tree.get(key), Mapping):
-        other = key in KINDS and "kind" in value and value["kind"] != tree[key].get("kind")
-        tree[key] = dict(value) if other else {**tree[key], **value}
-    elif key == "data" and not isinstance(value, Mapping):
-        tree[key] = {**(tree.get("data") or {}), "source": str(value)}
-    else:
-        tree[key] = value
-
-
-def _set(tree: Any, name: str, value: Any) -> None:
-    *path, last = name.split(".")
-    node = tree
-    for i, part in enumerate(path):
-        child = _child(node, part)
-        if child is None and isinstance(node, dict):
-            child = node[part] = {}
-        if not isinstance(child, dict | list):
-            raise InputError(f"{name}: {'.'.join(path[: i + 1])} has no fields; see `twinblock show`")
-        node = child
-    if isinstance(node, list):
-        if _child(node, last) is None:
-            raise InputError(f"{name}: there is no number {last}; {'.'.join(path)} has {len(node)} entries")
-        node[int(last)] = value
-    elif path:
-        # another kind of part starts from its own defaults: the old kind's fields mean nothing to it
-        if last == "kind" and path[0] in KINDS and node.get("kind") != value:
-            node.clear()
-        node[last] = value
-    else:
-        _merge(node, last, value)
-
-
-def _child(node: Any, part: str) -> Any:
-    if isinstance(node, list):
-        return node[int(part)] if part.isdigit() and int(part) < len(node) else None
-    return node.get(part)
-
-
-def explain(error: ValidationError, model: type[BaseModel], prefix: str = "") -> str:
-    """The first fault of a validation in one line: where, what, and the nearest valid word."""
-    fault = error.errors(include_url=False)[0]
-    location = [str(part) for part in fault["loc"]]
-    # pydantic's path also names the kinds and types it tried; the user wrote fields and numbers only
-    where = prefix + ".".join(p for i, p in enumerate(location) if _is_written(model, location[:i], p))
-    if fault["type"] == "extra_forbidden":
-        where = prefix + ".".join([*where.removeprefix(prefix).split("."), location[-1]]).lstrip(".")
-        known = sorted({name for m in _models_at(model, location[:-1]) for name in m.model_fields})
-        return unknown_field(where, known)
-    if fault["type"] in ("union_tag_invalid", "union_tag_not_found"):
-        tags = [t.strip("'") for t in fault.get("ctx", {}).get("expected_tags", "").split(", ") if t]
-        given = fault.get("ctx", {}).get("tag")
-        near = difflib.get_close_matches(str(given), tags, n=1, cutoff=0.4)
-        hint = f"did you mean {near[0]}? " if near else ""
-        return f"{where}.kind: {'missing' if given is None else f'unknown kind {given!r}'}; {hint}" + (
-            f"Known: {', '.join(tags)}" if tags else ""
-        )
-    message = fault["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
-    if fault["type"] in ("model_type", "model_attributes_type", "dict_type"):
-        message = "a mapping of fields"
-    if fault["type"] == "missing":
-        return f"{where}: required, but missing"
-    value = f" (got {fault['input']!r})" if isinstance(fault["input"], str | int | float | bool | None) else ""
-    if not where or fault["type"] == "value_error":
-        return f"{where}: {message}{value}" if where else message
-    return f"{where}: should be {message}{value}" if fault["msg"].startswith("Input") else f"{where}: {message}{value}"
-
-
-def unknown_field(where: str, known: Iterable[str]) -> str:
-    """What is said of a field that there is not, with the nearest of those that there are."""
-    near = difflib.get_close_matches(where.rpartition(".")[2], known := list(known), n=1, cutoff=0.5)
-    return f"{where}: unknown field; " + (f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}")
-
-
-def _models_at(model: type[BaseModel], path: list[str]) -> list[type[BaseModel]]:
-    """The models that a path of pydantic's error leads to; kinds and numbers in it choose among them."""
-    models = [model]
-    for part in path:
-        tagged = [m for m in models if part in _tags(m)]
-        if tagged:
-            models = tagged
-        elif not part.isdigit():
-            inner = [m.model_fields[part].annotation for m in models if part in m.model_fields]
-            models = [m for annotation in inner for m in _models_in(annotation)]
-    return models
-
-
-def _models_in(annotation: Any) -> list[type[BaseModel]]:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return [annotation]
-    return [model for argument in get_args(annotation) for model in _models_in(argument)]
-
-
-def _tags(model: type[BaseModel]) -> tuple:
-    return get_args(model.model_fields["kind"].annotation) if "kind" in model.model_fields else ()
-
-
-def _is_written(model: type[BaseModel], path: list[str], part: str) -> bool:
-    return part.isdigit() or any(part in m.model_fields for m in _models_at(model, path))

@@ -133,7 +133,7 @@ def last_line(result: Mapping[str, Any]) -> str:
 
 def recipe_rows() -> list[dict[str, str]]:
     """What each recipe is made of: the table of methods in the README and of `twinblock recipes`."""
-    from twinblock.config import compose, recipes
+    from twinblock.recipes import compose, recipes
 
     rows = []
     for name, path in sorted(recipes().items()):

@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 import tiny
 
-from twinblock.config import Data, LongTail, compose
+from twinblock.config import Data, LongTail
 from twinblock.data import longtail
 from twinblock.data.longtail import counts, few_shot, read_indices, subset, training, whole
 from twinblock.errors import InputError
+from twinblock.recipes import compose
 
 LABELS = np.random.Generator(np.random.PCG64(0)).permutation(np.repeat(np.arange(10), 500))
 

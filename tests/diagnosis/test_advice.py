@@ -2,8 +2,8 @@
 
 import pytest
 
-from twinblock.config import compose
 from twinblock.diagnosis import advice, verdict
+from twinblock.recipes import compose
 
 NO_NORM = ["projector.norm=none", "predictor.norm=none"]
 SGD = ["optim.kind=sgd", "optim.lr=0.1"]

@@ -17,10 +17,10 @@ from PIL import Image
 
 import twinblock
 from twinblock import checkpoint
-from twinblock.config import compose, recipes
 from twinblock.data import load
 from twinblock.durations import Duration
 from twinblock.errors import InputError
+from twinblock.recipes import compose, recipes
 from twinblock.run import Run, leaves
 
 LEAVES = sorted(leaves(compose("byol").model_dump(mode="json")))

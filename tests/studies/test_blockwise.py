@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 
 from twinblock.api import pretrain
-from twinblock.config import compose
 from twinblock.data import take
 from twinblock.evaluation import run as evaluation
-from twinblock.studies.blockwise import DIGITS, EPOCHS, WHOLE, arms, measure, with_gaps
+from twinblock.recipes import compose
+from twinblock.studies.blockwise import METHODS, WHOLE, arms, measure, with_gaps
 from twinblock.studies.study import Options
 
 
@@ -18,7 +18,7 @@ def test_every_arm_is_a_run(tmp_path, data):
         compose(arm.recipe, overrides=(*arm.overrides, *data))
     names = [arm.name for arm in found]
     assert len(set(names)) == len(names)
-    for method in DIGITS:
+    for method in METHODS:
         assert {f"{method}, {WHOLE}", f"{method}, blockwise"} <= set(names)
 
 
@@ -30,9 +30,9 @@ def test_arms_of_a_method_take_equally_long_and_a_given_length_goes_before(tmp_p
         }
 
     found = lengths()
-    assert found["SimCLR, sequential"] == f"{2 * EPOCHS['SimCLR']}epochs"
+    assert found["SimCLR, sequential"] == f"{2 * METHODS['SimCLR'].epochs}epochs"
     del found["SimCLR, sequential"]
-    assert all(length == f"{EPOCHS[name.partition(',')[0]]}epochs" for name, length in found.items())
+    assert all(length == f"{METHODS[name.partition(',')[0]].epochs}epochs" for name, length in found.items())
     assert set(lengths("train.length=3steps").values()) == {"3steps"}
     assert set(lengths("data=cifar10").values()) == {"100epochs"}
 

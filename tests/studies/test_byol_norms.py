@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from twinblock.config import compose
+from twinblock.recipes import compose
 from twinblock.studies import byol_norms
 from twinblock.studies.study import Options
 
@@ -23,6 +23,7 @@ def test_arms_are_what_their_names_say(source):
     assert set(byol_norms.PUBLISHED) | set(byol_norms.OVERLAID) <= found.keys()
     for name, config in found.items():
         heads = {"batch": "BN" in name and "SimSiam, no" not in name, "layer": "layer norm" in name}
+        assert config.projector.last_norm == "none", name
         norms = [config.projector.norm] + ([config.predictor.norm] if config.predictor else [])
         if name != "random weights":
             assert ("batch" in norms) == heads["batch"], name

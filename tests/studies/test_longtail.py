@@ -2,7 +2,7 @@
 
 import pytest
 
-from twinblock.config import compose
+from twinblock.recipes import compose
 from twinblock.studies import longtail
 from twinblock.studies.study import Options
 

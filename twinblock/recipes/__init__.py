@@ -1,0 +1,48 @@
+"""The built-in recipes, and how a recipe with the user's fields becomes a run."""
+
+import copy
+import difflib
+from collections.abc import Iterable, Mapping
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from twinblock.config import Config, Train, check
+from twinblock.errors import InputError
+from twinblock.overrides import lay_over, merge, parse
+from twinblock.presets import preset
+
+
+def recipes() -> dict[str, Path]:
+    """The built-in recipes by name."""
+    return {Path(str(f)).stem: Path(str(f)) for f in files("twinblock.recipes").iterdir() if f.name.endswith(".yaml")}
+
+
+def compose(recipe: str | Path, fields: Mapping[str, Any] | None = None, overrides: Iterable[str] = ()) -> Config:
+    """A recipe by name or path, with nested `fields` and `a.b=c` overrides laid over it, checked."""
+    tree, overrides = _read(recipe), list(overrides)
+    presets = tree.pop("presets", None) if isinstance(tree, dict) else None
+    if presets is not None:
+        length = _laid_over(copy.deepcopy(tree), fields, overrides).get("train", {}).get("length", Train().length)
+        chosen = preset(presets, length, Path(recipe).stem)
+        lay_over(tree, [f"{name}={value}" for name, value in chosen.items()])
+    return check(_laid_over(tree, fields, overrides))
+
+
+def _laid_over(tree: Any, fields: Mapping[str, Any] | None, overrides: Iterable[str]) -> Any:
+    for key, value in (fields or {}).items():
+        merge(tree, key, value)
+    return lay_over(tree, overrides)
+
+
+def _read(recipe: str | Path) -> Any:
+    known = recipes()
+    path = known.get(str(recipe), Path(recipe))
+    if not path.is_file():
+        near = difflib.get_close_matches(str(recipe), known, n=1, cutoff=0.4)
+        hint = f"; did you mean {near[0]}?" if near else "."
+        raise InputError(f"no recipe {str(recipe)!r}{hint} Known: {', '.join(sorted(known))}, or a path to a YAML file")
+    try:
+        return parse(path.read_text(encoding="utf-8"), str(path))
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"cannot read the recipe {path}: {error}") from None

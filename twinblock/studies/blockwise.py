@@ -1,49 +1,69 @@
 """Blockwise learning: what each block learns when no gradient comes from above, beside end-to-end training.
 
 `twinblock reproduce blockwise [seeds=3] [data=cifar10 data.root=DIR]`. On the embedded data every arm is the recipe
-`demo` (BYOL: `byol_demo`) with the objective of its method and the length in `EPOCHS`; on other data the recipe of its
+`demo` (BYOL: `byol_demo`) with what `METHODS` says; on other data the recipe of its
 own method.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from twinblock.config import compose
 from twinblock.evaluation.depth import BLOCK, figure, rows_by_block
 from twinblock.evaluation.run import evaluate
+from twinblock.recipes import compose
 from twinblock.run import Run
 from twinblock.studies.study import Arm, Options, Row, carry_out, folder, publish
 
 WHOLE, BLOCKWISE = "end to end", ("scope.kind=blockwise",)
 SOLARIZE = "views.0.solarize=0.5"  # of both views: ink may be darker or lighter than its ground, whatever the digit
-DIGITS = {  # what makes another method of the recipe `demo`, or of `byol_demo`
-    "SimCLR": (SOLARIZE,),
-    "Barlow Twins": (
-        SOLARIZE,
-        "objective={kind: barlow_twins, lambd: 0.005, scale: 0.05}",
-        "projector.dims=[256,256]",
+
+
+@dataclass(frozen=True)
+class Method:
+    """The recipe of a method; on the embedded data, the recipe that it starts from there, what differs, the length."""
+
+    recipe: str
+    digits: str
+    overrides: tuple[str, ...]
+    epochs: int
+
+
+METHODS = {
+    "SimCLR": Method("simclr", "demo", (SOLARIZE,), 20),
+    "Barlow Twins": Method(
+        "barlow_twins",
+        "demo",
+        (
+            SOLARIZE,
+            "objective={kind: barlow_twins, lambd: 0.005, scale: 0.05}",
+            "projector.dims=[256,256]",
+        ),
+        8,
     ),
-    "VICReg": (
-        SOLARIZE,
-        "objective={kind: vicreg, invariance: 25.0, variance: 25.0, covariance: 1.0, scale: 0.05}",
-        "projector.dims=[256,256]",
+    "VICReg": Method(
+        "vicreg",
+        "demo",
+        (
+            SOLARIZE,
+            "objective={kind: vicreg, invariance: 25.0, variance: 25.0, covariance: 1.0, scale: 0.05}",
+            "projector.dims=[256,256]",
+        ),
+        8,
     ),
-    "BYOL": (),
-    "supervised": (
-        "objective.kind=supervised",
-        "projector={dims: [classes], norm: none, last_bias: true}",
-        "views=[{crop: [0.5, 1.0], jitter: [0.4, 0.4, 0.4, 0.1], gray: 0.0}]",
+    "BYOL": Method("byol", "byol_demo", (), 12),
+    "supervised": Method(
+        "supervised",
+        "demo",
+        (
+            "objective.kind=supervised",
+            "projector={dims: [classes], norm: none, last_bias: true}",
+            "views=[{crop: [0.5, 1.0], jitter: [0.4, 0.4, 0.4, 0.1], gray: 0.0}]",
+        ),
+        8,
     ),
 }
-EPOCHS = {"SimCLR": 20, "Barlow Twins": 8, "VICReg": 8, "BYOL": 12, "supervised": 8}  # of the embedded data
 LONGER = 2  # times as many for the sequential plan: its steps take half the time, and its phases share them
-RECIPES = {
-    "SimCLR": "simclr",
-    "Barlow Twins": "barlow_twins",
-    "VICReg": "vicreg",
-    "BYOL": "byol",
-    "supervised": "supervised",
-}
 VARIANTS = {  # of SimCLR
     "sequential": (*BLOCKWISE, "scope.plan=sequential"),
     "overlapping": ("scope.kind=overlapping",),
@@ -77,17 +97,17 @@ def arms(options: Options) -> list[Arm]:
     width = 128 if digits else 512  # that of the last block, as published
     made = []
 
-    def add(method: str, name: str, overrides: Sequence[str], length: int = 1) -> None:
-        own = (*DIGITS[method], f"train.length={EPOCHS[method] * length}epochs") if digits else ()
-        recipe = RECIPES[method] if not digits else "byol_demo" if method == "BYOL" else "demo"
-        made.append(Arm(f"{method}, {name}", recipe, (*own, *overrides)))
+    def add(name: str, variant: str, overrides: Sequence[str], length: int = 1) -> None:
+        method = METHODS[name]
+        own = (*method.overrides, f"train.length={method.epochs * length}epochs") if digits else ()
+        made.append(Arm(f"{name}, {variant}", method.digits if digits else method.recipe, (*own, *overrides)))
 
-    for method in DIGITS:
-        add(method, WHOLE, ())
-        add(method, "blockwise", BLOCKWISE)
-        for name, variant in VARIANTS.items() if method == "SimCLR" else ():
-            variant = [text.replace("{width}", str(width)) for text in variant]
-            add(method, name, variant, LONGER if name == "sequential" else 1)
+    for name in METHODS:
+        add(name, WHOLE, ())
+        add(name, "blockwise", BLOCKWISE)
+        for variant, overrides in VARIANTS.items() if name == "SimCLR" else ():
+            overrides = [text.replace("{width}", str(width)) for text in overrides]
+            add(name, variant, overrides, LONGER if variant == "sequential" else 1)
     return made
 
 

@@ -6,11 +6,12 @@ untitled-ai/self_supervised), with arms of which nobody has published one table.
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
-from twinblock.config import compose
 from twinblock.curves import draw
 from twinblock.evaluation.run import evaluate
+from twinblock.recipes import compose
 from twinblock.run import Run
 from twinblock.studies.study import Arm, Options, Row, carry_out, folder, publish
 
@@ -28,7 +29,6 @@ PHOTOS = (*BASE, "data.batch=256", "train.length=10epochs", "projector.dims=[512
 # the first 10 of 320 epochs of both schedules; weight decay on all weights; 1 - cos, where ours is 2 - 2 cos
 STL10 = (*PHOTOS, "views.0.blur=0.5", "optim.end=1", "optim.exclude_bias_and_norm=false", "objective.scale=0.5")
 EMA = ("branch.kind=ema", "branch.momentum=0.99")
-EMA_DIGITS = ("branch.kind=ema",)
 EMA_STL10 = ("branch.kind=ema", "branch.momentum=0.996", "branch.schedule=constant")
 SHARED = ("branch.kind=shared",)
 
@@ -37,6 +37,27 @@ BARLOW = (*SHARED, "objective={kind: barlow_twins, lambd: 0.005, scale: 0.1}", "
 VICREG = (*SHARED, "objective={kind: vicreg, invariance: 25, variance: 25, covariance: 1}", "optim.lr=0.02")
 LARS = ("optim.kind=lars", "optim.lr=2.0", "optim.weight_decay=1.0e-6", "optim.exclude_bias_and_norm=true")
 RANDOM = ("train.length=1steps", "optim.lr=1.0e-9")
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What the arms have in common on one kind of data."""
+
+    recipe: str = "demo"
+    base: tuple[str, ...] = PHOTOS
+    ema: tuple[str, ...] = EMA
+    width: str = "[512,128]"
+    groups: str = "group"
+    queue: int = 4096
+    lr: float = 0.06  # of cross entropy, and its scale
+    scale: float = 1.0
+
+
+SETTINGS = {
+    "photodigits": Setting("byol_demo", DIGITS, (), "[256,64]", "group8"),
+    # published: both views are queries, and their losses added; here one is
+    "stl10": Setting(base=STL10, ema=EMA_STL10, queue=65536, lr=0.02, scale=2.0),
+}
 
 # accuracy in %, cosine within and between images: STL-10, ResNet-18, 10 epochs, 3 seeds
 PUBLISHED = {
@@ -77,22 +98,16 @@ def reproduce(options: Options) -> None:
 def arms(options: Options) -> tuple[Arm, ...]:
     """The published arms, then ours."""
     source = compose("demo", overrides=options.overrides).data.source
-    recipe, base, ema, width, groups = "demo", PHOTOS, EMA, "[512,128]", "group"
-    if source == "photodigits":
-        recipe, base, ema, width, groups = "byol_demo", DIGITS, EMA_DIGITS, "[256,64]", "group8"
-    elif source == "stl10":
-        base, ema = STL10, EMA_STL10
-    # published: both views are queries, and their losses added; here one is
-    queue, lr, scale = (65536, 0.02, 2.0) if source == "stl10" else (4096, 0.06, 1.0)
+    on = SETTINGS.get(source, Setting())
 
-    def byol(name: str, projector: str, predictor: str, *more: str, branch: tuple[str, ...] = ema) -> Arm:
-        heads = (f"projector.norm={projector}", f"predictor={{dims: {width}, norm: {predictor}}}")
-        return Arm(name, recipe, (*base, *heads, *branch, *more))
+    def byol(name: str, projector: str, predictor: str, *more: str, branch: tuple[str, ...] = on.ema) -> Arm:
+        heads = (f"projector.norm={projector}", f"predictor={{dims: {on.width}, norm: {predictor}}}")
+        return Arm(name, on.recipe, (*on.base, *heads, *branch, *more))
 
     def alone(name: str, norm: str, *more: str) -> Arm:
-        return Arm(name, recipe, (*base, f"projector.norm={norm}", "predictor=null", *more))
+        return Arm(name, on.recipe, (*on.base, f"projector.norm={norm}", "predictor=null", *more))
 
-    xent = (*ema, XENT.format(queue=queue, scale=scale), f"optim.lr={lr}")
+    xent = (*on.ema, XENT.format(queue=on.queue, scale=on.scale), f"optim.lr={on.lr}")
     return (
         alone("cross entropy, no norm", "none", *xent),
         byol("BN in both heads", "batch", "batch"),
@@ -102,12 +117,12 @@ def arms(options: Options) -> tuple[Arm, ...]:
         byol("layer norm in the heads", "layer", "layer"),
         byol("random weights", "batch", "batch", *RANDOM),
         byol("group norm in the heads", "group", "group"),
-        byol("GN and WS everywhere, LARS", "group+ws", "group+ws", f"encoder.norm={groups}+ws", *LARS),
+        byol("GN and WS everywhere, LARS", "group+ws", "group+ws", f"encoder.norm={on.groups}+ws", *LARS),
         byol("no norm, LARS", "none", "none", *LARS),
         byol("no norm, LARS on all weights", "none", "none", *LARS, "optim.exclude_bias_and_norm=false"),
         byol("no norm, less weight decay", "none", "none", "optim.lr=0.2", "optim.weight_decay=1.0e-5"),
-        byol("GN encoder, BN in both heads", "batch", "batch", f"encoder.norm={groups}"),
-        byol("GN encoder, no norm in the heads", "none", "none", f"encoder.norm={groups}"),
+        byol("GN encoder, BN in both heads", "batch", "batch", f"encoder.norm={on.groups}"),
+        byol("GN encoder, no norm in the heads", "none", "none", f"encoder.norm={on.groups}"),
         byol("SimSiam, BN in both heads", "batch", "batch", branch=SHARED),
         byol("SimSiam, no norm in the heads", "none", "none", branch=SHARED),
         alone("Barlow Twins, BN", "batch", *BARLOW),

@@ -7,21 +7,21 @@ arms are the published ones.
 
 from collections.abc import Mapping
 
-from twinblock.config import compose
 from twinblock.evaluation.groups import classes_of, figure
 from twinblock.evaluation.run import evaluate, group_rows
 from twinblock.forgotten import forgotten
+from twinblock.recipes import compose
 from twinblock.run import Run
 from twinblock.studies.study import Arm, Options, carry_out, folder, publish
 
 SEEDED = ("data.longtail.split={seed}", "data.longtail.seed={seed}")
-TAIL = "data.longtail={imbalance: 100, kind: exp, split: {seed}, seed: {seed}}"
+TAIL = "data.longtail={imbalance: 100}"
 DIGITS = (
     Arm("SimCLR, balanced", "sdclr", (*SEEDED, "branch.kind=shared", "data.longtail.kind=balanced")),
     Arm("SimCLR", "sdclr", (*SEEDED, "branch.kind=shared")),
     Arm("SDCLR", "sdclr", SEEDED),
-    Arm("BYOL", "byol_demo", (TAIL,)),
-    Arm("SDCLR x BYOL", "byol_demo", (TAIL, "branch={kind: pruned, ratio: 0.9}")),
+    Arm("BYOL", "byol_demo", (TAIL, *SEEDED)),
+    Arm("SDCLR x BYOL", "byol_demo", (TAIL, *SEEDED, "branch={kind: pruned, ratio: 0.9}")),
     Arm("SimCLR, blockwise", "sdclr", (*SEEDED, "branch.kind=shared", "scope.kind=blockwise")),
     Arm("SDCLR x blockwise", "sdclr", (*SEEDED, "scope.kind=blockwise")),
 )

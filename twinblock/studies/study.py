@@ -11,8 +11,8 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-from twinblock.config import compose
 from twinblock.errors import Collapsed, InputError
+from twinblock.recipes import compose
 from twinblock.report import Reporter, clock, print_table
 from twinblock.run import Run
 

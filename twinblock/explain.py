@@ -1,0 +1,69 @@
+"""What is wrong with a run, in one line that a person can read."""
+
+import difflib
+from collections.abc import Iterable
+from typing import Any, get_args
+
+from pydantic import BaseModel, ValidationError
+
+
+def explain(error: ValidationError, model: type[BaseModel], prefix: str = "") -> str:
+    """The first fault of a validation in one line: where, what, and the nearest valid word."""
+    fault = error.errors(include_url=False)[0]
+    location = [str(part) for part in fault["loc"]]
+    # pydantic's path also names the kinds and types it tried; the user wrote fields and numbers only
+    where = prefix + ".".join(p for i, p in enumerate(location) if _is_written(model, location[:i], p))
+    if fault["type"] == "extra_forbidden":
+        where = prefix + ".".join([*where.removeprefix(prefix).split("."), location[-1]]).lstrip(".")
+        known = sorted({name for m in _models_at(model, location[:-1]) for name in m.model_fields})
+        return unknown_field(where, known)
+    if fault["type"] in ("union_tag_invalid", "union_tag_not_found"):
+        tags = [t.strip("'") for t in fault.get("ctx", {}).get("expected_tags", "").split(", ") if t]
+        given = fault.get("ctx", {}).get("tag")
+        near = difflib.get_close_matches(str(given), tags, n=1, cutoff=0.4)
+        hint = f"did you mean {near[0]}? " if near else ""
+        return f"{where}.kind: {'missing' if given is None else f'unknown kind {given!r}'}; {hint}" + (
+            f"Known: {', '.join(tags)}" if tags else ""
+        )
+    message = fault["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
+    if fault["type"] in ("model_type", "model_attributes_type", "dict_type"):
+        message = "a mapping of fields"
+    if fault["type"] == "missing":
+        return f"{where}: required, but missing"
+    value = f" (got {fault['input']!r})" if isinstance(fault["input"], str | int | float | bool | None) else ""
+    if not where or fault["type"] == "value_error":
+        return f"{where}: {message}{value}" if where else message
+    return f"{where}: should be {message}{value}" if fault["msg"].startswith("Input") else f"{where}: {message}{value}"
+
+
+def unknown_field(where: str, known: Iterable[str]) -> str:
+    """What is said of a field that there is not, with the nearest of those that there are."""
+    near = difflib.get_close_matches(where.rpartition(".")[2], known := list(known), n=1, cutoff=0.5)
+    return f"{where}: unknown field; " + (f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}")
+
+
+def _models_at(model: type[BaseModel], path: list[str]) -> list[type[BaseModel]]:
+    """The models that a path of pydantic's error leads to; kinds and numbers in it choose among them."""
+    models = [model]
+    for part in path:
+        tagged = [m for m in models if part in _tags(m)]
+        if tagged:
+            models = tagged
+        elif not part.isdigit():
+            inner = [m.model_fields[part].annotation for m in models if part in m.model_fields]
+            models = [m for annotation in inner for m in _models_in(annotation)]
+    return models
+
+
+def _models_in(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [model for argument in get_args(annotation) for model in _models_in(argument)]
+
+
+def _tags(model: type[BaseModel]) -> tuple:
+    return get_args(model.model_fields["kind"].annotation) if "kind" in model.model_fields else ()
+
+
+def _is_written(model: type[BaseModel], path: list[str], part: str) -> bool:
+    return part.isdigit() or any(part in m.model_fields for m in _models_at(model, path))

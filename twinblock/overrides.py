@@ -1,0 +1,73 @@
+"""A run as a tree of plain values: fields laid over it, as mappings or as `a.b=c`."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import yaml
+
+from twinblock.errors import InputError
+
+PLAIN_TEXT = ("out", "data", "data.source", "data.root", "data.indices")  # paths are not YAML
+KINDS = ("branch", "objective", "scope")  # parts whose fields depend on their kind
+NO_MAPPING = "a run is a YAML mapping with data, views, encoder, ...; `twinblock show byol` prints one"
+
+
+def lay_over(tree: Any, overrides: Iterable[str]) -> Any:
+    """Set fields of a tree, in place, by texts of the form `a.b=c`; kinds first, since they clear their part."""
+    pairs = [text.partition("=") for text in overrides]
+    for name, sign, value in sorted(pairs, key=lambda pair: not pair[0].endswith(".kind")):
+        if not sign or not name:
+            raise InputError(f"cannot read {name + sign + value!r}; overrides have the form a.b=c, e.g. data.batch=512")
+        if not isinstance(tree, dict):
+            raise InputError(NO_MAPPING)
+        _set(tree, name, value if name in PLAIN_TEXT and value != "null" else parse(value, name))
+    return tree
+
+
+def merge(tree: Any, key: str, value: Any) -> None:
+    """Lay one part over that of a tree, in place: field by field, but whole where it is of another kind."""
+    if isinstance(value, Mapping) and isinstance(tree.get(key), Mapping):
+        other = key in KINDS and "kind" in value and value["kind"] != tree[key].get("kind")
+        tree[key] = dict(value) if other else {**tree[key], **value}
+    elif key == "data" and not isinstance(value, Mapping):
+        tree[key] = {**(tree.get("data") or {}), "source": str(value)}
+    else:
+        tree[key] = value
+
+
+def parse(text: str, where: str) -> Any:
+    """The value that a YAML text stands for; `where` it stands, for the error."""
+    try:
+        return yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        reason = getattr(error, "problem", None) or str(error)
+        raise InputError(f"{where}: not valid YAML: {' '.join(str(reason).split())}") from None
+
+
+def _set(tree: Any, name: str, value: Any) -> None:
+    *path, last = name.split(".")
+    node = tree
+    for i, part in enumerate(path):
+        child = _child(node, part)
+        if child is None and isinstance(node, dict):
+            child = node[part] = {}
+        if not isinstance(child, dict | list):
+            raise InputError(f"{name}: {'.'.join(path[: i + 1])} has no fields; see `twinblock show`")
+        node = child
+    if isinstance(node, list):
+        if _child(node, last) is None:
+            raise InputError(f"{name}: there is no number {last}; {'.'.join(path)} has {len(node)} entries")
+        node[int(last)] = value
+    elif path:
+        # another kind of part starts from its own defaults: the old kind's fields mean nothing to it
+        if last == "kind" and path[0] in KINDS and node.get("kind") != value:
+            node.clear()
+        node[last] = value
+    else:
+        merge(node, last, value)
+
+
+def _child(node: Any, part: str) -> Any:
+    if isinstance(node, list):
+        return node[int(part)] if part.isdigit() and int(part) < len(node) else None
+    return node.get(part)
