@@ -1,71 +1,20 @@
-"""Packing, caching and decoding of images."""
+"""Packing and caching of images."""
 
-import io
-import struct
 import subprocess
 import sys
 import threading
 import time
-import zlib
 from collections import namedtuple
-from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from pictures import encode, encoded, huge, plain, truncated
 
 from twinblock import report
 from twinblock.data import Images, Names, store, take
 from twinblock.data.decode import decode, quiet, reason
-from twinblock.data.store import Encoded, digest, packed
+from twinblock.data.store import Encoded, packed
 from twinblock.errors import InputError
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch) -> Path:
-    monkeypatch.setenv("TWINBLOCK_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache"
-
-
-def encode(pixels, mode=None, kind="PNG", **options) -> bytes:
-    image = pixels if isinstance(pixels, Image.Image) else Image.fromarray(np.asarray(pixels))
-    out = io.BytesIO()
-    (image.convert(mode) if mode else image).save(out, kind, **options)
-    return out.getvalue()
-
-
-def plain(value: int, width: int = 8, height: int = 8) -> bytes:
-    return encode(np.full((height, width, 3), value, np.uint8))
-
-
-def encoded(files: list[bytes], labels: list[int] | None = None, **options) -> Encoded:
-    labels = labels or [-1] * len(files)
-    names = [f"{i:03}.png" for i in range(len(files))]
-    return Encoded(
-        name="some",
-        key=digest(files),
-        count=len(files),
-        items=lambda: iter(zip(names, files, labels, strict=True)),
-        sample=lambda: files,
-        **options,
-    )
-
-
-def truncated(kind: str) -> bytes:
-    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
-    return encode(noise, kind=kind)[:-300]
-
-
-def huge() -> bytes:
-    """A PNG file of a few bytes that says it is 10 000 pixels wide and high."""
-    chunks = (
-        (b"IHDR", struct.pack(">IIBBBBB", 10_000, 10_000, 8, 2, 0, 0, 0)),
-        (b"IDAT", zlib.compress(b"0")),
-        (b"IEND", b""),
-    )
-    parts = (struct.pack(">I", len(d)) + k + d + struct.pack(">I", zlib.crc32(k + d)) for k, d in chunks)
-    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
-
 
 # ---- Images
 
@@ -86,85 +35,6 @@ def test_a_batch_of_a_memory_map_can_be_written_to():
     batch += 1
     assert batch.unique().tolist() == [10]
     assert images.pixels[1, 0, 0, 0] == 9
-
-
-# ---- colour modes
-
-
-def palette(transparency: int | None) -> bytes:
-    image = Image.new("P", (4, 4), 1)
-    image.putpalette([0, 0, 0, 250, 10, 20])
-    return encode(image, **({} if transparency is None else {"transparency": transparency}))
-
-
-MODES = {
-    "gray": (encode(np.full((4, 4), 90, np.uint8)), (90, 90, 90)),
-    "1 bit": (encode(np.full((4, 4), 255, np.uint8), "1"), (255, 255, 255)),
-    "gray, transparent": (encode(np.full((4, 4, 2), 0, np.uint8)), (255, 255, 255)),
-    # 200 * 128/255 + 255 * 127/255 = 227.4, and so on: half of it over white
-    "RGBA": (encode(np.full((4, 4, 4), (200, 100, 0, 128), np.uint8)), (227, 177, 127)),
-    "palette": (palette(None), (250, 10, 20)),
-    "palette, transparent": (palette(1), (255, 255, 255)),
-    "palette, another colour transparent": (palette(0), (250, 10, 20)),
-    "16 bit gray, middle": (encode(np.full((4, 4), 128 * 257, np.uint16)), (128, 128, 128)),
-    "16 bit gray, dark": (encode(np.full((4, 4), 300, np.uint16)), (1, 1, 1)),
-    "16 bit gray, white": (encode(np.full((4, 4), 65535, np.uint16), kind="TIFF"), (255, 255, 255)),
-    "32 bit integers": (encode(np.full((4, 4), 32896, np.int32), kind="TIFF"), (128, 128, 128)),
-    "float up to 1": (encode(np.full((4, 4), 0.2, np.float32), kind="TIFF"), (51, 51, 51)),
-    "float up to 255": (encode(np.full((4, 4), 51, np.float32), kind="TIFF"), (51, 51, 51)),
-    "float, one value below zero": (encode(np.full((4, 4), -3, np.float32), kind="TIFF"), (0, 0, 0)),
-    "CMYK": (encode(Image.new("CMYK", (4, 4), (0, 255, 255, 0)), kind="TIFF"), (255, 0, 0)),
-    "bmp named otherwise": (encode(np.full((4, 4, 3), (1, 2, 3), np.uint8), kind="BMP"), (1, 2, 3)),
-}
-
-
-@pytest.mark.parametrize("mode", MODES)
-def test_every_mode_becomes_rgb(mode):
-    file, colour = MODES[mode]
-    pixels, aspect = decode(file, 4, 4)
-    assert pixels.shape == (4, 4, 3)
-    assert pixels.dtype == np.uint8
-    assert aspect == 1
-    assert pixels.reshape(-1, 3).tolist() == [list(colour)] * 16
-
-
-def test_sixteen_bits_are_scaled_and_not_clipped():
-    ramp = (np.arange(256, dtype=np.uint16) * 257).reshape(16, 16)
-    pixels, _ = decode(encode(ramp), 16, 16)
-    assert np.array_equal(pixels[..., 0].ravel(), np.arange(256))
-
-
-# The EXIF standard says where row 0 and column 0 of the stored picture are seen.
-UPRIGHT = {
-    1: lambda a: a,
-    2: lambda a: a[:, ::-1],
-    3: lambda a: a[::-1, ::-1],
-    4: lambda a: a[::-1],
-    5: lambda a: a.swapaxes(0, 1),
-    6: lambda a: np.rot90(a, -1),
-    7: lambda a: a[::-1, ::-1].swapaxes(0, 1),
-    8: lambda a: np.rot90(a),
-}
-
-
-@pytest.mark.parametrize("orientation", UPRIGHT)
-def test_images_are_turned_upright(orientation):
-    stored = np.arange(2 * 3 * 3, dtype=np.uint8).reshape(2, 3, 3)
-    exif = Image.Exif()
-    exif[0x0112] = orientation
-    expected = UPRIGHT[orientation](stored)
-    images = packed(encoded([encode(stored, exif=exif)]))
-    assert np.array_equal(images.pixels[0], expected)
-    assert images.aspect is None
-
-
-def test_a_large_jpeg_is_decoded_small_but_alike():
-    coarse = np.random.default_rng(0).integers(0, 256, (75, 100, 3), np.uint8)
-    picture = Image.fromarray(coarse).resize((800, 600), Image.Resampling.BICUBIC)
-    whole = np.asarray(picture.resize((64, 64), Image.Resampling.BICUBIC))
-    pixels, aspect = decode(encode(picture, kind="JPEG", quality=95), 64, 64)
-    assert np.abs(pixels.astype(int) - whole).mean() <= 2
-    assert aspect == pytest.approx(4 / 3)
 
 
 # ---- stored size
@@ -251,16 +121,6 @@ def test_reasons_and_names_stay_on_one_line():
     items = [*source.items(), ("a\nb \udcff [red].png", b"", -1)]
     images = packed(Encoded("some", "key", 31, lambda: iter(items), source.sample))
     assert images.skipped == (("a\\nb \\udcff [red].png", "empty file"),)
-
-
-def test_a_postscript_file_is_not_interpreted():
-    with pytest.raises(Exception, match="cannot identify"):
-        decode(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n", 9, 9)
-
-
-def test_pillow_warnings_are_quiet_but_too_many_pixels_are_an_error():
-    with quiet(), pytest.raises((Image.DecompressionBombError, Image.DecompressionBombWarning)):
-        decode(huge(), 8, 8)
 
 
 # ---- names

@@ -1,0 +1,95 @@
+"""Decoding: colour modes, orientation, and files that are no images."""
+
+import numpy as np
+import pytest
+from pictures import encode, encoded, huge
+from PIL import Image
+
+from twinblock.data.decode import decode, quiet
+from twinblock.data.store import packed
+
+
+def palette(transparency: int | None) -> bytes:
+    image = Image.new("P", (4, 4), 1)
+    image.putpalette([0, 0, 0, 250, 10, 20])
+    return encode(image, **({} if transparency is None else {"transparency": transparency}))
+
+
+MODES = {
+    "gray": (encode(np.full((4, 4), 90, np.uint8)), (90, 90, 90)),
+    "1 bit": (encode(np.full((4, 4), 255, np.uint8), "1"), (255, 255, 255)),
+    "gray, transparent": (encode(np.full((4, 4, 2), 0, np.uint8)), (255, 255, 255)),
+    # 200 * 128/255 + 255 * 127/255 = 227.4, and so on: half of it over white
+    "RGBA": (encode(np.full((4, 4, 4), (200, 100, 0, 128), np.uint8)), (227, 177, 127)),
+    "palette": (palette(None), (250, 10, 20)),
+    "palette, transparent": (palette(1), (255, 255, 255)),
+    "palette, another colour transparent": (palette(0), (250, 10, 20)),
+    "16 bit gray, middle": (encode(np.full((4, 4), 128 * 257, np.uint16)), (128, 128, 128)),
+    "16 bit gray, dark": (encode(np.full((4, 4), 300, np.uint16)), (1, 1, 1)),
+    "16 bit gray, white": (encode(np.full((4, 4), 65535, np.uint16), kind="TIFF"), (255, 255, 255)),
+    "32 bit integers": (encode(np.full((4, 4), 32896, np.int32), kind="TIFF"), (128, 128, 128)),
+    "float up to 1": (encode(np.full((4, 4), 0.2, np.float32), kind="TIFF"), (51, 51, 51)),
+    "float up to 255": (encode(np.full((4, 4), 51, np.float32), kind="TIFF"), (51, 51, 51)),
+    "float, one value below zero": (encode(np.full((4, 4), -3, np.float32), kind="TIFF"), (0, 0, 0)),
+    "CMYK": (encode(Image.new("CMYK", (4, 4), (0, 255, 255, 0)), kind="TIFF"), (255, 0, 0)),
+    "bmp named otherwise": (encode(np.full((4, 4, 3), (1, 2, 3), np.uint8), kind="BMP"), (1, 2, 3)),
+}
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_every_mode_becomes_rgb(mode):
+    file, colour = MODES[mode]
+    pixels, aspect = decode(file, 4, 4)
+    assert pixels.shape == (4, 4, 3)
+    assert pixels.dtype == np.uint8
+    assert aspect == 1
+    assert pixels.reshape(-1, 3).tolist() == [list(colour)] * 16
+
+
+def test_sixteen_bits_are_scaled_and_not_clipped():
+    ramp = (np.arange(256, dtype=np.uint16) * 257).reshape(16, 16)
+    pixels, _ = decode(encode(ramp), 16, 16)
+    assert np.array_equal(pixels[..., 0].ravel(), np.arange(256))
+
+
+# The EXIF standard says where row 0 and column 0 of the stored picture are seen.
+UPRIGHT = {
+    1: lambda a: a,
+    2: lambda a: a[:, ::-1],
+    3: lambda a: a[::-1, ::-1],
+    4: lambda a: a[::-1],
+    5: lambda a: a.swapaxes(0, 1),
+    6: lambda a: np.rot90(a, -1),
+    7: lambda a: a[::-1, ::-1].swapaxes(0, 1),
+    8: lambda a: np.rot90(a),
+}
+
+
+@pytest.mark.parametrize("orientation", UPRIGHT)
+def test_images_are_turned_upright(orientation):
+    stored = np.arange(2 * 3 * 3, dtype=np.uint8).reshape(2, 3, 3)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    expected = UPRIGHT[orientation](stored)
+    images = packed(encoded([encode(stored, exif=exif)]))
+    assert np.array_equal(images.pixels[0], expected)
+    assert images.aspect is None
+
+
+def test_a_large_jpeg_is_decoded_small_but_alike():
+    coarse = np.random.default_rng(0).integers(0, 256, (75, 100, 3), np.uint8)
+    picture = Image.fromarray(coarse).resize((800, 600), Image.Resampling.BICUBIC)
+    whole = np.asarray(picture.resize((64, 64), Image.Resampling.BICUBIC))
+    pixels, aspect = decode(encode(picture, kind="JPEG", quality=95), 64, 64)
+    assert np.abs(pixels.astype(int) - whole).mean() <= 2
+    assert aspect == pytest.approx(4 / 3)
+
+
+def test_a_postscript_file_is_not_interpreted():
+    with pytest.raises(Exception, match="cannot identify"):
+        decode(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n", 9, 9)
+
+
+def test_pillow_warnings_are_quiet_but_too_many_pixels_are_an_error():
+    with quiet(), pytest.raises((Image.DecompressionBombError, Image.DecompressionBombWarning)):
+        decode(huge(), 8, 8)

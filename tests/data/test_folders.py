@@ -1,0 +1,202 @@
+"""Folders of images, and names that are no source."""
+
+import os
+from pathlib import Path
+
+import pytest
+from pictures import one_line, plain, put, values
+from PIL import Image
+
+from twinblock.data import load
+from twinblock.errors import InputError
+
+
+@pytest.fixture
+def photos(tmp_path) -> Path:
+    (tmp_path / "photos").mkdir()
+    return tmp_path / "photos"
+
+
+def test_a_flat_folder_is_read_in_order_of_name_without_labels(photos):
+    for name, value in {"b.PNG": 2, "a.jpg": 1, "c.JPeG": 3}.items():
+        put(photos, name, value)
+    for other in ("notes.txt", ".hidden.png", "._a.jpg"):
+        (photos / other).write_text("no image")
+    images = load(str(photos))
+    assert values(images) == [1, 2, 3]
+    assert images.labels is None
+    assert images.classes is None
+    assert images.skipped == ()
+    assert images.name == str(photos)
+    assert load(str(photos), split="test") is None
+
+
+def test_folders_of_any_depth_give_the_labels_of_the_first_level(photos):
+    put(photos, "cat/x/y/1.png", 1)
+    put(photos, "cat/0.png", 2)
+    put(photos, "dog/z.png", 3)
+    put(photos, ".cache/z.png", 4)
+    (photos / "empty").mkdir()
+    images = load(str(photos))
+    assert images.classes == ("cat", "dog")
+    assert dict(zip(values(images), images.labels.tolist(), strict=True)) == {1: 0, 2: 0, 3: 1}
+
+
+@pytest.mark.parametrize("also", ["loose.png", "cat/more/1.png"])
+def test_no_labels_where_an_image_is_loose_or_there_is_one_class(photos, also):
+    put(photos, "cat/0.png")
+    put(photos, also)
+    if also == "loose.png":
+        put(photos, "dog/1.png")
+    assert load(str(photos)).labels is None
+
+
+@pytest.mark.parametrize("name", ["test", "val", "valid", "validation", "Test"])
+def test_train_and_test_folders_are_the_splits(photos, name):
+    put(photos, "train/cat/0.png", 1)
+    put(photos, "train/dog/0.png", 2)
+    put(photos, f"{name}/dog/0.png", 3)
+    put(photos, f"{name}/bird/0.png", 4)  # is before cat by name, and not in training
+    train, test = load(str(photos)), load(str(photos), split="test")
+    assert (values(train), train.labels.tolist(), train.classes) == ([1, 2], [0, 1], ("cat", "dog"))
+    assert dict(zip(values(test), test.labels.tolist(), strict=True)) == {3: 1, 4: 2}
+    assert list(train.names) == ["train/cat/0.png", "train/dog/0.png"]  # from the folder that the user named
+    assert sorted(test.names) == [f"{name}/bird/0.png", f"{name}/dog/0.png"]
+    assert list(load(str(photos / "train")).names) == ["cat/0.png", "dog/0.png"]  # the same files by another way
+    assert test.classes == ("cat", "dog", "bird")
+
+
+def test_the_test_split_is_the_one_with_the_classes_of_training(photos):
+    for name in ("train/cat/0.png", "train/dog/0.png", "val/cat/0.png", "val/dog/1.png", "test/0.png"):
+        put(photos, name)
+    assert load(str(photos), split="test").labels.tolist() == [0, 1]
+
+
+@pytest.mark.parametrize("name", ["test/0.png", "test/everything/0.png"])
+def test_a_test_folder_without_the_classes_of_training_has_no_labels(photos, name):
+    for file in ("train/cat/0.png", "train/dog/0.png", name):
+        put(photos, file)
+    test = load(str(photos), split="test")
+    assert len(test) == 1
+    assert test.labels is None
+
+
+def test_a_class_named_train_is_a_class(photos):
+    for name in ("train/0.png", "bus/0.png"):
+        put(photos, name)
+    assert load(str(photos)).classes == ("bus", "train")
+
+
+def test_links_are_followed_but_not_in_circles(photos, tmp_path):
+    put(photos, "a/0.png", 1)
+    put(tmp_path, "elsewhere/1.png", 2)
+    (photos / "b").symlink_to(tmp_path / "elsewhere")
+    (photos / "a" / "up").symlink_to(photos)
+    (photos / "loop.png").symlink_to(photos / "loop.png")
+    for i in range(30):
+        put(photos, f"c/{i:02}.png", 3)
+    images = load(str(photos))
+    assert values(images) == [1, 2] + [3] * 30
+    assert [name for name, _ in images.skipped] == ["loop.png"]
+
+
+def test_a_pipe_named_as_an_image_is_not_waited_for(photos):
+    put(photos, "a.png", 1)
+    os.mkfifo(photos / "b.png")
+    assert values(load(str(photos))) == [1]
+
+
+def test_strange_names_are_harmless(photos):
+    names = ["a b.png", "[red]x[/red].png", "new\nline.png", "ünï ✓.png", "=1+1.png", "{a}%s.png", "<b>.png"]
+    for i, name in enumerate(names):
+        put(photos, f"[bold]\n{i % 2}/{name}", i)
+    with open(os.fsencode(photos / "[bold]\n0") + b"/\xff.png", "wb") as file:
+        file.write(plain(7))
+    for i in range(100):
+        put(photos, f"[bold]\n0/many/{i}.png", 8)
+    put(photos, "[bold]\n1/bad\n[red].png")
+    (photos / "[bold]\n1/bad\n[red].png").write_bytes(b"")
+    images = load(str(photos))
+    assert sorted(values(images)) == [*range(8), *[8] * 100]
+    assert images.classes == ("[bold]\\n0", "[bold]\\n1")
+    assert images.skipped == (("[bold]\\n1/bad\\n[red].png", "empty file"),)
+
+
+def test_a_changed_folder_is_packed_again_and_an_unchanged_one_is_not(photos, cache, tmp_path):
+    def paint(number: int, value: int, time: int) -> None:
+        Image.new("RGB", (6, 6), (value,) * 3).save(path := photos / f"{number:02}.bmp")
+        os.utime(path, ns=(0, time))
+
+    def stores() -> int:
+        return len([path for path in cache.iterdir() if path.is_dir()])
+
+    for i in range(40):
+        paint(i, i, 0)
+    assert values(load(str(photos))) == values(load(str(photos))) == list(range(40))
+    assert stores() == 1
+    paint(1, 99, 1)  # only its time differs, by a nanosecond, and its content
+    assert values(load(str(photos))) == [0, 99, *range(2, 40)]
+    (photos / "01.bmp").rename(photos / "99.bmp")
+    assert values(load(str(photos))) == [0, *range(2, 40), 99]
+    assert stores() == 3
+    photos.rename(tmp_path / "moved")
+    assert values(load(str(tmp_path / "moved"))) == [0, *range(2, 40), 99]
+    assert stores() == 3
+
+
+def test_a_file_that_moves_to_another_class_gets_its_label(photos):
+    for name in ("cat/0.png", "cat/1.png", "dog/0.png", "dog/1.png"):
+        put(photos, name)
+    assert load(str(photos)).labels.tolist() == [0, 0, 1, 1]
+    (photos / "cat" / "1.png").rename(photos / "dog" / "-first.png")
+    assert load(str(photos)).labels.tolist() == [0, 1, 1, 1]
+
+
+def test_folders_alike_in_names_sizes_and_times_are_told_apart(tmp_path):
+    for name, value in (("one", 1), ("two", 2)):
+        (tmp_path / name).mkdir()
+        Image.new("RGB", (6, 6), (value,) * 3).save(tmp_path / name / "a.bmp")
+        os.utime(tmp_path / name / "a.bmp", ns=(0, 0))
+    assert values(load(str(tmp_path / "one"))) == [1]
+    assert values(load(str(tmp_path / "two"))) == [2]
+
+
+def test_root_is_the_folder_that_a_relative_path_starts_from(photos):
+    put(photos, "a.png", 5)
+    assert values(load("photos", root=str(photos.parent))) == [5]
+
+
+def test_size_gives_the_stored_side(photos):
+    for name, side in (("a.png", 300), ("b.png", 200)):
+        (photos / name).write_bytes(plain(0, side, side))
+    assert load(str(photos), size=112).pixels.shape == (2, 128, 128, 3)
+
+
+def test_an_empty_folder_is_one_line(photos):
+    (photos / "notes.txt").touch()
+    with pytest.raises(InputError, match="no image files") as error:
+        load(str(photos))
+    assert "class" not in one_line(error)
+
+
+@pytest.mark.parametrize("path", ["gone/", "./gone", "/gone/photos", "a/b/c", "new\nline", "~/gone-for-good"])
+def test_a_missing_folder_is_one_line(path):
+    with pytest.raises(InputError, match="no such folder") as error:
+        load(path)
+    one_line(error)
+
+
+def test_a_file_is_not_a_source(tmp_path):
+    put(tmp_path, "a.png")
+    with pytest.raises(InputError, match="give the folder"):
+        load(str(tmp_path / "a.png"))
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [("cifar01", "cifar10"), ("cifar_100", "cifar100"), ("stl-10", "stl10"), ("photodigit", "photodigits")],
+)
+def test_a_misspelt_name_names_the_nearest(typed, meant):
+    with pytest.raises(InputError, match=f"'{meant}'.*folder.*Hugging Face") as error:
+        load(typed)
+    one_line(error)
