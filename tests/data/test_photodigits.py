@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from sklearn.datasets import load_digits
 
-from twinblock.data.photodigits import RENDERINGS, digits_of, photodigits
+from twinblock.data.photodigits import RENDERINGS, digits_of, photodigits, render, scanned
 from twinblock.evaluation import knn_scores, pixels
 
 
@@ -28,10 +28,18 @@ def test_no_digit_is_on_both_sides_and_all_are_used():
     assert np.array_equal(photodigits("test").labels, np.repeat(labels[test], RENDERINGS))
 
 
+def test_the_digits_are_scikit_learns():
+    images, labels = load_digits(return_X_y=True)
+    for ours, theirs in zip(scanned(), (images, labels), strict=True):
+        assert np.array_equal(ours, theirs)
+
+
 def test_it_is_made_quickly_and_always_the_same():
+    render.cache_clear()
     start = time.process_time()
     first = photodigits("train")
     assert time.process_time() - start < 5
+    render.cache_clear()
     again, other = photodigits("train"), photodigits("train", seed=1)
     assert np.array_equal(first.pixels, again.pixels)
     assert (first.pixels != other.pixels).mean() > 0.5

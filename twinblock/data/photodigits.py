@@ -6,13 +6,17 @@ single elements, whole numbers and raw uniform draws are used: the same decoded 
 any machine.
 """
 
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from sklearn.datasets import load_digits, load_sample_images
+from PIL import Image
 
 from twinblock.data import Images
 
+DIGITS, PHOTOS = "data/digits.csv.gz", ("images/china.jpg", "images/flower.jpg")  # of sklearn.datasets
 SIDE = 32  # pixels of an image
 RENDERINGS = 4  # images of one digit
 TEST_EVERY = 5  # of the digits of a class, one in so many is for testing
@@ -36,19 +40,35 @@ def photodigits(split: Literal["train", "test"], seed: int = 0) -> Images:
     The seed decides the renderings alone: which digit is in which split is always the same.
     """
     pixels, labels = render(split, seed)
-    return Images(pixels, labels, tuple("0123456789"), name="photodigits")
+    return Images(pixels, labels.copy(), tuple("0123456789"), name="photodigits")
 
 
+@cache
 def render(split: Literal["train", "test"], seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Pixels, (n, 32, 32, 3) uint8, and labels, (n,) int64; the renderings of one digit are neighbours."""
-    scans, labels = (np.asarray(part) for part in load_digits(return_X_y=True))
+    scans, labels = scanned()
     rows = np.repeat(digits_of(split, labels), RENDERINGS)
     uniform = np.random.Generator(np.random.PCG64([seed, split == "test"])).random((17, len(rows)))
     place, ground, ink = np.split(uniform, [4, 11])
     cover = _cover(scans.reshape(-1, GRID, GRID), rows, place)[..., None]
     behind, level = _ground(ground)
     pixels = behind + ((_ink(ink, level)[:, None, None] - behind) * cover >> 6)
-    return pixels.clip(0, 255).astype(np.uint8), labels[rows].astype(np.int64)
+    made = pixels.clip(0, 255).astype(np.uint8)
+    made.flags.writeable = False  # every caller gets the same array
+    return made, labels[rows]
+
+
+def scanned() -> tuple[np.ndarray, np.ndarray]:
+    """The digits, (1797, 64) float of 0 to 16, and their labels, (1797,) int64."""
+    table = np.loadtxt(_shipped(DIGITS), delimiter=",")
+    return table[:, :-1], table[:, -1].astype(np.int64)
+
+
+def _shipped(name: str) -> Path:
+    """A file of scikit-learn's, which is not imported for it: that would take a second."""
+    package = find_spec("sklearn")
+    assert package is not None and package.origin is not None, "scikit-learn is a dependency"
+    return Path(package.origin).parent / "datasets" / name
 
 
 def digits_of(split: Literal["train", "test"], labels: np.ndarray) -> np.ndarray:
@@ -89,7 +109,7 @@ def _cover(scans: np.ndarray, rows: np.ndarray, uniform: np.ndarray) -> np.ndarr
 
 def _ground(uniform: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Crops of the photographs, flattened and tinted, (n, 32, 32, 3), and their mean levels, (n,)."""
-    photos = np.stack([_reduced(photo) for photo in load_sample_images().images])
+    photos = np.stack([_reduced(np.asarray(Image.open(_shipped(name)))) for name in PHOTOS])
     crops = np.lib.stride_tricks.sliding_window_view(photos, (SIDE, SIDE, 3), axis=(1, 2, 3))
     choice = tuple((u * n).astype(np.int64) for u, n in zip(uniform, crops.shape[:3], strict=False))
     texture = crops[*choice, 0]
