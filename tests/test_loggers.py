@@ -1,5 +1,6 @@
 """Other people's loggers get the numbers of metrics.jsonl, and are not imported unless asked for."""
 
+import errno
 import subprocess
 import sys
 
@@ -8,6 +9,7 @@ import tiny
 
 from twinblock.errors import InputError
 from twinblock.loggers import make_loggers, scalars
+from twinblock.report import Reporter
 
 
 def test_tensorboard_holds_the_losses(tmp_path):
@@ -21,6 +23,21 @@ def test_tensorboard_holds_the_losses(tmp_path):
         written = [(row["step"], row["loss"][i]) for row in trainer.run.metrics() if "loss" in row]
         assert found == [(step, pytest.approx(loss)) for step, loss in written]
         assert len(found) == 5
+
+
+def test_a_logger_that_cannot_write_does_not_end_the_training(tmp_path, capsys):
+    trainer = tiny.trainer(tiny.config("simclr", "simultaneous"), tmp_path / "run")
+    trainer.reporter, told = Reporter(), []
+
+    def full(numbers, step):
+        told.append(step)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    trainer.loggers = [full]
+    trainer.fit()
+    assert trainer.step == trainer.plan.total
+    assert len(told) == 1
+    assert capsys.readouterr().err.count("cannot write (No space left on device)") == 1
 
 
 def test_the_names_of_numbers():

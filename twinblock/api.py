@@ -70,9 +70,8 @@ def _train(run: Run, config: Config, fabric, reporter: Reporter) -> None:
     from twinblock.diagnosis.monitor import held_out
     from twinblock.train import Trainer
 
-    with fabric.rank_zero_first():  # the first process packs the images, the others find them packed
-        images = _load(config)
-        seen = held_out(config.data, images)
+    images = _load(config)  # the first process on a machine packs them; the others wait for its lock, however long
+    seen = held_out(config.data, images)
     config = resolve(config, images, fabric.device)
     reporter.say(headline(config, images, fabric))
     trainer = Trainer(config, images, fabric, run, reporter, seen)

@@ -215,12 +215,21 @@ class Trainer:
         rows.sort(key=lambda row: (row["step"], "loss" in row))
         if self.fabric.is_global_zero and rows:
             self.run.append_metrics(rows)
-            for log in self.loggers:
-                for row in rows:
-                    log(scalars(row), row["step"])
+            self.tell_loggers(rows)
         self.reporter.update(self.step, rows, self.monitor.words())
         rows.clear()
         losses.clear()
+
+    def tell_loggers(self, rows: list[dict[str, Any]]) -> None:
+        """Pass the rows on. A logger that cannot write is let go: the training does not depend on it."""
+        for log in list(self.loggers):
+            try:
+                for row in rows:
+                    log(scalars(row), row["step"])
+            except OSError as error:
+                self.loggers.remove(log)
+                why = error.strerror or error
+                self.reporter.warn(f"a logger of train.loggers cannot write ({why}); it gets no more numbers")
 
     def state(self) -> dict[str, Tensor]:
         tensors = {f"encoder.{name}": t for name, t in self.encoder.state_dict().items()}

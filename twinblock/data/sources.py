@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from filelock import FileLock
 
 from twinblock.data import Images
 from twinblock.data import huggingface as hf
@@ -217,7 +218,8 @@ def _official(source: str, kind: Any, root: Path, download: bool, **split) -> An
             except RuntimeError:
                 if not download:
                     raise
-            with _patience(20):
+            root.mkdir(parents=True, exist_ok=True)
+            with FileLock(root / f"{source}.lock"), _patience(20):  # one process downloads, the others find it there
                 return kind(root, download=True, **split)
     except (RuntimeError, OSError, EOFError) as error:
         tried = f" and the download failed ({printable(str(error))})" if download else ""
