@@ -18,6 +18,7 @@ from rich.progress import (
 )
 from rich.table import Table
 
+PROSE = 30  # characters: what is longer in a table is wrapped
 LINE_EVERY = 10.0  # seconds between two lines where there is no terminal
 
 
@@ -98,14 +99,22 @@ def clock(seconds: float) -> str:
 
 
 def print_table(title: str, rows: Sequence[Mapping[str, Any]]) -> None:
-    """A table on the output stream; every row has the same columns."""
+    """A table on the output stream; every row has the same columns.
+
+    Prose is wrapped and numbers are never cut: a terminal that is too narrow for them breaks the lines.
+    """
     table = Table(title=escape(title), title_justify="left")
-    for i, name in enumerate(rows[0]):
+    needed = 1
+    for name in rows[0]:
         justify = "left" if isinstance(rows[0][name], str) else "right"
-        table.add_column(escape(name), justify=justify, no_wrap=i == 0)  # a name cut in two is no name
+        widest = max(len(name), *(len(show(row[name])) for row in rows))
+        table.add_column(escape(name), justify=justify, no_wrap=widest <= PROSE)
+        needed += min(widest, PROSE) + 3
     for row in rows:
         table.add_row(*(escape(show(value)) for value in row.values()))
-    Console(file=sys.stdout, highlight=False).print(table)
+    console = Console(file=sys.stdout, highlight=False)
+    console.width = max(console.width, needed)
+    console.print(table)
 
 
 def show(value: Any) -> str:
