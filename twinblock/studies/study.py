@@ -7,8 +7,9 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 from twinblock.errors import Collapsed, InputError
@@ -54,7 +55,7 @@ def carry_out(arms: Sequence[Arm], measure: Callable[[Run], Mapping[str, float]]
     jobs = [(arm, seed) for arm in arms for seed in range(options.seeds)]
     reporter, began = Reporter(), time.monotonic()
     rows: dict[tuple[str, int], Row] = {}
-    with ProcessPoolExecutor(workers(), mp_context=get_context("spawn"), initializer=_one_thread) as pool:
+    with ProcessPoolExecutor(workers(), mp_context=get_context("spawn"), initializer=_prepare) as pool:
         running = {pool.submit(_job, arm, seed, measure, options): (arm.name, seed) for arm, seed in jobs}
         for done in as_completed(running):
             row = rows[running[done]] = done.result()
@@ -140,9 +141,13 @@ def _job(arm: Arm, seed: int, measure: Callable[[Run], Mapping[str, float]], opt
     return row
 
 
-def _one_thread() -> None:
+def _prepare() -> None:
+    """Of a worker: one thread, since the others use the other cores, and an end when the study ends, or is killed."""
     import torch
 
+    study = parent_process()
+    assert study is not None
+    Thread(target=lambda: (study.join(), os._exit(1)), daemon=True).start()
     if not torch.cuda.is_available():
         torch.set_num_threads(1)
 
