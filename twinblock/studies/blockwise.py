@@ -16,7 +16,7 @@ from twinblock.run import Run
 from twinblock.studies.study import Arm, Options, Row, carry_out, folder, publish
 
 WHOLE, BLOCKWISE = "end to end", ("scope.kind=blockwise",)
-SOLARIZE = "views.0.solarize=0.5"  # of both views: ink may be darker or lighter than its ground, whatever the digit
+REDUNDANCY = ("views.0.solarize=0", "optim.lr=0.6", "projector.dims=[256,256]")  # of Barlow Twins and VICReg
 
 
 @dataclass(frozen=True)
@@ -30,26 +30,18 @@ class Method:
 
 
 METHODS = {
-    "SimCLR": Method("simclr", "demo", (SOLARIZE,), 20),
+    "SimCLR": Method("simclr", "demo", (), 18),
     "Barlow Twins": Method(
         "barlow_twins",
         "demo",
-        (
-            SOLARIZE,
-            "objective={kind: barlow_twins, lambd: 0.005, scale: 0.05}",
-            "projector.dims=[256,256]",
-        ),
-        8,
+        (*REDUNDANCY, "objective={kind: barlow_twins, lambd: 0.005, scale: 0.05}"),
+        12,
     ),
     "VICReg": Method(
         "vicreg",
         "demo",
-        (
-            SOLARIZE,
-            "objective={kind: vicreg, invariance: 25.0, variance: 25.0, covariance: 1.0, scale: 0.05}",
-            "projector.dims=[256,256]",
-        ),
-        8,
+        (*REDUNDANCY, "objective={kind: vicreg, invariance: 25.0, variance: 25.0, covariance: 1.0, scale: 0.05}"),
+        12,
     ),
     "BYOL": Method("byol", "byol_demo", (), 12),
     "supervised": Method(
@@ -57,6 +49,7 @@ METHODS = {
         "demo",
         (
             "objective.kind=supervised",
+            "optim.lr=0.3",
             "projector={dims: [classes], norm: none, last_bias: true}",
             "views=[{crop: [0.5, 1.0], jitter: [0.4, 0.4, 0.4, 0.1], gray: 0.0}]",
         ),
