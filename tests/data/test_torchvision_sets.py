@@ -2,7 +2,11 @@
 
 import hashlib
 import pickle
+import shutil
+import time
 import urllib.error
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -87,6 +91,21 @@ def test_without_download_the_network_is_not_tried(tmp_path, monkeypatch):
     monkeypatch.setattr(tv.cifar, "download_and_extract_archive", lambda *_, **__: pytest.fail("tried"))
     with pytest.raises(InputError, match="cifar-100-python/train is missing: unpack"):
         load("cifar100", str(tmp_path), download=False)
+
+
+def test_of_several_that_ask_at_once_one_downloads(cifar, tmp_path, monkeypatch):
+    there, downloads = tmp_path / "elsewhere", []
+
+    def download(url, root, **_):
+        downloads.append(url)
+        time.sleep(0.3)  # the others come meanwhile
+        shutil.copytree(cifar.folder, Path(root) / cifar.folder.name)
+
+    monkeypatch.setattr(tv.cifar, "download_and_extract_archive", download)
+    with ThreadPoolExecutor(3) as pool:
+        found = list(pool.map(lambda _: load("cifar10", str(there)), range(3)))
+    assert [len(images) for images in found] == [4] * 3
+    assert len(downloads) == 1
 
 
 @pytest.fixture
