@@ -18,7 +18,7 @@ from rich.progress import (
 )
 from rich.table import Table
 
-PROSE = 30  # characters: what is longer in a table is wrapped
+PROSE = 34  # characters: what is longer in a table is wrapped
 LINE_EVERY = 10.0  # seconds between two lines where there is no terminal
 
 

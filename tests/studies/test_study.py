@@ -33,7 +33,7 @@ def test_arms_are_measured_once_and_a_failed_one_gives_its_reason(tmp_path):
     (folder("good", 1, options) / "config.yaml").unlink()  # a second training would be noticed
     assert carry_out(arms[:1], measure, options) == rows[:2]
     good, bad = summary(rows)
-    assert good == {"arm": "good", "linear %": "50.5 ± 0.707"}
+    assert good == {"arm": "good", "linear %": "50.5 ± 0.7"}
     assert bad["linear %"] == rows[2]["failed"]
 
 

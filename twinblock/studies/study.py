@@ -153,14 +153,17 @@ def _prepare() -> None:
 
 
 def _spread(values: Sequence[float]) -> str:
-    mean = _show(statistics.fmean(values))
-    return mean if len(values) == 1 else f"{mean} ± {_show(statistics.stdev(values))}"
+    mean = statistics.fmean(values)
+    return _show(mean) if len(values) == 1 else f"{_show(mean)} ± {statistics.stdev(values):.{_decimals(mean)}f}"
 
 
 def _show(value: Any) -> str:
-    if not isinstance(value, float):
-        return str(value)
-    return f"{value:.1f}" if abs(value) >= 10 else f"{value:.3f}"
+    return f"{value:.{_decimals(value)}f}" if isinstance(value, float) else str(value)
+
+
+def _decimals(value: float) -> int:
+    """Of a percentage or a rank one, of a cosine or an area three."""
+    return 1 if abs(value) >= 2 else 3
 
 
 def _file_name(name: str) -> str:
