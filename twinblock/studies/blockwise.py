@@ -65,7 +65,7 @@ VARIANTS = {  # of SimCLR
     "expansion": (*BLOCKWISE, "scope.expand={width}"),
     "expansion, noise": (*BLOCKWISE, "scope.expand={width}", "scope.noise=0.25"),
 }
-DRAWN = ("SimCLR, end to end", "SimCLR, blockwise", "SimCLR, sequential", "SimCLR, overlapping", "SimCLR, expansion")
+DRAWN = tuple(f"SimCLR, {v}" for v in (WHOLE, "blockwise", "sequential", "overlapping", "L2 pooling", "expansion"))
 DRAWN += ("supervised, end to end", "supervised, blockwise")
 
 
