@@ -228,8 +228,7 @@ class Trainer:
                     log(scalars(row), row["step"])
             except OSError as error:
                 self.loggers.remove(log)
-                why = error.strerror or error
-                self.reporter.warn(f"a logger of train.loggers cannot write ({why}); it gets no more numbers")
+                self.reporter.warn(f"a logger cannot write ({error.strerror or error}); it gets no more numbers")
 
     def state(self) -> dict[str, Tensor]:
         tensors = {f"encoder.{name}": t for name, t in self.encoder.state_dict().items()}
