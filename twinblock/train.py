@@ -221,8 +221,7 @@ class Trainer:
         losses.clear()
 
     def tell_loggers(self, rows: list[dict[str, Any]]) -> None:
-        """Pass the rows on. A logger that cannot write is let go: the training does not depend on it."""
-        for log in list(self.loggers):
+        for log in list(self.loggers):  # one that cannot write is let go: the training does not depend on it
             try:
                 for row in rows:
                     log(scalars(row), row["step"])
