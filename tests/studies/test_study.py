@@ -58,6 +58,16 @@ def in_training(run: Path) -> bool:
     return False
 
 
+def test_a_column_has_one_number_of_decimals():
+    rows = [
+        {"arm": arm, "seed": seed, "gap": gap, "cosine": cosine}
+        for arm, gaps in {"a": (0.0, 0.0), "b": (-12.5, 12.9)}.items()
+        for seed, (gap, cosine) in enumerate(zip(gaps, (0.5, 0.9), strict=True))
+    ]
+    assert [line["gap"] for line in summary(rows)] == ["0.0 ± 0.0", "0.2 ± 18.0"]
+    assert [line["cosine"] for line in summary(rows)] == ["0.700 ± 0.283"] * 2
+
+
 def wait(until, seconds):
     end = time.monotonic() + seconds
     while not until():

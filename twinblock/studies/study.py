@@ -4,7 +4,7 @@ import json
 import os
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from multiprocessing import get_context, parent_process
@@ -75,13 +75,15 @@ def workers() -> int:
 def summary(rows: Sequence[Row]) -> list[Row]:
     """A row for each arm: the mean and the standard deviation over its seeds of all that was measured."""
     names = [key for key in dict.fromkeys(key for row in rows for key in row) if key not in (*LABELS, "failed")]
+    decimals = {name: _decimals(row[name] for row in rows if row.get(name) is not None) for name in names}
     table = []
     for arm in dict.fromkeys(row["arm"] for row in rows):
         mine = [row for row in rows if row["arm"] == arm]
         line: Row = {"arm": arm}
+        why = next((row["failed"] for row in mine if "failed" in row), "-")
         for name in names:
             values = [row[name] for row in mine if row.get(name) is not None]
-            line[name] = _spread(values) if values else next((row["failed"] for row in mine if "failed" in row), "-")
+            line[name] = _spread(values, decimals[name]) if values else why
         table.append(line)
     return table
 
@@ -152,18 +154,18 @@ def _prepare() -> None:
         torch.set_num_threads(1)
 
 
-def _spread(values: Sequence[float]) -> str:
-    mean = statistics.fmean(values)
-    return _show(mean) if len(values) == 1 else f"{_show(mean)} ± {statistics.stdev(values):.{_decimals(mean)}f}"
+def _spread(values: Sequence[float], decimals: int) -> str:
+    mean = f"{statistics.fmean(values):.{decimals}f}"
+    return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values):.{decimals}f}"
 
 
 def _show(value: Any) -> str:
-    return f"{value:.{_decimals(value)}f}" if isinstance(value, float) else str(value)
+    return f"{value:.{_decimals([value])}f}" if isinstance(value, float) else str(value)
 
 
-def _decimals(value: float) -> int:
-    """Of a percentage or a rank one, of a cosine or an area three."""
-    return 1 if abs(value) >= 2 else 3
+def _decimals(values: Iterable[float]) -> int:
+    """Of percentages and ranks one, of cosines and areas three."""
+    return 1 if any(abs(value) >= 2 for value in values) else 3
 
 
 def _file_name(name: str) -> str:
