@@ -50,6 +50,20 @@ def test_another_kind_starts_from_its_own_fields():
     }
 
 
+def test_a_word_for_a_part_is_its_kind(tmp_path):
+    """On the command line, from Python and in a recipe; other fields may come before or after."""
+    whole = compose("simclr", overrides=["scope.kind=blockwise", "scope.plan=sequential", "encoder.kind=resnet50"])
+    path = tmp_path / "mine.yaml"
+    path.write_text(recipes()["simclr"].read_text().replace("{kind: end_to_end}", "blockwise"))
+    plan, words = "scope.plan=sequential", {"scope": "blockwise", "encoder": "resnet50"}
+    assert compose("simclr", overrides=[plan, *(f"{part}={word}" for part, word in words.items())]) == whole
+    assert compose("simclr", words, [plan]) == whole
+    assert compose(path, overrides=[plan, "encoder=resnet50"]) == whole
+    assert compose("simclr", overrides=["scope={kind: overlapping}"]).scope.kind == "overlapping"
+    with pytest.raises(InputError, match="unknown kind 'blockwse'; did you mean blockwise"):
+        compose("simclr", overrides=["scope=blockwse"])
+
+
 def test_fields_merge_and_a_path_is_a_recipe(tmp_path):
     path = tmp_path / "mine.yaml"
     path.write_text(recipes()["simclr"].read_text().replace("seed: 0", "seed: 7"))
@@ -74,7 +88,8 @@ def test_fields_merge_and_a_path_is_a_recipe(tmp_path):
         (["foo"], "a.b=c"),
         (["data.a.b=1"], "data.a: unknown field"),
         (["encoder.norm=bach"], "should be 'batch', 'sync'"),
-        (["objective=3"], "objective: should be a mapping"),
+        (["objective=3"], "objective.kind: unknown kind '3'"),
+        (["objective={kind: 3}"], "objective.kind: unknown kind '3'"),
         (["views=[]"], "views:"),
         (["views=[{like: 3}]"], "views.0.like=3"),
         (["data.batch=[1"], "not valid YAML"),

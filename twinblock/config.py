@@ -246,14 +246,9 @@ class Config(Part):
 
     @model_validator(mode="before")
     @classmethod
-    def _short_forms(cls, fields: Any) -> Any:
-        if not isinstance(fields, Mapping):
-            return fields
-        fields = dict(fields)
-        if isinstance(fields.get("data"), str):
-            fields["data"] = {"source": fields["data"]}
-        if isinstance(fields.get("views"), list | tuple):
-            fields["views"] = _like(list(fields["views"]))
+    def _views_like_others(cls, fields: Any) -> Any:
+        if isinstance(fields, Mapping) and isinstance(fields.get("views"), list | tuple):
+            return {**fields, "views": _like(list(fields["views"]))}
         return fields
 
     @model_validator(mode="after")

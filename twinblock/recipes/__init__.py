@@ -9,7 +9,7 @@ from typing import Any
 
 from twinblock.config import Config, Train, check
 from twinblock.errors import InputError
-from twinblock.overrides import lay_over, merge, parse
+from twinblock.overrides import CHOICE, lay_over, merge, parse
 from twinblock.presets import preset
 
 
@@ -43,6 +43,9 @@ def _read(recipe: str | Path) -> Any:
         hint = f"; did you mean {near[0]}?" if near else "."
         raise InputError(f"no recipe {str(recipe)!r}{hint} Known: {', '.join(sorted(known))}, or a path to a YAML file")
     try:
-        return parse(path.read_text(encoding="utf-8"), str(path))
+        tree = parse(path.read_text(encoding="utf-8"), str(path))
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"cannot read the recipe {path}: {error}") from None
+    for part in CHOICE.keys() & tree.keys() if isinstance(tree, dict) else ():
+        merge(tree, part, tree[part])  # a word for a part, as on the command line
+    return tree
