@@ -63,6 +63,18 @@ def test_less_than_collapse():
     assert run(look(0.9), line, line).state == "healthy"
 
 
+def test_collapse_to_a_point_is_seen_before_the_directions_are_alike():
+    """As VICReg does without its variance: the objective sees distances, and they vanish."""
+    short, long = look(0.18, scale=0.1), look(0.18)
+    assert 0.95 < short["negative_cosine"] < 0.99
+    found = run(look(0.36), short, short, finished=False)
+    assert found.state == "complete collapse"
+    assert "distances 0.05 of the first" in found.evidence
+    assert run(look(0.36), long, long, finished=False).state == "healthy"
+    assert run(look(0.36), *[look(0.9, scale=0.01)] * 2, finished=False).state == "healthy"
+    assert run(look(0.36), short, look(0.5, scale=0.1), finished=False).state == "healthy"
+
+
 def test_collapse_is_called_on_the_second_look_at_it():
     once = run(look(0.5), look(0.3), look(0.01), finished=False)
     assert (once.state, once.headline) == ("healthy", "perhaps collapsing")

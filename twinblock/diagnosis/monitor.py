@@ -26,7 +26,7 @@ from twinblock.views import Views
 SAMPLE = 64, 256  # images looked at: within these bounds, two batches, or fewer where a short run cannot afford them
 SHARE = 0.01  # of the training time
 LEAST = 8  # looks at equal distances; very short runs then spend more than that share
-EARLY = 0.0, 0.01, 0.025  # parts of a phase at which to look in any case, to see a collapse early
+EARLY = 0.0, 0.01, 0.025, 0.05  # parts of a phase at which to look in any case, to see a collapse early
 CONFIRM = 0.02, 50  # a look that finds a collapse is repeated after this part of the run, at most so many steps
 NEIGHBOURS, TEMPERATURE = 5, 0.1  # of the sample, which has few images a class
 

@@ -14,6 +14,7 @@ FALLEN = 0.5  # part of the first spread: untrained networks may start alike too
 ALONE = 0.01  # spread of a finished run that means collapse however it began; untrained networks have 0.05
 RISING = 3.0  # times the lowest spread so far: more than the noise of a collapsed run
 LEFT = 0.95  # mean cosine between images below which a collapse lies behind
+SHRUNK = 0.2  # part of the first distances below which a cosine above LEFT is a collapse, to a point, not a direction
 EXPLODED = 1e4  # root mean square of an embedding's entries; up to 10 in healthy runs, 100 in collapsed ones
 FEW = 3.0, 0.02  # directions, and share of the possible ones, below which features are poor
 
@@ -57,16 +58,20 @@ def _judge(history: Sequence[Mapping[str, Any]], finished: bool) -> Verdict:
         return _verdict("diverging", f"the entries of embeddings have grown to {size:.2g}")
 
     spread = [look["std"] * look["dimensions"] ** 0.5 for look in z]  # 0: one point; 1: isotropic
-    alike = [min(_positive(look), look["negative_cosine"]) > ALIKE for look in z]
+    apart = [value * look["feature_norm"] for value, look in zip(spread, z, strict=True)]
+    cosine = [min(_positive(look), look["negative_cosine"]) for look in z]
+    shrunk = [c > LEFT and value < SHRUNK * apart[0] for c, value in zip(cosine, apart, strict=True)]
+    alike = [c > ALIKE or shrank for c, shrank in zip(cosine, shrunk, strict=True)]
     low = max(FALLEN * spread[0], ALONE if finished else 0.0)
-    fallen = [same and value < low for same, value in zip(alike, spread, strict=True)]
+    fallen = [same and (value < low or s) for same, value, s in zip(alike, spread, shrunk, strict=True)]
     was_collapsed = any(a and b for a, b in pairwise(fallen))  # one look may be a stumble of the first steps
     cosines = f"cosine {_positive(z[-1]):.4f} within images, {z[-1]['negative_cosine']:.4f} between"
     rising = spread[-1] > RISING * min(spread) and spread[-1] >= spread[-2]
     if was_collapsed and (rising if alike[-1] else z[-1]["negative_cosine"] > LEFT):
         return _verdict("leaving collapse", cosines)
     if fallen[-1] and (finished or fallen[-2]):
-        return _verdict("complete collapse", f"{cosines}, spread {spread[-1]:.1g} after {spread[0]:.1g} at first")
+        size = f", distances {apart[-1] / apart[0]:.1g} of the first" if shrunk[-1] else ""
+        return _verdict("complete collapse", f"{cosines}, spread {spread[-1]:.1g} after {spread[0]:.1g} at first{size}")
     if all(alike):
         return _verdict("not started", f"no further apart than in an untrained network: {cosines}")
 
