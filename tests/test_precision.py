@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from twinblock import precision
+from twinblock import precision, pretrain
 from twinblock.evaluation import seen_by
 from twinblock.recipes import compose
 
@@ -27,5 +27,15 @@ def test_a_wish_is_kept_and_auto_asks_the_processor(monkeypatch):
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True)
     assert precision.precision("fp32", CPU) == "fp32"
     assert precision.precision("auto", CPU) == "bf16"
+    assert precision.precision("auto", CPU, size=8) == "fp32"
+    assert precision.precision("bf16", CPU, size=8) == "bf16"
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
     assert precision.precision("auto", CPU) == "fp32"
+
+
+def test_images_of_eight_pixels_train(tmp_path):
+    """In bfloat16 torch leaves gradients unwritten there, and the weights soon hold NaN."""
+    fields = ["data.size=8", "data.batch=64", "train.length=20steps", "optim.warmup=50%"]
+    run = pretrain("demo", out=tmp_path / "run", overrides=fields, quiet=True)
+    assert run.finished
+    assert run.config.train.precision == "fp32"

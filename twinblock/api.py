@@ -118,7 +118,7 @@ def resolve(config: Config, images: Images, device: torch.device) -> Config:
             "views": views,
             "data": config.data.model_copy(update={"size": size}),
             "encoder": e.model_copy(update={"kind": kind, "stem": stem, "width": channels}),
-            "train": config.train.model_copy(update={"precision": precision(config.train.precision, device)}),
+            "train": config.train.model_copy(update={"precision": precision(config.train.precision, device, size)}),
         }
     )
 

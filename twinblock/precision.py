@@ -4,11 +4,17 @@ import torch
 
 from twinblock.config import Config
 
+# torch 2.14 on a CPU leaves the bfloat16 weight gradient of a strided convolution over a single pixel unwritten,
+# which a network of five strides meets in images of less than this side
+LEAST_SIDE = 16
 
-def precision(wanted: str, device: torch.device) -> str:
-    """`auto` is bfloat16 where the processor multiplies matrices of it, float32 elsewhere."""
+
+def precision(wanted: str, device: torch.device, size: int = LEAST_SIDE) -> str:
+    """`auto` is bfloat16 where the processor multiplies matrices of it, float32 elsewhere and for tiny images."""
     if wanted != "auto":
         return wanted
+    if size < LEAST_SIDE and device.type == "cpu":
+        return "fp32"
     if device.type == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported() else "fp32"
     fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
