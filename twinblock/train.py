@@ -64,7 +64,7 @@ class Trainer:
         classes = None if images.labels is None else int(images.labels.max()) + 1
         self.learners = make_learners(config, self.encoder, classes, autocast_of(config), self.epoch_steps)
         dtype = torch.float64 if config.train.precision == "fp64" else torch.float32
-        # channels last is for GPUs: torch 2.14 corrupts memory in such convolutions of few channels on the CPU, bf16 or not
+        # channels last is for GPUs: on the CPU torch 2.14 corrupts memory in such convolutions of few channels
         layout = torch.channels_last if fabric.device.type == "cuda" else torch.contiguous_format
         for module in (self.encoder, *self.learners):
             module.to(fabric.device, dtype)
