@@ -3,8 +3,9 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
 from typing import Any
+
+import numpy as np
 
 from twinblock.config import Config
 from twinblock.diagnosis.advice import advice
@@ -57,22 +58,21 @@ def _judge(history: Sequence[Mapping[str, Any]], finished: bool) -> Verdict:
     if size > EXPLODED:
         return _verdict("diverging", f"the entries of embeddings have grown to {size:.2g}")
 
-    spread = [look["std"] * look["dimensions"] ** 0.5 for look in z]  # 0: one point; 1: isotropic
-    apart = [value * look["feature_norm"] for value, look in zip(spread, z, strict=True)]
-    cosine = [min(_positive(look), look["negative_cosine"]) for look in z]
-    shrunk = [c > LEFT and value < SHRUNK * apart[0] for c, value in zip(cosine, apart, strict=True)]
-    alike = [c > ALIKE or shrank for c, shrank in zip(cosine, shrunk, strict=True)]
-    low = max(FALLEN * spread[0], ALONE if finished else 0.0)
-    fallen = [same and (value < low or s) for same, value, s in zip(alike, spread, shrunk, strict=True)]
-    was_collapsed = any(a and b for a, b in pairwise(fallen))  # one look may be a stumble of the first steps
+    cosine = np.array([min(_positive(look), look["negative_cosine"]) for look in z])
+    spread = np.array([look["std"] * look["dimensions"] ** 0.5 for look in z])  # 0: one point; 1: isotropic
+    apart = spread * [look["feature_norm"] for look in z]
+    shrunk = (cosine > LEFT) & (apart < SHRUNK * apart[0])
+    alike = (cosine > ALIKE) | shrunk
+    fallen = alike & (shrunk | (spread < max(FALLEN * spread[0], ALONE if finished else 0.0)))
+    was_collapsed = (fallen[:-1] & fallen[1:]).any()  # one look may be a stumble of the first steps
     cosines = f"cosine {_positive(z[-1]):.4f} within images, {z[-1]['negative_cosine']:.4f} between"
-    rising = spread[-1] > RISING * min(spread) and spread[-1] >= spread[-2]
+    rising = spread[-1] > RISING * spread.min() and spread[-1] >= spread[-2]
     if was_collapsed and (rising if alike[-1] else z[-1]["negative_cosine"] > LEFT):
         return _verdict("leaving collapse", cosines)
     if fallen[-1] and (finished or fallen[-2]):
         size = f", distances {apart[-1] / apart[0]:.1g} of the first" if shrunk[-1] else ""
         return _verdict("complete collapse", f"{cosines}, spread {spread[-1]:.1g} after {spread[0]:.1g} at first{size}")
-    if all(alike):
+    if alike.all():
         return _verdict("not started", f"no further apart than in an untrained network: {cosines}")
 
     most = min(h[-1]["samples"] - 1, h[-1]["dimensions"])
