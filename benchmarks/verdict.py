@@ -4,8 +4,8 @@
 
 Healthy: every method with its recipe's learning rate and half of it. Collapsed: ten ways to take from a method what
 keeps it from collapsing, in longer runs that stop when a collapse is called; a call after 5 % of the run or after 200
-steps is late. Every verdict that a run gave while it went counts, not only the last. A run that was meant to collapse
-and ended with its images apart is listed as such and not counted. Runs that are done are not done again.
+steps is late. Every verdict that a run gave while it went counts, not only the last. A run that was meant to collapse,
+was not called and ended with its images apart is listed as such and not counted. Runs that are done are not done again.
 """
 
 import argparse
@@ -88,7 +88,7 @@ def table(rows: list[Row], healthy: set[str]) -> list[dict[str, str]]:
     lines = []
     for arm in dict.fromkeys(row["arm"] for row in rows):
         mine = [row for row in rows if row["arm"] == arm and "failed" not in row]
-        meant = [row for row in mine if arm in healthy or row["between"] > APART]
+        meant = [row for row in mine if arm in healthy or row["call"] >= 0 or row["between"] > APART]
         wrong = [row for row in meant if (row["alarm"] >= 0 if arm in healthy else row["call"] < 0)]
         calls = [row["call"] for row in meant if row["call"] >= 0 and arm not in healthy]
         lines.append(
