@@ -239,7 +239,7 @@ def test_a_misspelt_field_of_a_command_is_told(monkeypatch, capsys, tmp_path, co
 def test_the_cause_is_the_last_line_of_a_wrong_command_too(monkeypatch, capsys):
     for arguments, words in ((["pretain", "byol"], "Did you mean 'pretrain'?"), (["embed"], "Missing argument 'run'")):
         code, _, error = call(monkeypatch, capsys, *arguments)
-        assert code == 2 and words in error.splitlines()[-1]
+        assert code == 2 and words.lower() in error.splitlines()[-1].lower()  # typer's own case differs by version
 
 
 def test_help_names_every_command_in_a_whole_sentence(monkeypatch, capsys):
