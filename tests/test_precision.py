@@ -27,10 +27,26 @@ def test_a_wish_is_kept_and_auto_asks_the_processor(monkeypatch):
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True)
     assert precision.precision("fp32", CPU) == "fp32"
     assert precision.precision("auto", CPU) == "bf16"
-    assert precision.precision("auto", CPU, size=8) == "fp32"
-    assert precision.precision("bf16", CPU, size=8) == "bf16"
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
     assert precision.precision("auto", CPU) == "fp32"
+
+
+@pytest.mark.parametrize(
+    ("kind", "stem", "size", "expected"),
+    [
+        ("resnet18", "standard", 16, "fp32"),
+        ("resnet18", "standard", 17, "bf16"),
+        ("resnet18", "cifar", 8, "bf16"),
+        ("resnet10", "cifar_stride2", 8, "fp32"),
+        ("resnet10", "cifar_stride2", 9, "bf16"),
+    ],
+)
+def test_no_bf16_where_a_convolution_strides_over_one_pixel(kind, stem, size, expected, monkeypatch):
+    """Counted by hand: halved five times, once or four times, each time rounded up; the last must see two pixels."""
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
+    fields = [f"encoder={kind}", f"encoder.stem={stem}", f"data.size={size}", "encoder.width=8"]
+    assert precision.precision_of(compose("demo", overrides=fields), CPU) == expected
+    assert precision.precision_of(compose("demo", overrides=[*fields, "train.precision=bf16"]), CPU) == "bf16"
 
 
 def test_images_of_eight_pixels_train(tmp_path):

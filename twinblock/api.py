@@ -14,7 +14,7 @@ from twinblock.data import Images
 from twinblock.data.longtail import training
 from twinblock.distributed import lost_peer
 from twinblock.errors import InputError
-from twinblock.precision import precision
+from twinblock.precision import precision_of
 from twinblock.recipes import compose
 from twinblock.report import Reporter, last_line
 from twinblock.run import Run, differences, to_yaml
@@ -113,14 +113,15 @@ def resolve(config: Config, images: Images, device: torch.device) -> Config:
         )
         for view in config.views
     )
-    return config.model_copy(
+    config = config.model_copy(
         update={
             "views": views,
             "data": config.data.model_copy(update={"size": size}),
             "encoder": e.model_copy(update={"kind": kind, "stem": stem, "width": channels}),
-            "train": config.train.model_copy(update={"precision": precision(config.train.precision, device, size)}),
         }
     )
+    train = config.train.model_copy(update={"precision": precision_of(config, device)})
+    return config.model_copy(update={"train": train})
 
 
 def headline(config: Config, images: Images, fabric) -> str:
