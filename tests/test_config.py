@@ -88,7 +88,7 @@ def test_fields_merge_and_a_path_is_a_recipe(tmp_path):
         (["foo"], "a.b=c"),
         (["data.a.b=1"], "data.a: unknown field"),
         (["encoder.norm=bach"], "should be 'batch', 'sync'"),
-        (["objective=3"], "objective.kind: unknown kind '3'"),
+        (["objective=3"], "objective: should be a mapping"),
         (["objective={kind: 3}"], "objective.kind: unknown kind '3'"),
         (["views=[]"], "views:"),
         (["views=[{like: 3}]"], "views.0.like=3"),

@@ -8,7 +8,7 @@ import yaml
 
 from twinblock.errors import InputError
 
-PLAIN_TEXT = ("out", "data.source", "data.root", "data.indices")  # paths are not YAML
+PLAIN_TEXT = ("out", "data", "data.source", "data.root", "data.indices")  # paths are not YAML
 # the field of a part that a word in its place stands for: scope=blockwise, data=photos/
 CHOICE = dict.fromkeys(("encoder", "branch", "objective", "scope", "optim"), "kind") | {"data": "source"}
 KINDS = ("branch", "objective", "scope")  # parts whose fields depend on their kind
@@ -17,8 +17,8 @@ NO_MAPPING = "a run is a YAML mapping with data, views, encoder, ...; `twinblock
 
 def lay_over(tree: Any, overrides: Iterable[str]) -> Any:
     """Set fields of a tree, in place, by texts of the form `a.b=c`; kinds first, since they clear their part."""
-    pairs = [(_full(name, value), sign, value) for name, sign, value in (text.partition("=") for text in overrides)]
-    for name, sign, value in sorted(pairs, key=lambda pair: not pair[0].endswith(".kind")):
+    pairs = [text.partition("=") for text in overrides]
+    for name, sign, value in sorted(pairs, key=lambda pair: pair[0] not in CHOICE and not pair[0].endswith(".kind")):
         if not sign or not name:
             raise InputError(f"cannot read {name + sign + value!r}; overrides have the form a.b=c, e.g. data.batch=512")
         if not isinstance(tree, dict):
@@ -47,11 +47,6 @@ def parse(text: str, where: str) -> Any:
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         reason = getattr(error, "problem", None) or str(error)
         raise InputError(f"{where}: not valid YAML: {' '.join(str(reason).split())}") from None
-
-
-def _full(name: str, value: str) -> str:
-    word = name == "data" or (name in CHOICE and value != "null" and not value.lstrip().startswith("{"))
-    return f"{name}.{CHOICE[name]}" if word else name
 
 
 def _set(tree: Any, name: str, value: Any) -> None:
