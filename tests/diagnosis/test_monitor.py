@@ -63,6 +63,15 @@ def test_a_collapse_is_confirmed_within_five_percent_and_200_steps(tmp_path, ste
     assert step <= min(0.05 * steps, 200)
 
 
+def test_a_collapse_between_the_first_looks_is_confirmed_at_five_percent(tmp_path):
+    config = tiny.config("byol", data={"batch": 48}, train={"length": "2000steps"})
+    monitor = tiny.trainer(config, tmp_path).monitor
+    pretend(monitor, lambda _: 0.2 if step <= 50 else 0.001)
+    for step in (step for step in range(101) if monitor.due(step)):
+        monitor.look(step)
+    assert monitor.collapsed
+
+
 def test_a_resumed_monitor_knows_what_was_seen(tmp_path):
     monitor = tiny.trainer(tiny.config("byol", train={"length": "1000steps"}), tmp_path / "a").monitor
     pretend(monitor, lambda looks: 0.2 if looks == 0 else 0.001)
