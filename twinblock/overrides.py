@@ -17,13 +17,15 @@ NO_MAPPING = "a run is a YAML mapping with data, views, encoder, ...; `twinblock
 
 def lay_over(tree: Any, overrides: Iterable[str]) -> Any:
     """Set fields of a tree, in place, by texts of the form `a.b=c`; kinds first, since they clear their part."""
-    pairs = [text.partition("=") for text in overrides]
-    for name, sign, value in sorted(pairs, key=lambda pair: pair[0] not in CHOICE and not pair[0].endswith(".kind")):
+    fields = []
+    for name, sign, text in (override.partition("=") for override in overrides):
         if not sign or not name:
-            raise InputError(f"cannot read {name + sign + value!r}; overrides have the form a.b=c, e.g. data.batch=512")
-        if not isinstance(tree, dict):
-            raise InputError(NO_MAPPING)
-        _set(tree, name, value if name in PLAIN_TEXT and value != "null" else parse(value, name))
+            raise InputError(f"cannot read {name + sign + text!r}; overrides have the form a.b=c, e.g. data.batch=512")
+        fields.append((name, text if name in PLAIN_TEXT and text != "null" else parse(text, name)))
+    if fields and not isinstance(tree, dict):
+        raise InputError(NO_MAPPING)
+    for name, value in sorted(fields, key=lambda field: not _is_kind(*field)):
+        _set(tree, name, value)
     return tree
 
 
@@ -47,6 +49,10 @@ def parse(text: str, where: str) -> Any:
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         reason = getattr(error, "problem", None) or str(error)
         raise InputError(f"{where}: not valid YAML: {' '.join(str(reason).split())}") from None
+
+
+def _is_kind(name: str, value: Any) -> bool:
+    return name.endswith(".kind") or (name in CHOICE and isinstance(value, str))
 
 
 def _set(tree: Any, name: str, value: Any) -> None:
