@@ -64,6 +64,13 @@ def test_a_word_for_a_part_is_its_kind(tmp_path):
         compose("simclr", overrides=["scope=blockwse"])
 
 
+def test_of_two_overrides_of_a_field_the_later_counts():
+    field, part = "objective.scale=0.5", "objective={kind: nt_xent, temperature: 0.3, scale: 2.0}"
+    assert compose("simclr", overrides=[field, part]).objective.scale == 2.0
+    assert compose("simclr", overrides=[part, field]).objective.scale == 0.5
+    assert compose("simclr", overrides=[part, field]).objective.temperature == 0.3
+
+
 def test_fields_merge_and_a_path_is_a_recipe(tmp_path):
     path = tmp_path / "mine.yaml"
     path.write_text(recipes()["simclr"].read_text().replace("seed: 0", "seed: 7"))
