@@ -98,6 +98,7 @@ def test_what_cannot_be_asked_is_one_line_before_the_work(run, tmp_path, monkeyp
         (["split=test"], "has no images for testing"),
         (["dta=photos"], "dta: unknown field; did you mean data?"),
         (["data=nowhere/"], "there is no such folder"),
+        (["data.size=24"], "data.size=24: the run's encoder sees 16 px"),
     ):
         code, out, error = call(monkeypatch, capsys, run.path, *arguments)
         assert (code, out) == (2, "")

@@ -302,12 +302,15 @@ def _like(views: list[Any]) -> list[Any]:
 
 
 def other_data(data: Data, given: str | Mapping[str, Any]) -> Data:
-    """The data of a run with another source or other fields."""
+    """The data of a run with another source or other fields; InputError for what is no data, and for another size."""
     changed = {"source": given, "root": None} if isinstance(given, str) else dict(given)
     try:
-        return Data.model_validate({**data.model_dump(), **changed})
+        other = Data.model_validate({**data.model_dump(), **changed})
     except ValidationError as error:
         raise InputError(explain(error, Data, "data.")) from None
+    if other.size != data.size:
+        raise InputError(f"data.size={other.size}: the run's encoder sees {data.size} px; leave data.size out")
+    return other
 
 
 def check(tree: Any) -> Config:
