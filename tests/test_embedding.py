@@ -66,6 +66,29 @@ def test_each_row_is_of_the_image_of_its_name(run, photos):
     assert not (run.path / "embeddings.npz").exists()
 
 
+def test_images_are_seen_at_another_size(run, photos, monkeypatch, capsys):
+    code, _, error = call(monkeypatch, capsys, run.path, "data.size=24")
+    assert code == 0, error
+    encoder, first = twinblock.load_encoder(run.path), load(str(photos), size=24).batch([0])
+    with torch.no_grad():
+        expected = encoder(centre(first, 24, MEAN, STD, None))[0]
+        smaller = encoder(centre(first, 16, MEAN, STD, None))[0]
+    with np.load(run.path / "embeddings.npz") as arrays:
+        found = torch.from_numpy(arrays["features"][0])
+    assert torch.allclose(found, expected, atol=1e-4)
+    assert not torch.allclose(found, smaller, atol=1e-3)
+    assert run.config.data.size == 16  # the run is as it was
+
+
+def test_a_vit_takes_one_size(photos, tmp_path, monkeypatch, capsys):
+    vit = ["encoder.kind=vit_tiny_patch16_224", "encoder.stem=standard", "encoder.width=null"]
+    vit = [*SMALL, "data.batch=12", *vit, "data.size=32", "projector.norm=none"]
+    twinblock.pretrain("simclr", data=str(photos), out=tmp_path / "vit", quiet=True, overrides=vit)
+    code, _, error = call(monkeypatch, capsys, tmp_path / "vit", "data.size=48")
+    assert code == 2 and error.count("\n") == 1
+    assert "data.size=48: vit_tiny_patch16_224 was built for 32 px and takes no others; leave data.size out" in error
+
+
 def test_the_command_writes_into_the_run_and_again(run, monkeypatch, capsys):
     features = twinblock.embed(run).features.numpy()
     for _ in range(2):
@@ -98,7 +121,7 @@ def test_what_cannot_be_asked_is_one_line_before_the_work(run, tmp_path, monkeyp
         (["split=test"], "has no images for testing"),
         (["dta=photos"], "dta: unknown field; did you mean data?"),
         (["data=nowhere/"], "there is no such folder"),
-        (["data.size=24"], "data.size=24: the run's encoder sees 16 px"),
+        (["data.size=4"], "data.size: should be greater than or equal to 8 (got 4)"),
     ):
         code, out, error = call(monkeypatch, capsys, run.path, *arguments)
         assert (code, out) == (2, "")

@@ -302,15 +302,14 @@ def _like(views: list[Any]) -> list[Any]:
 
 
 def other_data(data: Data, given: str | Mapping[str, Any]) -> Data:
-    """The data of a run with another source or other fields; InputError for what is no data, and for another size."""
+    """The data of a run with another source or other fields; InputError for what is no data."""
     changed = {"source": given, "root": None} if isinstance(given, str) else dict(given)
+    if changed.get("size", "") is None:
+        changed.pop("size")  # as the run has it
     try:
-        other = Data.model_validate({**data.model_dump(), **changed})
+        return Data.model_validate({**data.model_dump(), **changed})
     except ValidationError as error:
         raise InputError(explain(error, Data, "data.")) from None
-    if other.size != data.size:
-        raise InputError(f"data.size={other.size}: the run's encoder sees {data.size} px; leave data.size out")
-    return other
 
 
 def check(tree: Any) -> Config:

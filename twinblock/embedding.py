@@ -14,7 +14,7 @@ from twinblock.config import other_data
 from twinblock.data import Images, about, load
 from twinblock.data.longtail import training, whole
 from twinblock.errors import InputError
-from twinblock.evaluation import features, seen_by
+from twinblock.evaluation import at_size, features, seen_by
 from twinblock.files import replacing, table_kind, write_table
 from twinblock.report import progress
 from twinblock.run import Run
@@ -49,14 +49,15 @@ def embed(
         raise InputError(f"split={split}: should be train or test")
     config = run.config
     source = whole(config.data) if data is None else other_data(whole(config.data), data)
+    encoder = run.encoder()
+    seen = at_size(config, encoder, source.size)
     images = training(source) if split == "train" else load(source.source, source.root, "test", source.size)
     if images is None:
         raise InputError(f"split=test: {source.source} has no images for testing; leave split out")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    encoder = run.encoder().to(device)
     with progress("embedding images", len(images)) as advance:
         encoder.register_forward_hook(lambda _, views, __: advance(len(views[0])))
-        found = features(encoder, images, **seen_by(config, device))
+        found = features(encoder.to(device), images, **seen_by(seen, device))
     if not found.isfinite().all():
         raise InputError(f"the features of {run.path} hold NaN or infinity: has the encoder diverged?")
     if out is not None and kind is not None:

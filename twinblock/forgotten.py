@@ -20,7 +20,7 @@ from twinblock.data.longtail import training, whole
 from twinblock.diagnosis.monitor import evaluating
 from twinblock.encoders import MEAN, STD, Encoder
 from twinblock.errors import InputError
-from twinblock.evaluation.features import features, pixels, seen_by
+from twinblock.evaluation.features import at_size, features, pixels, seen_by
 from twinblock.evaluation.groups import thirds
 from twinblock.files import replacing, write_table
 from twinblock.learner import Network
@@ -68,7 +68,7 @@ def forgotten(
         raise InputError(f"ratio={ratio}: the share of weights to prune is at least 0 and less than 1")
     images = training(source)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    scores = measure(run, images, ratio, device)
+    scores = measure(run, images, ratio, source.size, device)
     ranking = np.argsort(-scores["moved"], kind="stable")
     _write_tables(run, images, scores, ranking)
     run.write("forgotten.png", _picture(images, ranking))
@@ -77,12 +77,16 @@ def forgotten(
     return found
 
 
-def measure(run: Run, images: Images, ratio: float | None, device: torch.device) -> dict[str, Float[np.ndarray, " n"]]:
+def measure(
+    run: Run, images: Images, ratio: float | None, size: int | None, device: torch.device
+) -> dict[str, Float[np.ndarray, " n"]]:
     """For each image: how far pruning moves it, how far its two views lie apart, how far its neighbours are.
 
-    All are cosine distances of the encoder's features; the last is the mean over the 10 nearest other images.
+    All are cosine distances of the encoder's features of images of `size` pixels (None: the run's); the last is the
+    mean over the 10 nearest other images.
     """
-    config, encoder = run.config, run.encoder()
+    encoder = run.encoder()
+    config = at_size(run.config, encoder, size)
     how = seen_by(config, device)
     dense = features(encoder.to(device), images, **how)
     own = config.branch.ratio if isinstance(config.branch, PrunedSpec) else RATIO

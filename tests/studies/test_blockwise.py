@@ -34,7 +34,22 @@ def test_arms_of_a_method_take_equally_long_and_a_given_length_goes_before(tmp_p
     del found["SimCLR, sequential"]
     assert all(length == f"{METHODS[name.partition(',')[0]].epochs}epochs" for name, length in found.items())
     assert set(lengths("train.length=3steps").values()) == {"3steps"}
-    assert set(lengths("data=cifar10").values()) == {"100epochs"}
+    assert set(lengths("data=cifar10", "train.length=100epochs").values()) == {"100epochs"}
+
+
+@pytest.mark.parametrize("gpu", [True, False])
+def test_photographs_are_reduced_on_a_cpu_alone(tmp_path, monkeypatch, capsys, gpu):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: gpu)
+    given = ("data=cifar10",)
+    composed = {
+        arm.name: compose(arm.recipe, overrides=(*arm.overrides, *given)) for arm in arms(Options(tmp_path, 1, given))
+    }
+    whole, sequential, expanded = (composed[f"SimCLR, {name}"] for name in (WHOLE, "sequential", "expansion"))
+    lengths = ("100epochs", "100epochs") if gpu else ("1epochs", "2epochs")
+    assert (str(whole.train.length), str(sequential.train.length)) == lengths
+    assert (whole.encoder.width, expanded.scope.expand) == ((None, 512) if gpu else (16, 128))
+    assert (composed["VICReg, blockwise"].optim.lr == 1.0) != gpu
+    assert ("no GPU" in capsys.readouterr().err) != gpu
 
 
 def test_views_are_solarised_where_that_helps(tmp_path):

@@ -63,7 +63,7 @@ class Diagnosis:
         return f"{self.what}, block {i + 1}" if len(self.outputs) > 1 else self.what
 
 
-def diagnose(what: str | Path | np.ndarray | Tensor, data: str | Mapping[str, Any] | None = None) -> Diagnosis:
+def diagnose(what: Run | str | Path | np.ndarray | Tensor, data: str | Mapping[str, Any] | None = None) -> Diagnosis:
     """Every indicator of collapse and a verdict, of a run, a checkpoint, a file of features, or features.
 
     Of a run or `checkpoint/*.safetensors` in it: all outputs of all Learners, and a verdict on their history; of
@@ -73,7 +73,7 @@ def diagnose(what: str | Path | np.ndarray | Tensor, data: str | Mapping[str, An
     """
     if isinstance(what, np.ndarray | Tensor):
         return _of_features(torch.as_tensor(what), "features")
-    path = Path(what)
+    path = what.path if isinstance(what, Run) else Path(what)
     if path.suffix == ".npy":
         return _of_features(_read_features(path), str(path))
     if path.is_dir():
@@ -120,7 +120,9 @@ def _monitor(
 ) -> Monitor:
     """The monitor of a run's Learners as a checkpoint has them; heads stay untrained where it holds none."""
     source = config.data if data is None else other_data(config.data, data)
-    images = load(source.source, source.root, "train", config.data.size)
+    if source.size != config.data.size:
+        raise InputError(f"data.size={source.size}: a diagnosis sees images as the training did; leave data.size out")
+    images = load(source.source, source.root, "train", source.size)
     assert images is not None and config.data.size is not None, "every source has a training split"
     encoder = encoder_of(config)
     checkpoint.fill(encoder, tensors, file, "encoder.")

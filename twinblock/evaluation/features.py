@@ -60,6 +60,19 @@ def seen_by(config: Config, device: torch.device) -> dict[str, Any]:
     }
 
 
+@torch.no_grad()
+def at_size(config: Config, encoder: nn.Module, size: int | None) -> Config:
+    """The config of a run that looks at images of another size; InputError where its encoder takes only one."""
+    if size in (None, config.data.size):
+        return config
+    try:
+        encoder(torch.zeros(1, 3, size, size))
+    except (RuntimeError, ValueError, AssertionError):
+        only = f"{config.encoder.kind} was built for {config.data.size} px and takes no others"
+        raise InputError(f"data.size={size}: {only}; leave data.size out") from None
+    return config.model_copy(update={"data": config.data.model_copy(update={"size": size})})
+
+
 def pixels(images: Images, size: int, batch: int = 500) -> Float[Tensor, "n d"]:
     """The central view of each image as one row of pixels in [0, 1]: features that need no encoder."""
     return torch.cat([view.flatten(1) for view in _central(images, size, (0.0,) * 3, (1.0,) * 3, "cpu", batch)])

@@ -13,7 +13,7 @@ from twinblock.data import Images, load, take
 from twinblock.data.longtail import few_shot, training, whole
 from twinblock.encoders import Encoder
 from twinblock.errors import InputError
-from twinblock.evaluation import features, knn_scores, linear_probe, pixels, seen_by
+from twinblock.evaluation import at_size, features, knn_scores, linear_probe, pixels, seen_by
 from twinblock.evaluation.depth import BLOCK, EveryBlock, draw_beside, rank_share, rows_by_block, trained_taps
 from twinblock.evaluation.groups import class_accuracies, class_sizes, classes_of, figure, group_report
 from twinblock.evaluation.sgd import FEW_SHOT, FULL_SHOT, augmented, sgd_probe
@@ -48,6 +48,8 @@ def evaluate(
     run = run if isinstance(run, Run) else Run.open(run)
     config = run.config
     source = whole(config.data) if data is None else other_data(whole(config.data), data)
+    encoder = run.encoder()
+    seen = at_size(config, encoder, source.size)
     train, test = labelled(source, config.train.seed)
     assert train.labels is not None and test.labels is not None
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -63,13 +65,12 @@ def evaluate(
         named = {f"{n}-shot": n for n in shots} or {"few-shot": one_percent}
         few = {kind: few_shot(train.labels, n, config.train.seed) for kind, n in named.items()}
     rows, groups = [], []
-    encoder = run.encoder()
-    measured = _features(encoder, config, (train, test), device, baselines)
+    measured = _features(encoder, seen, (train, test), device, baselines)
     if blocks is None:
         blocks = config.scope.kind != "end_to_end" or taps or (bool(others) and sizes is None)
     if blocks:
         every = EveryBlock(encoder, trained_taps(run, encoder) if taps else None)
-        measured |= _of_blocks(every, config, (train, test), device)
+        measured |= _of_blocks(every, seen, (train, test), device)
     last = None if not blocks or taps else measured.popitem()[0]
     for name, (bank, queries) in measured.items():
         scores = {
@@ -79,7 +80,7 @@ def evaluate(
         if sizes is not None or shots:
             scores |= {kind: linear_probe(bank[some], labels[some], queries, classes) for kind, some in few.items()}
         if published and name == "encoder":
-            scores |= _published(run.encoder().to(device), config, train, labels, few, queries, classes, device)
+            scores |= _published(run.encoder().to(device), seen, train, labels, few, queries, classes, device)
         row: dict[str, Any] = {f"{kind} %": accuracy(found, test.labels) for kind, found in scores.items()}
         if published and name != "encoder":
             row |= dict.fromkeys(f"SGD {kind} %" for kind in ("linear", *few))  # they look at images, not at features
@@ -95,6 +96,7 @@ def evaluate(
         rows.append({**rows[0], "features": last})  # the last block's features are the encoder's
     note = {
         "data": source.source,
+        "size": seen.data.size,
         "train": len(train),
         "test": len(test),
         "k": min(knn_k, len(train)),

@@ -1,8 +1,7 @@
 """Blockwise learning: what each block learns when no gradient comes from above, beside end-to-end training.
 
 `twinblock reproduce blockwise [seeds=3] [data=cifar10 data.root=DIR]`. On the embedded data every arm is the recipe
-`demo` (BYOL: `byol_demo`) with what `METHODS` says; on other data the recipe of its
-own method.
+`demo` (BYOL: `byol_demo`) with what `METHODS` says; on other data the recipe of its own method, reduced on a CPU.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,8 +11,9 @@ from typing import Any
 from twinblock.evaluation.depth import BLOCK, figure, rows_by_block
 from twinblock.evaluation.run import evaluate
 from twinblock.recipes import compose
+from twinblock.report import Reporter
 from twinblock.run import Run
-from twinblock.studies.study import Arm, Options, Row, carry_out, folder, publish
+from twinblock.studies.study import NARROW, Arm, Options, Row, carry_out, folder, publish, reduced
 
 WHOLE, BLOCKWISE = "end to end", ("scope.kind=blockwise",)
 REDUNDANCY = ("views.0.solarize=0", "optim.lr=0.6", "projector.dims=[256,256]")  # of Barlow Twins and VICReg
@@ -21,12 +21,16 @@ REDUNDANCY = ("views.0.solarize=0", "optim.lr=0.6", "projector.dims=[256,256]") 
 
 @dataclass(frozen=True)
 class Method:
-    """The recipe of a method; on the embedded data, the recipe that it starts from there, what differs, the length."""
+    """The recipe of a method; on the embedded data, the recipe that it starts from there, what differs, the length.
+
+    `short`: what a single epoch of photographs needs beside the recipe, as its header has it.
+    """
 
     recipe: str
     digits: str
     overrides: tuple[str, ...]
     epochs: int
+    short: tuple[str, ...] = ()
 
 
 METHODS = {
@@ -42,8 +46,15 @@ METHODS = {
         "demo",
         (*REDUNDANCY, "objective={kind: vicreg, invariance: 25.0, variance: 25.0, covariance: 1.0, scale: 0.05}"),
         12,
+        ("optim.lr=1.0",),
     ),
-    "BYOL": Method("byol", "byol_demo", (), 12),
+    "BYOL": Method(
+        "byol",
+        "byol_demo",
+        (),
+        12,
+        ("optim.warmup=25%", "branch.momentum=0.95", "projector.last_norm=batch"),
+    ),
     "supervised": Method(
         "supervised",
         "demo",
@@ -87,12 +98,18 @@ def reproduce(options: Options) -> None:
 def arms(options: Options) -> list[Arm]:
     """Every method end to end and blockwise, and the variants of SimCLR."""
     digits = compose("demo", overrides=options.overrides).data.source == "photodigits"
-    width = 128 if digits else 512  # that of the last block, as published
+    small = not digits and reduced(options)
+    if small:
+        Reporter().say("no GPU: a ResNet-18 of width 16 and one epoch; train.length=... has the recipes as they are")
+    width = 128 if digits or small else 512  # that of the last block, as published
     made = []
 
     def add(name: str, variant: str, overrides: Sequence[str], length: int = 1) -> None:
         method = METHODS[name]
-        own = (*method.overrides, f"train.length={method.epochs * length}epochs") if digits else ()
+        if digits:
+            own = (*method.overrides, f"train.length={method.epochs * length}epochs")
+        else:
+            own = (*NARROW, *method.short, f"train.length={length}epochs") if small else ()
         made.append(Arm(f"{name}, {variant}", method.digits if digits else method.recipe, (*own, *overrides)))
 
     for name in METHODS:
