@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from twinblock.api import resolve
-from twinblock.config import Config
+from twinblock.config import Config, check
 from twinblock.data import Images
 from twinblock.launch import make_fabric
 from twinblock.recipes import compose
@@ -57,6 +57,21 @@ def config(method: str, scope: str = "end_to_end", norm: str = "batch", precisio
     for part, values in fields.items():
         tree[part] = {**tree.get(part, {}), **values}
     return compose(method, tree)
+
+
+def recipe(name: str, **train) -> Config:
+    """A recipe with small sizes; its views, norms, layers of heads, branch, objective, scope and optimizer stay."""
+    tree = compose(name).model_dump(mode="json")
+    tree["data"] |= {"batch": 16, "size": None, "longtail": None}
+    tree["encoder"] |= {"kind": "resnet10", "width": 16, "stem": "cifar"}
+    for head in filter(None, (tree["projector"], tree["predictor"])):  # 32: for 16 groups
+        head["dims"] = [dim if dim == "classes" else 32 for dim in head["dims"]]
+    if "queue" in tree["objective"]:
+        tree["objective"] |= {"queue": 40}
+    if tree["scope"].get("expand"):
+        tree["scope"]["expand"] = 32
+    tree["train"] |= {"precision": "fp32", **train}
+    return check(tree)
 
 
 def trainer_config(method: str, scope: str, width: int = 8, **fields) -> Config:

@@ -9,6 +9,7 @@ import torch
 from reliability.killing import BEREAVED, IN_A_STEP, WRITING, End, in_processes
 
 from twinblock import checkpoint
+from twinblock.recipes import recipes
 
 STEPS = 36  # three an epoch, a checkpoint every third, and phases of nine steps in sequential runs
 LAST_KILL = 30  # so that something is left to kill even where every kill comes after a checkpoint
@@ -16,9 +17,11 @@ FAST = [("simclr", "end_to_end"), ("byol", "simultaneous"), ("moco_v2", "sequent
 ALL = [(method, scope) for method in (*tiny.METHODS, *tiny.PRUNED) for scope in tiny.SCOPES]
 
 
+LENGTHS = {"length": f"{STEPS}steps", "checkpoint_every": "3steps"}
+
+
 def config(method: str, scope: str, norm: str = "batch"):
-    train = {"length": f"{STEPS}steps", "checkpoint_every": "3steps"}
-    return tiny.config(method, scope, norm, precision="fp32", train=train)
+    return tiny.config(method, scope, norm, precision="fp32", train=LENGTHS)
 
 
 def ends(kills: int, world: int, seed: str) -> list[End]:
@@ -66,6 +69,13 @@ def test_twenty_kills(method, scope, tmp_path):
 @pytest.mark.parametrize(("method", "scope"), ALL)
 def test_twenty_kills_of_two_processes(method, scope, tmp_path):
     survive(config(method, scope), 20, 2, tmp_path, f"{method} {scope}")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("world", [1, 2])
+@pytest.mark.parametrize("name", sorted(recipes()))
+def test_twenty_kills_of_every_recipe(name, world, tmp_path):
+    survive(tiny.recipe(name, **LENGTHS), 20, world, tmp_path, name)
 
 
 @pytest.fixture(scope="module")
