@@ -13,6 +13,7 @@ from PIL import Image
 
 import twinblock
 from twinblock import checkpoint, cli
+from twinblock.errors import Interrupted
 from twinblock.recipes import recipes
 from twinblock.run import Run
 
@@ -102,6 +103,18 @@ def test_an_interrupted_run_says_how_to_go_on(monkeypatch, capsys, tmp_path, pho
     assert code == 0
     assert "resuming at step 3 of 9" in error
     assert len([row for row in Run(out).metrics() if "loss" in row]) == 9
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_of_several_processes_that_stop_one_says_so(monkeypatch, capsys, rank):
+    def stopped():
+        raise Interrupted(15, 3)
+
+    monkeypatch.setenv("RANK", str(rank))
+    monkeypatch.setattr(cli, "app", stopped)
+    code, _, error = call(monkeypatch, capsys)
+    assert code == 143
+    assert error == ("stopped at step 3, state saved; the same command goes on from there\n" if rank == 0 else "")
 
 
 def test_python_and_evaluation(tmp_path, monkeypatch, capsys):

@@ -168,7 +168,8 @@ def main() -> None:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)
     except (Interrupted, Collapsed) as stop:
-        print(stop, file=sys.stderr)
+        if os.environ.get("RANK", "0") == "0":  # all processes of a run stop at the same step; one says so
+            print(stop, file=sys.stderr)
         sys.exit(stop.code)
     except KeyboardInterrupt:
         sys.exit(130)

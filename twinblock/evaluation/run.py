@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from twinblock.config import Config, Data, other_data
 from twinblock.data import Images, load, take
@@ -21,13 +21,15 @@ from twinblock.run import Run, encoder_of
 from twinblock.seeding import order
 
 PIXELS = "raw pixels"
+K, TEMPERATURE = 200, 0.1  # of the weighted kNN
+Sets = tuple[Images, Images]  # to fit on, to test on
+Pair = tuple[Tensor, Tensor]  # features of both
 QUICK_BANK, QUICK_QUERIES = 10_000, 5_000  # images that the look at the end of a training takes at most
 
 
 def evaluate(
     run: Run | str | Path,
     data: str | Mapping[str, Any] | None = None,
-    knn_k: int = 200,
     published: bool = False,
     baselines: bool = True,
     blocks: bool | None = None,
@@ -55,30 +57,30 @@ def evaluate(
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     classes, labels = int(train.labels.max()) + 1, torch.from_numpy(train.labels)
     others = [Run.open(other) for other in beside]
-    sizes = _unequal_sizes(config, source, classes)
-    if sizes is None and others:  # a balanced twin has the groups of the set that it stands beside
-        sizes = _unequal_sizes(others[0].config, source, classes)
+    # a balanced twin has the groups of the set that it stands beside
+    sizes = _unequal_sizes([run, *others[:1]], source, classes)
     drawn = {} if sizes is None else {str(other.path): [classes_of(other)] for other in others}
-    few = {}
-    if shots or sizes is not None or published:
-        one_percent = max(1, round(0.01 * int(np.bincount(train.labels).min())))
-        named = {f"{n}-shot": n for n in shots} or {"few-shot": one_percent}
-        few = {kind: few_shot(train.labels, n, config.train.seed) for kind, n in named.items()}
+    wanted = bool(shots) or sizes is not None
+    few = _few_shot(train.labels, shots, config.train.seed) if wanted or published else {}
     rows, groups = [], []
-    measured = _features(encoder, seen, (train, test), device, baselines)
     if blocks is None:
         blocks = config.scope.kind != "end_to_end" or taps or (bool(others) and sizes is None)
+    of_blocks, last = {}, None
     if blocks:
         every = EveryBlock(encoder, trained_taps(run, encoder) if taps else None)
-        measured |= _of_blocks(every, seen, (train, test), device)
-    last = None if not blocks or taps else measured.popitem()[0]
+        of_blocks = _of_blocks(every, seen, (train, test), device)
+    if blocks and not taps:
+        last, own = of_blocks.popitem()  # the last block's features are the encoder's
+    else:
+        own = _of(encoder, seen, (train, test), device)
+    measured = {"encoder": own, **(_of_baselines(seen, (train, test), device) if baselines else {}), **of_blocks}
     for name, (bank, queries) in measured.items():
         scores = {
-            "kNN": knn_scores(bank, labels, queries, classes, k=knn_k),
+            "kNN": knn_scores(bank, labels, queries, classes, k=K, temperature=TEMPERATURE),
             "linear": linear_probe(bank, labels, queries, classes),
         }
-        if sizes is not None or shots:
-            scores |= {kind: linear_probe(bank[some], labels[some], queries, classes) for kind, some in few.items()}
+        for kind, some in few.items() if wanted else ():
+            scores[kind] = linear_probe(bank[some], labels[some], queries, classes)
         if published and name == "encoder":
             scores |= _published(run.encoder().to(device), seen, train, labels, few, queries, classes, device)
         row: dict[str, Any] = {f"{kind} %": accuracy(found, test.labels) for kind, found in scores.items()}
@@ -93,14 +95,14 @@ def evaluate(
                 for kind, found in scores.items()
             ]
     if last is not None:
-        rows.append({**rows[0], "features": last})  # the last block's features are the encoder's
+        rows.append({**rows[0], "features": last})
     note = {
         "data": source.source,
         "size": seen.data.size,
         "train": len(train),
         "test": len(test),
-        "k": min(knn_k, len(train)),
-        "temperature": 0.1,
+        "k": min(K, len(train)),
+        "temperature": TEMPERATURE,
     }
     if sizes is not None:
         note |= {"class sizes": sizes.tolist(), "groups": groups}
@@ -125,12 +127,20 @@ def group_rows(run: Run) -> list[dict[str, Any]]:
     ]
 
 
-def _unequal_sizes(config: Config, source: Data, classes: int) -> np.ndarray | None:
-    """Training images of each class of a run whose classes are of unequal size, 2 to 1 or more; else None."""
-    if source.source != config.data.source:
-        return None
-    sizes = class_sizes(config)
-    return sizes if len(sizes) == classes and sizes.max() >= 2 * max(1, sizes.min()) else None
+def _unequal_sizes(runs: Sequence[Run], source: Data, classes: int) -> np.ndarray | None:
+    """Training images of each class of the first run whose classes are of unequal size, 2 to 1 or more; else None."""
+    for config in (run.config for run in runs):
+        sizes = class_sizes(config) if source.source == config.data.source else []
+        if len(sizes) == classes and max(sizes) >= 2 * max(1, min(sizes)):
+            return np.asarray(sizes)
+    return None
+
+
+def _few_shot(labels: np.ndarray, shots: Sequence[int], seed: int) -> dict[str, np.ndarray]:
+    """The rows of each few-shot probe: of so many images a class, or of 1 % of the smallest class."""
+    one_percent = max(1, round(0.01 * int(np.bincount(labels).min())))
+    named = {f"{n}-shot": n for n in shots} or {"few-shot": one_percent}
+    return {kind: few_shot(labels, n, seed) for kind, n in named.items()}
 
 
 def _by_group(scores: Tensor, labels: np.ndarray, sizes: np.ndarray) -> dict[str, Any]:
@@ -161,7 +171,8 @@ def quick_knn(encoder: Encoder, config: Config, train: Images, device: torch.dev
     train, test = _part(train, QUICK_BANK, config.train.seed), _part(test, QUICK_QUERIES, config.train.seed)
     assert train.labels is not None and test.labels is not None
     found = {}
-    for name, (bank, queries) in _features(encoder, config, (train, test), device).items():
+    pairs = {"encoder": _of(encoder, config, (train, test), device), **_of_baselines(config, (train, test), device)}
+    for name, (bank, queries) in pairs.items():
         scores = knn_scores(bank, torch.from_numpy(train.labels), queries, int(train.labels.max()) + 1)
         found[name] = accuracy(scores, test.labels)
     return found
@@ -197,30 +208,26 @@ def accuracy(scores: Tensor, labels: np.ndarray) -> float:
     return 100 * float((scores.argmax(1).cpu().numpy() == labels).mean())
 
 
-def _features(
-    encoder: Encoder, config: Config, sets: Sequence[Images], device: torch.device, baselines: bool = True
-) -> dict[str, tuple[Tensor, Tensor]]:
-    """Features of both sets: of the encoder, the raw pixels and the encoder before training."""
-    assert config.data.size is not None
-    how = seen_by(config, device)
-    encoders: dict[str, Encoder | None] = {"encoder": encoder}
-    if baselines:
-        encoders |= {PIXELS: None, "untrained encoder": encoder_of(config)}
+def _of(module: nn.Module, config: Config, sets: Sets, device: torch.device) -> Pair:
+    """Its features of both sets."""
+    first, second = (features(module.to(device), images, **seen_by(config, device)) for images in sets)
+    return first, second
+
+
+def _of_baselines(config: Config, sets: Sets, device: torch.device) -> dict[str, Pair]:
+    """The pixels of both sets, and the features of the encoder before training."""
+    size = config.data.size
+    assert size is not None
     return {
-        name: tuple(
-            pixels(s, config.data.size) if module is None else features(module.to(device), s, **how) for s in sets
-        )
-        for name, module in encoders.items()
-    }  # type: ignore[return-value]
+        PIXELS: (pixels(sets[0], size), pixels(sets[1], size)),
+        "untrained encoder": _of(encoder_of(config), config, sets, device),
+    }
 
 
-def _of_blocks(
-    every: EveryBlock, config: Config, sets: Sequence[Images], device: torch.device
-) -> dict[str, tuple[Tensor, Tensor]]:
+def _of_blocks(every: EveryBlock, config: Config, sets: Sets, device: torch.device) -> dict[str, Pair]:
     """Features of both sets, by block."""
-    how = seen_by(config, device)
-    both = [features(every.to(device), s, **how).split(every.widths, 1) for s in sets]
-    return {f"{BLOCK}{k}": pair for k, pair in enumerate(zip(*both, strict=True), start=1)}  # type: ignore[return-value]
+    both = (rows.split(every.widths, 1) for rows in _of(every, config, sets, device))
+    return {f"{BLOCK}{k}": pair for k, pair in enumerate(zip(*both, strict=True), start=1)}
 
 
 def _part(images: Images, most: int, seed: int) -> Images:
