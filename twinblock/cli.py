@@ -30,7 +30,10 @@ def pretrain(
 @app.command()
 def evaluate(
     run: Annotated[str, typer.Argument(help="The folder of a run.")],
-    overrides: Annotated[list[str] | None, typer.Argument(metavar="[data=...]", help="Other data.")] = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[data=...] [data.size=N]", help="Other data; images of another size."),
+    ] = None,
     published: Annotated[bool, typer.Option("--published", help="Also the SGD probes on augmented images.")] = False,
     blocks: Annotated[bool, typer.Option("--blocks", help="Every block, also after end-to-end training.")] = False,
     taps: Annotated[bool, typer.Option("--taps", help="Blocks as their taps see them, expanded.")] = False,

@@ -20,7 +20,7 @@ from twinblock.data.longtail import training, whole
 from twinblock.diagnosis.monitor import evaluating
 from twinblock.encoders import MEAN, STD, Encoder
 from twinblock.errors import InputError
-from twinblock.evaluation.features import at_size, features, pixels, seen_by
+from twinblock.evaluation.features import at_once, at_size, features, pixels, seen_by
 from twinblock.evaluation.groups import thirds
 from twinblock.files import replacing, write_table
 from twinblock.learner import Network
@@ -145,8 +145,8 @@ def _views_apart(encoder: Encoder, images: Images, config: Config, device: torch
     """1 - cos of the features of two random views, as the loss of most objectives has it."""
     assert config.data.size is not None
     views = Views(config.views if len(config.views) == 2 else config.views * 2, config.data.size, MEAN, STD)
-    found = []
-    for step, index in enumerate(np.array_split(np.arange(len(images)), -(-len(images) // 500))):
+    found, together = [], at_once(config.data.size)
+    for step, index in enumerate(np.array_split(np.arange(len(images)), -(-len(images) // together))):
         aspect = None if images.aspect is None else torch.from_numpy(images.aspect[index]).to(device)
         pair = views(
             images.batch(index).to(device), seed=config.train.seed, epoch=0, step=step, batch=len(index), aspect=aspect

@@ -6,6 +6,7 @@ from torch import nn
 from twinblock.data import Images
 from twinblock.errors import InputError
 from twinblock.evaluation import features, pixels
+from twinblock.evaluation.features import at_once
 
 HOW = {"size": 8, "mean": (0.5, 0.4, 0.3), "std": (0.2, 0.3, 0.4)}
 
@@ -46,6 +47,10 @@ def test_the_encoder_is_evaluated_and_left_as_it_was(images):
     assert not found.requires_grad
     assert [encoder.training, encoder[1].training, encoder[2].training] == [True, False, True]
     assert all(torch.equal(value, before[name]) for name, value in encoder.state_dict().items())
+
+
+def test_fewer_large_images_are_looked_at_together():
+    assert [at_once(size) for size in (8, 32, 129, 224, 1024, 4096)] == [500, 500, 500, 167, 8, 1]
 
 
 def test_the_mode_is_restored_after_a_failure(images):

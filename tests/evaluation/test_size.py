@@ -8,7 +8,7 @@ import twinblock
 from twinblock.data import longtail
 from twinblock.encoders import MEAN, STD
 from twinblock.errors import InputError
-from twinblock.evaluation import features, knn_scores
+from twinblock.evaluation import features, knn_scores, pixels
 from twinblock.evaluation import run as evaluation
 from twinblock.forgotten import forgotten
 
@@ -41,6 +41,17 @@ def test_every_row_is_of_images_of_that_size(tmp_path, source):
         assert rows["raw pixels"]["width"] == seen * seen * 3
         assert run.evaluation is not None and run.evaluation["size"] == seen
     assert run.config.data.size == 16
+
+
+def test_the_pixels_of_large_images_are_shrunk(tmp_path, source):
+    """A linear probe of all pixels at 96 px would take a matrix of 27 648 x 27 648."""
+    run = twinblock.pretrain("simclr", out=tmp_path / "a", quiet=True, overrides=SMALL)
+    rows = {row["features"]: row for row in twinblock.evaluate(run, {"size": 96})}
+    small = pixels(source, 32)
+    assert rows["raw pixels"]["width"] == small.shape[1] == 32 * 32 * 3
+    labels = torch.from_numpy(source.labels)
+    right = (knn_scores(small, labels, small, 3).argmax(1) == labels).float().mean()
+    assert rows["raw pixels"]["kNN %"] == pytest.approx(100 * float(right))
 
 
 def test_what_pruning_moves_is_seen_at_that_size(tmp_path, source):

@@ -25,13 +25,14 @@ def features(
     mean: Sequence[float],
     std: Sequence[float],
     device: torch.device | str = "cpu",
-    batch: int = 500,
+    batch: int | None = None,
     autocast: torch.dtype | None = None,
 ) -> Float[Tensor, "n d"]:
     """Features of the central view of each image, in order, float32 on the CPU.
 
     The encoder, already on `device`, runs in evaluation mode; each module then returns to the mode it was in.
-    `autocast`: a type for mixed precision. Raises InputError unless the encoder gives one row an image.
+    `batch`: images at a time, else `at_once`; `autocast`: a type for mixed precision. Raises InputError unless the
+    encoder gives one row an image.
     """
     modes = [(module, module.training) for module in encoder.modules()]
     encoder.eval()
@@ -47,6 +48,14 @@ def features(
         for module, training in modes:
             module.training = training
     return torch.cat(rows)
+
+
+def at_once(size: int) -> int:
+    """Images that a network without gradients looks at together: 500, fewer of more than 129 pixels a side.
+
+    The first map of a ResNet is then of half a GiB at most.
+    """
+    return max(1, min(500, 2**23 // size**2))
 
 
 def seen_by(config: Config, device: torch.device) -> dict[str, Any]:
@@ -73,7 +82,7 @@ def at_size(config: Config, encoder: nn.Module, size: int | None) -> Config:
     return config.model_copy(update={"data": config.data.model_copy(update={"size": size})})
 
 
-def pixels(images: Images, size: int, batch: int = 500) -> Float[Tensor, "n d"]:
+def pixels(images: Images, size: int, batch: int | None = None) -> Float[Tensor, "n d"]:
     """The central view of each image as one row of pixels in [0, 1]: features that need no encoder."""
     return torch.cat([view.flatten(1) for view in _central(images, size, (0.0,) * 3, (1.0,) * 3, "cpu", batch)])
 
@@ -94,8 +103,9 @@ def _central(
     mean: Sequence[float],
     std: Sequence[float],
     device: torch.device | str,
-    batch: int,
+    batch: int | None,
 ) -> Iterator[Tensor]:
+    batch = batch or at_once(size)
     for start in range(0, len(images), batch):
         index = np.arange(start, min(start + batch, len(images)))
         aspect = None if images.aspect is None else torch.from_numpy(images.aspect[index])

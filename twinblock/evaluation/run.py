@@ -20,7 +20,7 @@ from twinblock.evaluation.sgd import FEW_SHOT, FULL_SHOT, augmented, sgd_probe
 from twinblock.run import Run, encoder_of
 from twinblock.seeding import order
 
-PIXELS = "raw pixels"
+PIXELS, MOST_PIXELS = "raw pixels", 32  # a side: a linear probe of more would not fit into memory
 K, TEMPERATURE = 200, 0.1  # of the weighted kNN
 Sets = tuple[Images, Images]  # to fit on, to test on
 Pair = tuple[Tensor, Tensor]  # features of both
@@ -216,8 +216,8 @@ def _of(module: nn.Module, config: Config, sets: Sets, device: torch.device) -> 
 
 def _of_baselines(config: Config, sets: Sets, device: torch.device) -> dict[str, Pair]:
     """The pixels of both sets, and the features of the encoder before training."""
-    size = config.data.size
-    assert size is not None
+    assert config.data.size is not None
+    size = min(config.data.size, MOST_PIXELS)
     return {
         PIXELS: (pixels(sets[0], size), pixels(sets[1], size)),
         "untrained encoder": _of(encoder_of(config), config, sets, device),

@@ -9,7 +9,7 @@ from torch.nn.functional import cross_entropy
 
 from twinblock.data import Images
 from twinblock.encoders import MEAN, STD
-from twinblock.evaluation.features import check
+from twinblock.evaluation.features import at_once, check
 from twinblock.seeding import generator
 from twinblock.views import centre
 
@@ -56,7 +56,7 @@ def augmented(
     """Features of randomly moved (an eighth of the side, zero padding) and flipped images, float32 on the CPU."""
     encoder.eval()
     g, pad, rows = generator("augment", seed, epoch), size // 8, []
-    for index in torch.arange(len(images)).split(500):
+    for index in torch.arange(len(images)).split(at_once(size)):
         x = centre(
             images.batch(index).to(device),
             size,
