@@ -151,7 +151,7 @@ def finish(run: Run, trainer, images: Images, reporter: Reporter) -> None:
     judged = verdict(history, finished=True, config=config)
     found = history[-1]["encoder"]
     try:
-        knn = quick_knn(trainer.encoder, config, images, trainer.fabric.device)
+        knn = quick_knn(trainer.encoder, config, images, trainer.fabric.device, reporter.console.quiet)
     except InputError as error:  # labels that cannot be used are no reason to lose a finished training
         reporter.warn(f"accuracy was not measured: {error}")
         knn = None

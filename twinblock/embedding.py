@@ -56,8 +56,7 @@ def embed(
         raise InputError(f"split=test: {source.source} has no images for testing; leave split out")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     with progress("embedding images", len(images)) as advance:
-        encoder.register_forward_hook(lambda _, views, __: advance(len(views[0])))
-        found = features(encoder.to(device), images, **seen_by(seen, device))
+        found = features(encoder.to(device), images, advance=advance, **seen_by(seen, device))
     if not found.isfinite().all():
         raise InputError(f"the features of {run.path} hold NaN or infinity: has the encoder diverged?")
     if out is not None and kind is not None:

@@ -69,9 +69,9 @@ class Reporter:
 
 
 @contextmanager
-def progress(doing: str, total: int) -> Iterator[Callable[[int], None]]:
+def progress(doing: str, total: int, quiet: bool = False) -> Iterator[Callable[[int], None]]:
     """Shows how far work of more than a second is: a bar on a terminal, lines that become fewer elsewhere."""
-    console = Console(stderr=True, soft_wrap=True, markup=False, highlight=False)
+    console = Console(stderr=True, quiet=quiet, soft_wrap=True, markup=False, highlight=False)
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     bar = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
     task, begun, done, due = bar.add_task(doing, total=total), time.monotonic(), 0, 1.0

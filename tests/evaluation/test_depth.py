@@ -1,5 +1,7 @@
 """Every block measured in one pass, with or without its tap."""
 
+from contextlib import contextmanager
+
 import pytest
 import tiny
 import torch
@@ -56,6 +58,22 @@ def test_the_taps_that_a_run_was_trained_through(runs):
     assert [row["width"] for row in rows] == [64, 12, 12, 12, 12]
     with pytest.raises(InputError, match="no tap for each block"):
         twinblock.evaluate(runs[1], taps=True)
+
+
+@pytest.mark.parametrize(
+    "how", [{}, {"baselines": False}, {"blocks": False}, {"taps": True}, {"taps": True, "baselines": False}]
+)
+def test_progress_ends_at_its_total(runs, monkeypatch, how):
+    seen = []
+
+    @contextmanager
+    def progress(doing, total, quiet):
+        seen.append(total)
+        yield seen.append
+
+    monkeypatch.setattr(evaluation, "progress", progress)
+    twinblock.evaluate(runs[0], **how)
+    assert seen[0] == sum(seen[1:]) > 0
 
 
 def test_end_to_end_beside_blockwise(runs):

@@ -1,6 +1,6 @@
 """What is measured: the features that a frozen encoder gives for images, and their raw pixels."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -27,12 +27,13 @@ def features(
     device: torch.device | str = "cpu",
     batch: int | None = None,
     autocast: torch.dtype | None = None,
+    advance: Callable[[int], None] = lambda count: None,
 ) -> Float[Tensor, "n d"]:
     """Features of the central view of each image, in order, float32 on the CPU.
 
     The encoder, already on `device`, runs in evaluation mode; each module then returns to the mode it was in.
-    `batch`: images at a time, else `at_once`; `autocast`: a type for mixed precision. Raises InputError unless the
-    encoder gives one row an image.
+    `batch`: images at a time, else `at_once`; `autocast`: a type for mixed precision; `advance` is told how many
+    images are done. Raises InputError unless the encoder gives one row an image.
     """
     modes = [(module, module.training) for module in encoder.modules()]
     encoder.eval()
@@ -44,6 +45,7 @@ def features(
             if found.ndim != 2:
                 raise InputError(f"the encoder gives shape {tuple(found.shape)}; pool it to (images, features)")
             rows.append(found.float().cpu())
+            advance(len(view))
     finally:
         for module, training in modes:
             module.training = training

@@ -1,6 +1,7 @@
 """Measuring a run: kNN and linear probe of its frozen encoder, beside raw pixels and the untrained encoder."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +18,41 @@ from twinblock.evaluation import at_size, features, knn_scores, linear_probe, pi
 from twinblock.evaluation.depth import BLOCK, EveryBlock, draw_beside, rank_share, rows_by_block, trained_taps
 from twinblock.evaluation.groups import class_accuracies, class_sizes, classes_of, figure, group_report
 from twinblock.evaluation.sgd import FEW_SHOT, FULL_SHOT, augmented, sgd_probe
+from twinblock.report import progress
 from twinblock.run import Run, encoder_of
 from twinblock.seeding import order
 
 PIXELS, MOST_PIXELS = "raw pixels", 32  # a side: a linear probe of more would not fit into memory
 K, TEMPERATURE = 200, 0.1  # of the weighted kNN
-Sets = tuple[Images, Images]  # to fit on, to test on
-Pair = tuple[Tensor, Tensor]  # features of both
 QUICK_BANK, QUICK_QUERIES = 10_000, 5_000  # images that the look at the end of a training takes at most
+Pair = tuple[Tensor, Tensor]  # features of the images to fit on, and of those to test on
+
+
+@dataclass(frozen=True)
+class Look:
+    """How networks look at the images to fit on and those to test on."""
+
+    config: Config
+    sets: tuple[Images, Images]
+    device: torch.device
+    advance: Callable[[int], None]
+
+    def features(self, module: nn.Module) -> Pair:
+        how = seen_by(self.config, self.device)
+        first, second = (features(module.to(self.device), s, advance=self.advance, **how) for s in self.sets)
+        return first, second
+
+    def baselines(self) -> dict[str, Pair]:
+        """The pixels, and the features of the encoder before training."""
+        assert self.config.data.size is not None
+        side = min(self.config.data.size, MOST_PIXELS)
+        first, second = (pixels(s, side) for s in self.sets)
+        return {PIXELS: (first, second), "untrained encoder": self.features(encoder_of(self.config))}
+
+    def blocks(self, every: EveryBlock) -> dict[str, Pair]:
+        """Of every block."""
+        both = (rows.split(every.widths, 1) for rows in self.features(every))
+        return {f"{BLOCK}{k}": pair for k, pair in enumerate(zip(*both, strict=True), start=1)}
 
 
 def evaluate(
@@ -36,6 +64,7 @@ def evaluate(
     taps: bool = False,
     beside: Sequence[str | Path] = (),
     shots: Sequence[int] = (),
+    quiet: bool = False,
 ) -> list[dict[str, Any]]:
     """Weighted kNN and linear probe, top-1 in percent, of a run's encoder and of two baselines.
 
@@ -65,15 +94,16 @@ def evaluate(
     rows, groups = [], []
     if blocks is None:
         blocks = config.scope.kind != "end_to_end" or taps or (bool(others) and sizes is None)
-    of_blocks, last = {}, None
-    if blocks:
-        every = EveryBlock(encoder, trained_taps(run, encoder) if taps else None)
-        of_blocks = _of_blocks(every, seen, (train, test), device)
-    if blocks and not taps:
-        last, own = of_blocks.popitem()  # the last block's features are the encoder's
-    else:
-        own = _of(encoder, seen, (train, test), device)
-    measured = {"encoder": own, **(_of_baselines(seen, (train, test), device) if baselines else {}), **of_blocks}
+    every = EveryBlock(encoder, trained_taps(run, encoder) if taps else None) if blocks else None
+    networks = (every is None or taps) + (every is not None) + baselines
+    with progress("computing features", networks * (len(train) + len(test)), quiet) as advance:
+        look = Look(seen, (train, test), device, advance)
+        of_blocks, last = {} if every is None else look.blocks(every), None
+        if blocks and not taps:
+            last, own = of_blocks.popitem()  # the last block's features are the encoder's
+        else:
+            own = look.features(encoder)
+        measured = {"encoder": own, **(look.baselines() if baselines else {}), **of_blocks}
     for name, (bank, queries) in measured.items():
         scores = {
             "kNN": knn_scores(bank, labels, queries, classes, k=K, temperature=TEMPERATURE),
@@ -161,7 +191,9 @@ def _published(encoder, config: Config, train: Images, labels: Tensor, few, quer
     return found
 
 
-def quick_knn(encoder: Encoder, config: Config, train: Images, device: torch.device) -> dict[str, float] | None:
+def quick_knn(
+    encoder: Encoder, config: Config, train: Images, device: torch.device, quiet: bool = False
+) -> dict[str, float] | None:
     """kNN accuracy in percent of the encoder and the baselines, on a part of the source; None without labels."""
     if train.labels is None:
         return None
@@ -171,8 +203,10 @@ def quick_knn(encoder: Encoder, config: Config, train: Images, device: torch.dev
     train, test = _part(train, QUICK_BANK, config.train.seed), _part(test, QUICK_QUERIES, config.train.seed)
     assert train.labels is not None and test.labels is not None
     found = {}
-    pairs = {"encoder": _of(encoder, config, (train, test), device), **_of_baselines(config, (train, test), device)}
-    for name, (bank, queries) in pairs.items():
+    with progress("measuring kNN", 2 * (len(train) + len(test)), quiet) as advance:
+        look = Look(config, (train, test), device, advance)
+        measured = {"encoder": look.features(encoder), **look.baselines()}
+    for name, (bank, queries) in measured.items():
         scores = knn_scores(bank, torch.from_numpy(train.labels), queries, int(train.labels.max()) + 1)
         found[name] = accuracy(scores, test.labels)
     return found
@@ -206,28 +240,6 @@ def _held_out(labels: np.ndarray, seed: int) -> np.ndarray:
 def accuracy(scores: Tensor, labels: np.ndarray) -> float:
     """Top-1 in percent."""
     return 100 * float((scores.argmax(1).cpu().numpy() == labels).mean())
-
-
-def _of(module: nn.Module, config: Config, sets: Sets, device: torch.device) -> Pair:
-    """Its features of both sets."""
-    first, second = (features(module.to(device), images, **seen_by(config, device)) for images in sets)
-    return first, second
-
-
-def _of_baselines(config: Config, sets: Sets, device: torch.device) -> dict[str, Pair]:
-    """The pixels of both sets, and the features of the encoder before training."""
-    assert config.data.size is not None
-    size = min(config.data.size, MOST_PIXELS)
-    return {
-        PIXELS: (pixels(sets[0], size), pixels(sets[1], size)),
-        "untrained encoder": _of(encoder_of(config), config, sets, device),
-    }
-
-
-def _of_blocks(every: EveryBlock, config: Config, sets: Sets, device: torch.device) -> dict[str, Pair]:
-    """Features of both sets, by block."""
-    both = (rows.split(every.widths, 1) for rows in _of(every, config, sets, device))
-    return {f"{BLOCK}{k}": pair for k, pair in enumerate(zip(*both, strict=True), start=1)}
 
 
 def _part(images: Images, most: int, seed: int) -> Images:

@@ -126,9 +126,9 @@ def measure(run: Run) -> Mapping[str, float]:
     scope = run.config.scope
     found = {}
     if scope.kind == "blockwise" and scope.expand is not None:
-        seen = evaluate(run, baselines=False, taps=True)
+        seen = evaluate(run, quiet=True, baselines=False, taps=True)
         found = {f"expanded {row['features'].removeprefix(BLOCK)}": row["linear %"] for row in _blocks(seen)}
-    rows = evaluate(run, baselines=False, blocks=True)  # after the other: its rows stay in the run
+    rows = evaluate(run, quiet=True, baselines=False, blocks=True)  # after the other: its rows stay in the run
     return found | {
         f"{what} {row['features'].removeprefix(BLOCK)}": row[f"{what} %"]
         for what in ("linear", "kNN", "rank")

@@ -137,7 +137,7 @@ def arms(options: Options) -> tuple[Arm, ...]:
 
 def measure(run: Run) -> Mapping[str, float]:
     """Accuracies of the encoder, and what the monitor saw at the end."""
-    (row,) = evaluate(run, baselines=False)
+    (row,) = evaluate(run, quiet=True, baselines=False)
     last, result = run.history()[-1], run.result or {}
     return {
         "linear %": row["linear %"],

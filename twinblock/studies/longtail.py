@@ -55,7 +55,7 @@ def reproduce(options: Options) -> None:
 
 def measure(run: Run) -> Mapping[str, float]:
     """Accuracies by evaluator and group, and how well the rank of forgotten samples finds the tail."""
-    evaluate(run, baselines=False, shots=SHOTS.get(run.config.data.source, ()))
+    evaluate(run, quiet=True, baselines=False, shots=SHOTS.get(run.config.data.source, ()))
     found = {
         f"{row['evaluator']} {group}".removeprefix("linear "): row[group]
         for row in group_rows(run)
