@@ -19,7 +19,6 @@ from twinblock.run import Run
 
 Row = dict[str, Any]  # arm, seed, seconds, then what was measured
 LABELS = ("arm", "seed", "seconds")
-NARROW = ("encoder.kind=resnet18", "encoder.width=16")  # the encoder of a study that is reduced
 
 
 @dataclass(frozen=True)
@@ -71,16 +70,6 @@ def workers() -> int:
     import torch
 
     return 1 if torch.cuda.is_available() else len(os.sched_getaffinity(0))
-
-
-def reduced(options: Options) -> bool:
-    """Whether a study of photographs is brought down to a CPU: `NARROW` in place of its encoder, and one epoch.
-
-    It is where no GPU is there and `train.length` is not given.
-    """
-    import torch
-
-    return not torch.cuda.is_available() and not any(text.startswith("train.length=") for text in options.overrides)
 
 
 def summary(rows: Sequence[Row]) -> list[Row]:
