@@ -7,7 +7,7 @@ from twinblock.api import pretrain
 from twinblock.data import take
 from twinblock.evaluation import run as evaluation
 from twinblock.recipes import compose
-from twinblock.studies.blockwise import METHODS, WHOLE, arms, measure, with_gaps
+from twinblock.studies.blockwise import METHODS, WHOLE, _of_blocks, arms, measure, with_gaps
 from twinblock.studies.study import Options
 
 
@@ -71,6 +71,24 @@ def test_the_gap_is_to_the_same_method_and_seed_end_to_end():
         {"arm": "A, noise", "seed": 0, "failed": "diverged"},
     ]
     assert [found.get("gap") for found in with_gaps(rows)] == [0.0, 0.0, 1.0, 4.0, None]
+
+
+def test_the_figure_is_drawn_from_what_was_measured():
+    row = {
+        "arm": "A",
+        "seed": 0,
+        "linear 1": 1.0,
+        "linear 2": 2.0,
+        "kNN 1": 3.0,
+        "kNN 2": 4.0,
+        "rank 1": 5.0,
+        "rank 2": 6.0,
+    }
+    assert _of_blocks({**row, "expanded 2": 9.0}) == [
+        {"features": "block 1", "linear %": 1.0, "kNN %": 3.0, "rank %": 5.0},
+        {"features": "block 2", "linear %": 2.0, "kNN %": 4.0, "rank %": 6.0},
+    ]
+    assert _of_blocks({"arm": "A", "seed": 0, "failed": "diverged"}) == []
 
 
 @pytest.mark.slow

@@ -10,12 +10,12 @@ from typing import Any
 
 import torch
 
-from twinblock.evaluation.depth import BLOCK, figure, rows_by_block
+from twinblock.evaluation.depth import BLOCK, figure
 from twinblock.evaluation.run import evaluate
 from twinblock.recipes import compose
 from twinblock.report import Reporter
 from twinblock.run import Run
-from twinblock.studies.study import Arm, Options, Row, carry_out, folder, publish
+from twinblock.studies.study import Arm, Options, Row, carry_out, publish
 
 WHOLE, BLOCKWISE = "end to end", ("scope.kind=blockwise",)
 REDUNDANCY = ("views.0.solarize=0", "optim.lr=0.6", "projector.dims=[256,256]")  # of Barlow Twins and VICReg
@@ -69,6 +69,7 @@ METHODS = {
         8,
     ),
 }
+MEASURED = ("linear", "kNN", "rank")  # of every block
 NARROW = ("encoder.kind=resnet18", "encoder.width=16")  # and one epoch: for photographs on a CPU
 LONGER = 2  # times as many for the sequential plan: its steps take half the time, and its phases share them
 VARIANTS = {  # of SimCLR
@@ -94,7 +95,7 @@ def reproduce(options: Options) -> None:
         "expansion; gap: of the last block's linear probe to the same method trained end to end, in points"
     )
     publish(title, rows, options.out, [*columns, *expanded, "gap"])
-    drawn = {name: [rows_by_block(Run(folder(name, seed, options))) for seed in range(options.seeds)] for name in DRAWN}
+    drawn = {name: [_of_blocks(row) for row in rows if row["arm"] == name] for name in DRAWN}
     (options.out / "depth.png").write_bytes(figure(drawn, "frozen features of each block, mean and std over seeds"))
 
 
@@ -134,10 +135,14 @@ def measure(run: Run) -> Mapping[str, float]:
         found = {f"expanded {row['features'].removeprefix(BLOCK)}": row["linear %"] for row in _blocks(seen)}
     rows = evaluate(run, quiet=True, baselines=False, blocks=True)  # after the other: its rows stay in the run
     return found | {
-        f"{what} {row['features'].removeprefix(BLOCK)}": row[f"{what} %"]
-        for what in ("linear", "kNN", "rank")
-        for row in _blocks(rows)
+        f"{what} {row['features'].removeprefix(BLOCK)}": row[f"{what} %"] for what in MEASURED for row in _blocks(rows)
     }
+
+
+def _of_blocks(row: Row) -> list[Row]:
+    """A row of the study as `evaluate` has it: one for each block; none of an arm that failed."""
+    numbers = [key.removeprefix("linear ") for key in row if key.startswith("linear ")]
+    return [{"features": f"{BLOCK}{k}", **{f"{what} %": row[f"{what} {k}"] for what in MEASURED}} for k in numbers]
 
 
 def _blocks(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
