@@ -15,7 +15,6 @@ from twinblock import cli, forgotten
 from twinblock.data import Images, Names, longtail
 from twinblock.encoders import MEAN, STD
 from twinblock.errors import InputError
-from twinblock.evaluation import run as evaluation
 from twinblock.evaluation.features import features
 from twinblock.forgotten import PrunedEncoder, auroc, lift
 from twinblock.run import Run
@@ -26,10 +25,7 @@ HOW = {"size": 16, "mean": MEAN, "std": STD}
 
 @pytest.fixture
 def source(monkeypatch):
-    data = tiny.images(300)
-    for module in (longtail, evaluation):
-        monkeypatch.setattr(module, "load", lambda *_: data)
-    return data
+    return tiny.in_place_of_any_source(monkeypatch, 300)
 
 
 def test_scores_by_hand():

@@ -7,7 +7,6 @@ import tiny
 import torch
 
 import twinblock
-from twinblock.data import longtail
 from twinblock.errors import InputError
 from twinblock.evaluation import run as evaluation
 from twinblock.evaluation.depth import EveryBlock, figure, rank_share, rows_by_block, trained_taps
@@ -20,8 +19,7 @@ def runs(tmp_path_factory):
     """A blockwise run with an expansion, and an end-to-end one."""
     folder = tmp_path_factory.mktemp("runs")
     with pytest.MonkeyPatch.context() as patch:
-        for module in (longtail, evaluation):
-            patch.setattr(module, "load", lambda *_: tiny.images(200))
+        tiny.in_place_of_any_source(patch, 200)
         blockwise = ["scope.kind=blockwise", "scope.expand=12"]
         return [
             twinblock.pretrain("simclr", out=folder / name, quiet=True, overrides=[*SMALL, *more])
@@ -31,8 +29,7 @@ def runs(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def small_data(monkeypatch):
-    for module in (longtail, evaluation):
-        monkeypatch.setattr(module, "load", lambda *_: tiny.images(200))
+    tiny.in_place_of_any_source(monkeypatch, 200)
 
 
 def test_a_blockwise_run_is_measured_by_block(runs):

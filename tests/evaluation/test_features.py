@@ -51,6 +51,16 @@ def test_the_encoder_is_evaluated_and_left_as_it_was(images):
 
 def test_fewer_large_images_are_looked_at_together():
     assert [at_once(size) for size in (8, 32, 129, 224, 1024, 4096)] == [500, 500, 500, 167, 8, 1]
+    together, done = [], []
+
+    class Means(nn.Module):
+        def forward(self, x):
+            together.append(len(x))
+            return x.mean((2, 3))
+
+    many = Images(np.zeros((170, 8, 8, 3), np.uint8))
+    assert len(features(Means(), many, **{**HOW, "size": 224}, advance=done.append)) == 170
+    assert together == done == [167, 3]
 
 
 def test_the_mode_is_restored_after_a_failure(images):

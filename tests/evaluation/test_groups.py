@@ -13,7 +13,6 @@ import twinblock.views
 from twinblock.config import Data, LongTail
 from twinblock.data import Images, longtail
 from twinblock.errors import InputError
-from twinblock.evaluation import run as evaluation
 from twinblock.evaluation.groups import by_size, class_accuracies, class_sizes, classes_of, group_report, thirds
 from twinblock.evaluation.run import group_rows
 from twinblock.evaluation.sgd import augmented, sgd_probe
@@ -97,8 +96,7 @@ def inner(x, down, right):
 
 
 def test_evaluate_of_a_long_tailed_run(tmp_path, monkeypatch):
-    for module in (longtail, evaluation):
-        monkeypatch.setattr(module, "load", lambda *_: tiny.images(600))
+    tiny.in_place_of_any_source(monkeypatch, 600)
     small = ["encoder.width=8", "encoder.kind=resnet10", "train.length=2steps", "projector.dims=[16,8]"]
     tail = ["data.longtail={imbalance: 20}", "data.batch=64"]
     run = twinblock.pretrain("simclr", out=tmp_path / "a", quiet=True, overrides=[*small, *tail])

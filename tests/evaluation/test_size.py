@@ -5,7 +5,6 @@ import tiny
 import torch
 
 import twinblock
-from twinblock.data import longtail
 from twinblock.encoders import MEAN, STD
 from twinblock.errors import InputError
 from twinblock.evaluation import features, knn_scores, pixels
@@ -18,10 +17,7 @@ SMALL += ["train.precision=fp32"]
 
 @pytest.fixture
 def source(monkeypatch):
-    data = tiny.images(60)
-    for module in (longtail, evaluation):
-        monkeypatch.setattr(module, "load", lambda *_: data)
-    return data
+    return tiny.in_place_of_any_source(monkeypatch, 60)
 
 
 def test_every_row_is_of_images_of_that_size(tmp_path, source):
@@ -43,15 +39,12 @@ def test_every_row_is_of_images_of_that_size(tmp_path, source):
     assert run.config.data.size == 16
 
 
-def test_the_pixels_of_large_images_are_shrunk(tmp_path, source):
+def test_the_pixels_of_large_images_are_shrunk(source):
     """A linear probe of all pixels at 96 px would take a matrix of 27 648 x 27 648."""
-    run = twinblock.pretrain("simclr", out=tmp_path / "a", quiet=True, overrides=SMALL)
-    rows = {row["features"]: row for row in twinblock.evaluate(run, {"size": 96})}
-    small = pixels(source, 32)
-    assert rows["raw pixels"]["width"] == small.shape[1] == 32 * 32 * 3
-    labels = torch.from_numpy(source.labels)
-    right = (knn_scores(small, labels, small, 3).argmax(1) == labels).float().mean()
-    assert rows["raw pixels"]["kNN %"] == pytest.approx(100 * float(right))
+    for size, side in ((16, 16), (96, 32)):
+        config = tiny.trainer_config("simclr", "end_to_end", data={"size": size})
+        seen = evaluation.Look(config, (source, source), torch.device("cpu"), lambda _: None).baselines()
+        assert all(torch.equal(rows, pixels(source, side)) for rows in seen["raw pixels"])
 
 
 def test_what_pruning_moves_is_seen_at_that_size(tmp_path, source):

@@ -95,7 +95,7 @@ def evaluate(
     if blocks is None:
         blocks = config.scope.kind != "end_to_end" or taps or (bool(others) and sizes is None)
     every = EveryBlock(encoder, trained_taps(run, encoder) if taps else None) if blocks else None
-    networks = (every is None or taps) + (every is not None) + baselines
+    networks = 1 + (bool(blocks) and taps) + baselines
     with progress("computing features", networks * (len(train) + len(test)), quiet) as advance:
         look = Look(seen, (train, test), device, advance)
         of_blocks, last = {} if every is None else look.blocks(every), None
