@@ -51,6 +51,20 @@ def test_the_published_setting_on_stl10():
     assert configs("data=stl10")["no norm, LARS"].optim.exclude_bias_and_norm
 
 
+@pytest.mark.parametrize("gpu", [True, False])
+def test_photographs_are_reduced_on_a_cpu_to_the_published_number_of_steps(monkeypatch, capsys, gpu):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: gpu)
+    bn = configs("data=cifar10")["BN in both heads"]
+    found = (bn.encoder.width, bn.encoder.stem, bn.data.batch, str(bn.train.length))
+    assert found == ((None, "auto", 256, "10epochs") if gpu else (16, "cifar_stride2", 64, "5epochs"))
+    published = 10 * 100_000 // 256  # of STL-10
+    assert gpu or abs(5 * (50_000 // bn.data.batch) / published - 1) < 0.01
+    assert ("no GPU" in capsys.readouterr().err) != gpu
+    for other in ("data=stl10", "data=photodigits"):  # the published setting is left as it is
+        assert configs(other)["BN in both heads"].encoder.width == compose("demo").encoder.width
+    assert "no GPU" not in capsys.readouterr().err
+
+
 @pytest.mark.slow
 def test_batch_norm_in_one_head_is_enough_and_none_collapses(tmp_path):
     """The claim of the study, on its own settings; without their long warm-up the first two end at 0.98."""

@@ -8,14 +8,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
 from twinblock.evaluation.depth import BLOCK, figure
 from twinblock.evaluation.run import evaluate
-from twinblock.recipes import compose
-from twinblock.report import Reporter
 from twinblock.run import Run
-from twinblock.studies.study import Arm, Options, Row, carry_out, publish
+from twinblock.studies.study import NARROW, Arm, Options, Row, carry_out, publish, reduced
 
 WHOLE, BLOCKWISE = "end to end", ("scope.kind=blockwise",)
 REDUNDANCY = ("views.0.solarize=0", "optim.lr=0.6", "projector.dims=[256,256]")  # of Barlow Twins and VICReg
@@ -70,7 +66,6 @@ METHODS = {
     ),
 }
 MEASURED = ("linear", "kNN", "rank")  # of every block
-NARROW = ("encoder.kind=resnet18", "encoder.width=16")  # and one epoch: for photographs on a CPU
 LONGER = 2  # times as many for the sequential plan: its steps take half the time, and its phases share them
 VARIANTS = {  # of SimCLR
     "sequential": (*BLOCKWISE, "scope.plan=sequential"),
@@ -101,11 +96,7 @@ def reproduce(options: Options) -> None:
 
 def arms(options: Options) -> list[Arm]:
     """Every method end to end and blockwise, and the variants of SimCLR."""
-    digits = compose("demo", overrides=options.overrides).data.source == "photodigits"
-    timed = any(text.startswith("train.length=") for text in options.overrides)
-    small = not (digits or timed or torch.cuda.is_available())
-    if small:
-        Reporter().say("no GPU: a ResNet-18 of width 16 and one epoch; train.length=... has the recipes as they are")
+    digits, small = options.source == "photodigits", reduced(options, "one epoch")
     width = 128 if digits or small else 512  # that of the last block, as published
     made = []
 

@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from twinblock.evaluation.groups import classes_of, figure
 from twinblock.evaluation.run import evaluate, group_rows
 from twinblock.forgotten import forgotten
-from twinblock.recipes import compose
 from twinblock.run import Run
 from twinblock.studies.study import Arm, Options, carry_out, folder, publish
 
@@ -35,7 +34,7 @@ PUBLISHED = {
 
 def reproduce(options: Options) -> None:
     """Carry out the arms, and write table.md, rows.json and classes.png."""
-    source, arms = _source(options), _arms(options)
+    source, arms = options.source, _arms(options)
     rows = carry_out(arms, measure, options)
     title = (
         "Linear probe, mean class accuracy in % (groups: thirds), few-shot probe, and how well pruning finds the tail"
@@ -69,7 +68,7 @@ def measure(run: Run) -> Mapping[str, float]:
 
 
 def _arms(options: Options) -> tuple[Arm, ...]:
-    source = _source(options)
+    source = options.source
     if source not in ("cifar10", "cifar100"):
         return DIGITS
     recipe, width = f"sdclr_{source}_lt", "projector.dims=[512,128]"
@@ -78,7 +77,3 @@ def _arms(options: Options) -> tuple[Arm, ...]:
         Arm("SimCLR", recipe, ("branch.kind=shared", width, *SEEDED)),
         Arm("SDCLR", recipe, SEEDED),
     )
-
-
-def _source(options: Options) -> str:
-    return compose("sdclr", overrides=options.overrides).data.source

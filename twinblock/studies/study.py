@@ -19,6 +19,7 @@ from twinblock.run import Run
 
 Row = dict[str, Any]  # arm, seed, seconds, then what was measured
 LABELS = ("arm", "seed", "seconds")
+NARROW = ("encoder.kind=resnet18", "encoder.width=16", "data.size=32")  # for photographs on a CPU
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,24 @@ class Options:
     out: Path
     seeds: int = 3
     overrides: tuple[str, ...] = ()
+
+    @property
+    def source(self) -> str:
+        """The data that every arm sees."""
+        return compose("demo", overrides=self.overrides).data.source
+
+
+def reduced(options: Options, length: str) -> bool:
+    """Whether the arms are to be `NARROW` and short: photographs, no GPU, and no length asked for; says so."""
+    import torch
+
+    given = any(text.startswith("train.length=") for text in options.overrides)
+    if options.source == "photodigits" or given or torch.cuda.is_available():
+        return False
+    Reporter().say(
+        f"no GPU: a ResNet-18 of width 16 at 32 px and {length}; train.length=... has the settings as they are"
+    )
+    return True
 
 
 def carry_out(arms: Sequence[Arm], measure: Callable[[Run], Mapping[str, float]], options: Options) -> list[Row]:
