@@ -48,9 +48,11 @@ def test_the_taps_that_a_run_was_trained_through(runs):
     taps = trained_taps(runs[0], encoder)
     x = torch.randn(2, 3, 16, 16)
     with torch.no_grad():
-        parts = EveryBlock(encoder, taps).eval()(x).split([12] * 4, 1)
+        every = EveryBlock(encoder, taps).eval()
+        first, *_, own = every(x).split(every.widths, 1)
         block = encoder.as_blocks()[0]
-        assert torch.equal(parts[0], taps[0].expansion(block(x)).mean((2, 3)))
+        assert torch.equal(first, taps[0].expansion(block(x)).mean((2, 3)))
+        assert torch.equal(own, encoder(x))
     rows = twinblock.evaluate(runs[0], baselines=False, taps=True)
     assert [row["width"] for row in rows] == [64, 12, 12, 12, 12]
     with pytest.raises(InputError, match="no tap for each block"):
@@ -61,16 +63,17 @@ def test_the_taps_that_a_run_was_trained_through(runs):
     "how", [{}, {"baselines": False}, {"blocks": False}, {"taps": True}, {"taps": True, "baselines": False}]
 )
 def test_progress_ends_at_its_total(runs, monkeypatch, how):
-    seen = []
+    seen = {}
 
     @contextmanager
     def progress(doing, total, quiet):
-        seen.append(total)
-        yield seen.append
+        seen[doing] = done = [total]
+        yield done.append
 
     monkeypatch.setattr(evaluation, "progress", progress)
     twinblock.evaluate(runs[0], **how)
-    assert seen[0] == sum(seen[1:]) > 0
+    assert seen.keys() == {"computing features", "fitting probes"}
+    assert all(total == sum(done) > 0 for total, *done in seen.values())
 
 
 def test_end_to_end_beside_blockwise(runs):

@@ -26,20 +26,22 @@ DRAWN = ("linear %", "kNN %", "rank %")
 class EveryBlock(nn.Module):
     """An encoder whose features are those of all its blocks, side by side; `widths` says where one ends.
 
-    A block's features are the average of what it gives over its places, or what its tap makes of that (`taps`).
+    A block's features are the average of what it gives over its places, so the last ones are the encoder's own. Where
+    there are `taps`, each block's are what its tap makes of that, and the encoder's own stand behind them.
     """
 
     def __init__(self, encoder: Encoder, taps: Sequence[Tap] | None = None):
         super().__init__()
         self.encoder = encoder
         self.taps = None if taps is None else nn.ModuleList(taps)
-        self.widths = encoder.widths if taps is None else [tap.width for tap in taps]
+        self.widths = encoder.widths if taps is None else [*(tap.width for tap in taps), encoder.width]
 
     def forward(self, images: Float[Tensor, "n c h w"]) -> Float[Tensor, "n d"]:
         maps = self.encoder.maps(images)
         if self.taps is None:
             return torch.cat([average(x, self.encoder.prefix) for x in maps], 1)
-        return torch.cat([tap(x) for tap, x in zip(self.taps, maps, strict=True)], 1)
+        tapped = [tap(x) for tap, x in zip(self.taps, maps, strict=True)]
+        return torch.cat([*tapped, average(maps[-1], self.encoder.prefix)], 1)
 
 
 def trained_taps(run: Run, encoder: Encoder) -> list[Tap]:

@@ -49,10 +49,11 @@ class Look:
         first, second = (pixels(s, side) for s in self.sets)
         return {PIXELS: (first, second), "untrained encoder": self.features(encoder_of(self.config))}
 
-    def blocks(self, every: EveryBlock) -> dict[str, Pair]:
-        """Of every block."""
+    def blocks(self, every: EveryBlock) -> tuple[Pair, dict[str, Pair]]:
+        """Of the encoder, and of every block whose features are not the encoder's own."""
         both = (rows.split(every.widths, 1) for rows in self.features(every))
-        return {f"{BLOCK}{k}": pair for k, pair in enumerate(zip(*both, strict=True), start=1)}
+        *blocks, own = zip(*both, strict=True)
+        return own, {f"{BLOCK}{k}": pair for k, pair in enumerate(blocks, start=1)}
 
 
 def evaluate(
@@ -95,37 +96,34 @@ def evaluate(
     if blocks is None:
         blocks = config.scope.kind != "end_to_end" or taps or (bool(others) and sizes is None)
     every = EveryBlock(encoder, trained_taps(run, encoder) if taps else None) if blocks else None
-    networks = 1 + (bool(blocks) and taps) + baselines
-    with progress("computing features", networks * (len(train) + len(test)), quiet) as advance:
+    with progress("computing features", (1 + baselines) * (len(train) + len(test)), quiet) as advance:
         look = Look(seen, (train, test), device, advance)
-        of_blocks, last = {} if every is None else look.blocks(every), None
-        if blocks and not taps:
-            last, own = of_blocks.popitem()  # the last block's features are the encoder's
-        else:
-            own = look.features(encoder)
+        own, of_blocks = (look.features(encoder), {}) if every is None else look.blocks(every)
         measured = {"encoder": own, **(look.baselines() if baselines else {}), **of_blocks}
-    for name, (bank, queries) in measured.items():
-        scores = {
-            "kNN": knn_scores(bank, labels, queries, classes, k=K, temperature=TEMPERATURE),
-            "linear": linear_probe(bank, labels, queries, classes),
-        }
-        for kind, some in few.items() if wanted else ():
-            scores[kind] = linear_probe(bank[some], labels[some], queries, classes)
-        if published and name == "encoder":
-            scores |= _published(run.encoder().to(device), seen, train, labels, few, queries, classes, device)
-        row: dict[str, Any] = {f"{kind} %": accuracy(found, test.labels) for kind, found in scores.items()}
-        if published and name != "encoder":
-            row |= dict.fromkeys(f"SGD {kind} %" for kind in ("linear", *few))  # they look at images, not at features
-        if blocks:
-            row["rank %"] = None if name == PIXELS else rank_share(queries)
-        rows.append({"features": name, **row, "width": bank.shape[1]})
-        if sizes is not None:
-            groups += [
-                {"features": name, "evaluator": kind, **_by_group(found, test.labels, sizes)}
-                for kind, found in scores.items()
-            ]
-    if last is not None:
-        rows.append({**rows[0], "features": last})
+    with progress("fitting probes", len(measured), quiet) as advance:
+        for name, (bank, queries) in measured.items():
+            scores = {
+                "kNN": knn_scores(bank, labels, queries, classes, k=K, temperature=TEMPERATURE),
+                "linear": linear_probe(bank, labels, queries, classes),
+            }
+            for kind, some in few.items() if wanted else ():
+                scores[kind] = linear_probe(bank[some], labels[some], queries, classes)
+            if published and name == "encoder":
+                scores |= _published(run.encoder().to(device), seen, train, labels, few, queries, classes, device)
+            row: dict[str, Any] = {f"{kind} %": accuracy(found, test.labels) for kind, found in scores.items()}
+            if published and name != "encoder":  # the SGD probes look at images, not at features
+                row |= dict.fromkeys(f"SGD {kind} %" for kind in ("linear", *few))
+            if blocks:
+                row["rank %"] = None if name == PIXELS else rank_share(queries)
+            rows.append({"features": name, **row, "width": bank.shape[1]})
+            if sizes is not None:
+                groups += [
+                    {"features": name, "evaluator": kind, **_by_group(found, test.labels, sizes)}
+                    for kind, found in scores.items()
+                ]
+            advance(1)
+    if blocks and not taps:
+        rows.append({**rows[0], "features": f"{BLOCK}{len(of_blocks) + 1}"})
     note = {
         "data": source.source,
         "size": seen.data.size,
