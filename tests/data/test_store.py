@@ -150,6 +150,10 @@ def test_names_stand_beside_the_pixels_of_the_same_file(cache):
         assert images.names[3] == names[4]
         some = take(images, np.array([7, 2]))
         assert list(some.names) == [names[8], names[2]]
+        assert some.batch([1, 0])[:, 0, 0, 0].tolist() == [2, 8]
+        assert some.pixels is images.pixels  # a part of a set that is larger than memory costs none
+        assert take(some, np.array([1])).batch([0])[0, 0, 0, 0] == 2
+        assert len(some) == 2
         assert isinstance(images.names.text, np.memmap)
 
 

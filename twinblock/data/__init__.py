@@ -42,32 +42,35 @@ class Names(Sequence[str]):
 class Images:
     """A set of images of one stored size, in an array or a memory map.
 
+    `rows`: which of the stored ones they are, in order; None: all. The other columns are of the images themselves.
     `aspect` is the original width / height where pixels were squashed, None where they are undistorted.
     An image of label -1 has none. `names`: of files, relative to the folder of the source; of rows of a table, which
     row; None where images have none. `skipped` lists (name, reason) of the files that could not be read.
     """
 
-    pixels: np.ndarray  # (n, h, w, 3) uint8
+    pixels: np.ndarray  # (stored, h, w, 3) uint8
     labels: np.ndarray | None = None  # (n,) int64
     classes: tuple[str, ...] | None = None
     aspect: np.ndarray | None = None  # (n,) float32
     name: str = ""
     names: Names | None = None
     skipped: tuple[tuple[str, str], ...] = ()
+    rows: np.ndarray | None = None  # (n,) int64
 
     def __len__(self) -> int:
-        return len(self.pixels)
+        return len(self.pixels if self.rows is None else self.rows)
 
     def batch(self, index: Sequence[int] | np.ndarray | Tensor) -> UInt8[Tensor, "n h w c"]:
-        """The images of these rows, copied."""
-        return torch.from_numpy(np.take(self.pixels, np.asarray(index, dtype=np.int64), axis=0))
+        """The images at these places, copied."""
+        index = np.asarray(index, dtype=np.int64)
+        return torch.from_numpy(np.take(self.pixels, index if self.rows is None else self.rows[index], axis=0))
 
 
 def take(images: Images, rows: np.ndarray) -> Images:
-    """The images of these rows, in memory."""
+    """The images at these places; their pixels stay where they are."""
     pick = lambda column: None if column is None else column[rows]  # noqa: E731
     columns = {name: pick(getattr(images, name)) for name in ("labels", "aspect", "names")}
-    return replace(images, pixels=images.pixels[rows], **columns)
+    return replace(images, rows=rows if images.rows is None else images.rows[rows], **columns)
 
 
 def about(images: Images, rows: np.ndarray) -> dict[str, Any]:
