@@ -128,6 +128,11 @@ def test_a_recipe_that_is_no_mapping(tmp_path):
 def test_configs_differ_by_field_and_auto_agrees_with_what_it_became():
     saved = compose("simclr", overrides=["encoder.kind=resnet18", "train.precision=fp32", "data.size=32"])
     assert differences(saved, compose("simclr")) == []
+    clipped = compose("simclr", overrides=["optim.clip=1.0", "data.indices=rows.npy"])
+    assert differences(clipped, compose("simclr")) == [
+        "data.indices: rows.npy there, None here",
+        "optim.clip: 1.0 there, None here",
+    ]
     assert differences(saved, compose("simclr", overrides=["optim.lr=0.5", "encoder.kind=resnet50"])) == [
         "encoder.kind: resnet18 there, resnet50 here",
         "optim.lr: 0.06 there, 0.5 here",

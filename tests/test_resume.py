@@ -12,7 +12,9 @@ import tiny
 import torch
 
 from twinblock import checkpoint
-from twinblock.errors import InputError
+from twinblock.api import pretrain
+from twinblock.errors import InputError, Interrupted
+from twinblock.optim import make_optimizer, parameter_groups
 from twinblock.run import Run
 
 CASES = [(method, "end_to_end") for method in tiny.METHODS] + [
@@ -80,6 +82,32 @@ def test_the_optimizer_state_matters(tmp_path, monkeypatch):
         assert_same(fit(config, tmp_path / "killed"), straight)
 
 
+@pytest.mark.parametrize("kind", ["sgd", "adamw"])
+def test_the_optimizer_state_has_the_layout_of_its_parameters(kind):
+    """As on a GPU, where convolutions are channels last and fused optimizers walk through both side by side."""
+
+    def built():
+        torch.manual_seed(0)
+        conv = torch.nn.Conv2d(4, 8, 3).to(memory_format=torch.channels_last)
+        optimizer = make_optimizer(parameter_groups(conv, 1e-4), kind, lr=0.1)
+        return conv, optimizer
+
+    def step(conv, optimizer, x):
+        conv(x).square().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    x = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(1))
+    straight, resumed = built(), built()
+    step(*straight, x)
+    saved = {name: t.contiguous().clone() for name, t in checkpoint.flatten_optimizer(straight[1]).items()}
+    resumed[0].load_state_dict(straight[0].state_dict())
+    checkpoint.restore_optimizer(resumed[1], saved)
+    step(*straight, x)
+    step(*resumed, x)
+    assert torch.equal(resumed[0].weight, straight[0].weight)
+
+
 def test_a_damaged_checkpoint_falls_back_to_the_one_before(tmp_path):
     config = tiny.config("byol", train={"length": "8steps", "checkpoint_every": "2steps"})
     straight = fit(config, tmp_path / "straight")
@@ -108,6 +136,51 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_good_state(tmp_pa
         trainer.fit()
     _, meta = checkpoint.read(tmp_path / "run" / "checkpoint" / checkpoint.LAST)
     assert meta["step"] == 12
+
+
+def test_however_a_training_ends_the_terminal_is_given_back(tmp_path, monkeypatch):
+    for number, end in enumerate((Interrupted(15, 1), InputError("bad"), None)):
+        trainer, closed = tiny.trainer(tiny.config("simclr"), tmp_path / str(number)), []
+        monkeypatch.setattr(trainer.reporter, "close", lambda closed=closed: closed.append(1))
+        if end is None:
+            trainer.fit()
+        else:
+            monkeypatch.setattr(trainer, "flush", lambda *_, end=end: exec("raise end", {"end": end}))
+            with pytest.raises(type(end)):
+                trainer.fit()
+        assert closed == [1]
+
+
+def test_metrics_of_a_running_training_may_end_in_half_a_line(tmp_path):
+    run = Run(tmp_path)
+    run.append_metrics([{"step": 0, "loss": [1.0]}, {"step": 1, "loss": [0.5]}])
+    with open(tmp_path / "metrics.jsonl", "a") as file:
+        file.write('{"step": 2, "lo')
+    assert [row["step"] for row in run.metrics()] == [0, 1]
+    run.truncate_metrics(1)
+    assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 0, "loss": [1.0]}\n'
+
+
+SMALL = ["data.batch=64", "train.length=2steps", "encoder.width=8", "projector.dims=[16,8]"]
+
+
+def test_a_field_left_out_is_another_config_and_what_was_open_stays_as_it_was(tmp_path):
+    """`train.precision=auto` may be another on another machine, or without a fast bfloat16."""
+    out = tmp_path / "run"
+    pretrain("demo", out=out, quiet=True, overrides=[*SMALL, "optim.clip=1.0", "train.precision=bf16"])
+    for file in ("result.json", "encoder.safetensors"):
+        (out / file).unlink()  # as killed just before its end
+    with pytest.raises(InputError, match=r"optim\.clip: 1\.0 there, None here"):
+        pretrain("demo", out=out, quiet=True, overrides=SMALL)
+    stop = [*SMALL, "optim.clip=1.0", "encoder.kind=auto", "train.on_collapse=stop"]
+    run = pretrain("demo", out=out, quiet=True, overrides=stop)
+    assert run.finished
+    assert (run.config.train.precision, run.config.train.on_collapse) == ("bf16", "stop")
+
+
+def test_a_run_in_double_precision_comes_to_its_end(tmp_path):
+    run = pretrain("demo", out=tmp_path / "run", quiet=True, overrides=[*SMALL, "train.precision=fp64"])
+    assert run.result["knn"]["encoder"] > 0
 
 
 def test_a_state_that_is_not_finite_is_never_saved(tmp_path):

@@ -17,7 +17,7 @@ from twinblock.errors import InputError
 from twinblock.precision import precision_of
 from twinblock.recipes import compose
 from twinblock.report import Reporter, last_line
-from twinblock.run import Run, differences, to_yaml
+from twinblock.run import Run, to_yaml
 
 NATIVE_SIDE = 128  # images of one size up to this side are trained on at that size
 LARGE_SIDE = 224
@@ -72,7 +72,7 @@ def _train(run: Run, config: Config, fabric, reporter: Reporter) -> None:
 
     images = _load(config)  # the first process on a machine packs them; the others wait for its lock, however long
     seen = held_out(config.data, images)
-    config = resolve(config, images, fabric.device)
+    config = resolve(config, images, fabric.device) if not run.begun else _as_begun(run.config, config)
     reporter.say(headline(config, images, fabric))
     trainer = Trainer(config, images, fabric, run, reporter, seen)
     if fabric.is_global_zero:
@@ -184,14 +184,16 @@ def how_to_use(path: Path, labelled: bool) -> str:
     )
 
 
+def _as_begun(saved: Config, config: Config) -> Config:
+    """The config of a run that goes on: what was left to data and machine stays as it was then."""
+    train = saved.train.model_copy(update={"on_collapse": config.train.on_collapse})
+    return saved.model_copy(update={"out": config.out, "train": train})
+
+
 def _already_finished(run: Run, config: Config, reporter: Reporter) -> bool:
-    if not (run.path / "config.yaml").is_file() or not run.finished:
+    if not run.begun or not run.finished:
         return False
-    changed = differences(run.config, config)
-    if changed:
-        raise InputError(
-            f"out={run.path} holds a finished run with another config ({'; '.join(changed)}); choose another out"
-        )
+    run.agree(config)
     reporter.say(f"run: {run.path} is finished; nothing to do")
     reporter.say(last_line(run.result or {}))
     return True

@@ -118,10 +118,17 @@ def flatten_optimizer(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
+    """Give an optimizer the state that `flatten_optimizer` took, in the memory layout of its parameters.
+
+    Fused optimizers walk through both side by side: those of CUDA refuse another layout, those of the CPU misread it.
+    """
+    params = [p for group in optimizer.param_groups for p in group["params"]]
     state: dict[int, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
         i, key = name.split(".", 1)
-        state.setdefault(int(i), {})[key] = tensor
+        p = params[int(i)]
+        laid_out = torch.empty_like(p, dtype=tensor.dtype).copy_(tensor) if tensor.shape == p.shape else tensor
+        state.setdefault(int(i), {})[key] = laid_out
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 

@@ -3,13 +3,13 @@
 import copy
 import difflib
 from collections.abc import Sequence
-from contextlib import contextmanager
 
 import torch
 from timm.models import VisionTransformer
 from torch import Tensor, nn
 
 from twinblock.errors import InputError
+from twinblock.modes import evaluating
 
 CONTAINERS = (
     "stages",
@@ -28,7 +28,7 @@ def cut_network(model: nn.Module, kind: str, size: int, cuts: Cuts) -> tuple[lis
     """The units of each block, and the shape it gives; checked: the units in a row are the network."""
     fine = cuts != "stages" or isinstance(model, VisionTransformer)
     probe = torch.linspace(-1, 1, 3 * size * size).view(1, 3, size, size)
-    with _evaluating(model), torch.no_grad():
+    with evaluating(model), torch.no_grad():
         try:
             units, shapes, last = _row(model, probe, fine)
             if fine and (cut_open := _cut_open(model, units)):
@@ -174,13 +174,3 @@ def _holds_blocks(unit: nn.Module) -> bool:
 
 def first_line(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0][:100]
-
-
-@contextmanager
-def _evaluating(model: nn.Module):
-    was = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(was)

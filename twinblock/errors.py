@@ -22,4 +22,7 @@ class Interrupted(Exception):
 
     def __init__(self, signum: int, step: int):
         super().__init__(f"stopped at step {step}, state saved; the same command goes on from there")
-        self.code = 128 + signum
+        self.code, self.given = 128 + signum, (signum, step)
+
+    def __reduce__(self):  # so that it passes from a worker to its study
+        return type(self), self.given

@@ -17,13 +17,13 @@ from twinblock import checkpoint
 from twinblock.config import Config, PrunedSpec, other_data
 from twinblock.data import Images, about, take
 from twinblock.data.longtail import training, whole
-from twinblock.diagnosis.monitor import evaluating
 from twinblock.encoders import MEAN, STD, Encoder
 from twinblock.errors import InputError
 from twinblock.evaluation.features import at_once, at_size, features, pixels, seen_by
 from twinblock.evaluation.groups import thirds
 from twinblock.files import replacing, write_table
 from twinblock.learner import Network
+from twinblock.modes import evaluating
 from twinblock.pruning import Pruned
 from twinblock.run import Run
 from twinblock.seeding import order

@@ -62,7 +62,8 @@ class Reporter:
             left = elapsed / max(1, step - self.first_step) * (self.total - step)
             self.say(f"step {step}/{self.total} · {text} · {clock(left)} left")
 
-    def stop(self) -> None:
+    def close(self) -> None:
+        """Take the bar away: a terminal without one has its cursor back."""
         if self.bar is not None:
             self.bar.stop()
             self.bar = None

@@ -3,6 +3,7 @@
 import fcntl
 import json
 import os
+import re
 import shutil
 import weakref
 from pathlib import Path
@@ -16,7 +17,9 @@ from twinblock.encoders import Encoder, build_encoder
 from twinblock.errors import InputError
 from twinblock.files import replacing
 
-CHOSEN_BY_US = ("auto", None)  # values that `resolve` fills in; a resumed run keeps what was chosen first
+RESOLVED = re.compile(r"data\.size|encoder\.(kind|stem|width)|views\.\d\.(crop|flip)|train\.precision")
+OPEN = ("auto", None)  # what leaves one of those fields to the data and the machine
+NOT_OF_TRAINING = ("out", "train.on_collapse")  # fields that a run may be resumed with another value of
 
 
 class Run:
@@ -40,7 +43,7 @@ class Run:
         run = cls(path)
         if not run.path.is_dir():
             raise InputError(f"no run at {run.path}: there is no such folder")
-        if not (run.path / "config.yaml").is_file():
+        if not run.begun:
             raise InputError(f"no run at {run.path}: it holds no config.yaml")
         return run
 
@@ -68,6 +71,10 @@ class Run:
         return self._json("evaluation.json")
 
     @property
+    def begun(self) -> bool:
+        return (self.path / "config.yaml").is_file()
+
+    @property
     def finished(self) -> bool:
         return self.result is not None
 
@@ -77,8 +84,10 @@ class Run:
         return (self.result or {}).get("state") in ("complete collapse", "diverging")
 
     def metrics(self) -> list[dict[str, Any]]:
+        """The rows so far; a last line that is only half written, as beside a running training, is left out."""
         file = self.path / "metrics.jsonl"
-        return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+        lines = file.read_text().splitlines() if file.exists() else []
+        return [row for row in map(_row, lines) if row is not None]
 
     def history(self, learner: int = -1, start: int = 0) -> list[dict[str, Any]]:
         """What the monitor saw of one Learner from step `start` on, in order, as `diagnosis.verdict` takes it."""
@@ -122,17 +131,20 @@ class Run:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise InputError(f"out={self.path}: another process is training there") from None
-        if (self.path / "config.yaml").exists():
-            changed = differences(self.config, config)
-            if changed:
-                raise InputError(
-                    f"out={self.path} holds a run with another config ({'; '.join(changed)}); choose another out"
-                )
-        else:
-            begun = (".lock", "config.yaml.partial")  # what a run leaves that was killed before its config was written
-            others = [p for p in self.path.iterdir() if p.name not in begun]
+        self.agree(config)
+        if not self.begun:
+            left = (".lock", "config.yaml.partial")  # by a run that was killed before its config was written
+            others = [p for p in self.path.iterdir() if p.name not in left]
             if others:
                 raise InputError(f"out={self.path} is not empty and holds no run; choose another folder")
+
+    def agree(self, config: Config) -> None:
+        """Raises InputError where this run, if it has begun, is of another config."""
+        if self.begun and (changed := differences(self.config, config)):
+            what = "a finished run" if self.finished else "a run"
+            raise InputError(
+                f"out={self.path} holds {what} with another config ({'; '.join(changed)}); choose another out"
+            )
 
     def release(self) -> None:
         """Let other processes have the folder; take away one that was made for a run that did not begin."""
@@ -164,7 +176,7 @@ class Run:
         """Forget the rows from `step` on: they will be written again."""
         file = self.path / "metrics.jsonl"
         lines = file.read_text().splitlines() if file.exists() else []
-        kept = [line for line in lines if _row_before(line, step)]
+        kept = [line for line in lines if (row := _row(line)) is not None and row["step"] < step]
         if len(kept) < len(lines):
             self.write("metrics.jsonl", "".join(line + "\n" for line in kept))
 
@@ -197,14 +209,14 @@ def to_yaml(config: Config) -> str:
 
 
 def differences(saved: Config, wanted: Config) -> list[str]:
-    """The fields in which two configs differ, as `a.b: saved, now wanted`; `auto` agrees with what it became."""
+    """The fields in which two configs differ, in words; what was left open agrees with what it became."""
     old, new = leaves(saved.model_dump(mode="json")), leaves(wanted.model_dump(mode="json"))
     return [
         f"{name}: {old.get(name)} there, {new.get(name)} here"
         for name in dict.fromkeys([*old, *new])
-        if name not in ("out", "train.on_collapse")
+        if name not in NOT_OF_TRAINING
         and old.get(name) != new.get(name)
-        and not (name in new and new[name] in CHOSEN_BY_US)
+        and not (RESOLVED.fullmatch(name) and name in new and new[name] in OPEN)
     ]
 
 
@@ -221,8 +233,10 @@ def _no_link(path: str, flags: int) -> int:
     return os.open(path, flags | os.O_NOFOLLOW, 0o644)
 
 
-def _row_before(line: str, step: int) -> bool:
+def _row(line: str) -> dict[str, Any] | None:
+    """A line of the metrics; None where it is none: the last one of a killed process may be cut."""
     try:
-        return json.loads(line)["step"] < step
-    except (ValueError, KeyError, TypeError):
-        return False  # the last line of a killed process may be cut
+        row = json.loads(line)
+    except ValueError:
+        return None
+    return row if isinstance(row, dict) and isinstance(row.get("step"), int) else None

@@ -6,6 +6,7 @@ import signal as signals
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from typing import Any
 
 import numpy as np
@@ -78,7 +79,7 @@ class Trainer:
         self.forwards = [fabric.setup_module(learner) for learner in self.learners]
         assert config.data.size is not None
         self.views = Views(config.views, config.data.size, MEAN, STD)
-        self.monitor = Monitor(self.learners, seen or images, self.views, config, fabric.device, self.plan)
+        self.monitor = Monitor(self.learners, seen or images, self.views, config, fabric.device, self.plan, world)
         self.save_every = max(1, config.train.checkpoint_every.steps(self.epoch_steps, self.plan.total))
         self.step = 0
         self.loggers = make_loggers(config.train.loggers, run.path) if fabric.is_global_zero else []
@@ -89,7 +90,7 @@ class Trainer:
         rows: list[dict[str, Any]] = []
         losses: list[Tensor] = []
         self.reporter.start(self.plan.total, self.step, self.config.data.batch)
-        with stop_signals() as stop, ThreadPoolExecutor(1) as pool:
+        with stop_signals() as stop, ThreadPoolExecutor(1) as pool, closing(self.reporter):
             loader = self.batches(pool)
             flushed, flush_at, began = self.step, self.step + 1, time.monotonic()
             while self.step < self.plan.total:
@@ -98,7 +99,6 @@ class Trainer:
                     if self.config.train.on_collapse == "stop" and self.monitor.collapsed:
                         self.flush(rows, losses)
                         self.save()
-                        self.reporter.stop()
                         raise Collapsed(self.step, self.monitor.verdict())
                 losses.append(self.train_step(*next(loader)))
                 self.step += 1
@@ -116,7 +116,6 @@ class Trainer:
                         self.save()
                     if stopping and not last:
                         raise Interrupted(stop[0] if stop else signals.SIGTERM, self.step)
-        self.reporter.stop()
 
     def look(self) -> dict[str, Any]:
         """Look at the embeddings; warn when they have become bad since the last look.

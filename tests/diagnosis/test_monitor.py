@@ -11,7 +11,7 @@ import twinblock.train
 from twinblock import checkpoint
 from twinblock.config import Data
 from twinblock.data import load
-from twinblock.diagnosis.monitor import held_out, leave_one_out
+from twinblock.diagnosis.monitor import Monitor, held_out, leave_one_out
 from twinblock.errors import Collapsed
 
 
@@ -35,6 +35,22 @@ def test_looks_cost_about_one_percent(tmp_path):
         trainer = tiny.trainer(config, tmp_path / str(batch))
         looks = sum(trainer.monitor.due(step) for step in range(steps)) + 1
         assert 0.004 * steps < looks * 2 * len(trainer.monitor.pixels) / (6 * batch) <= 0.01 * steps
+
+
+def test_looks_of_a_long_run_and_of_many_processes_are_fewer(tmp_path):
+    """Each look judges all those before it: without a bound a million steps would mean 5 000 million rows."""
+
+    def looks(name, steps, **more):
+        config = tiny.config("byol", data={"batch": 48}, train={"length": f"{steps}steps"})
+        built = tiny.trainer(config, tmp_path / name)
+        monitor = Monitor(
+            built.learners, built.images, built.views, built.config, built.fabric.device, built.plan, **more
+        )
+        return sum(monitor.due(step) for step in range(steps))
+
+    assert 400 <= looks("long", 1_000_000) <= 510
+    one, four = looks("one", 12_000), looks("four", 12_000, world=4)
+    assert one / 5 < four < one / 3
 
 
 @pytest.mark.parametrize(

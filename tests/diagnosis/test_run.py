@@ -11,6 +11,7 @@ import torch
 
 import twinblock
 from twinblock import cli
+from twinblock.data import load
 from twinblock.errors import InputError
 
 SMALL = ["data.batch=64", "train.length=3steps", "projector.dims=[16,8]", "encoder.width=8", "train.precision=fp32"]
@@ -41,6 +42,16 @@ def test_every_output_of_every_block(run):
 
 def run_verdict(run, i):
     return twinblock.diagnosis.verdict(run.history(i), finished=True).headline
+
+
+def test_a_classifier_of_some_of_the_classes_on_data_that_has_all(tmp_path):
+    rows = np.flatnonzero(load("photodigits").labels < 4)
+    np.save(tmp_path / "rows.npy", rows)
+    supervised = [*SMALL[:2], "encoder.width=8", f"data.indices={tmp_path / 'rows.npy'}"]
+    few = twinblock.pretrain("supervised", out=tmp_path / "run", quiet=True, overrides=supervised)
+    assert few.config.projector.dims == ("classes",)
+    (found,) = twinblock.diagnose(few).outputs
+    assert found["projector"]["dimensions"] == 4
 
 
 def test_checkpoints_by_their_file(run):

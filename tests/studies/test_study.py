@@ -1,11 +1,16 @@
 """What studies share: an arm is done once, a failed one stops no other, and no worker outlives its study."""
 
 import fcntl
+import json
+import pickle
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import pytest
+
+from twinblock.errors import InputError, Interrupted
 from twinblock.studies.study import Arm, Options, carry_out, folder, summary
 
 SMALL = ("data.batch=64", "encoder.width=8")
@@ -27,11 +32,19 @@ def test_arms_are_measured_once_and_a_failed_one_gives_its_reason(tmp_path):
         ("bad", 1, None),
     ]
     assert "training diverged" in rows[2]["failed"]
-    (folder("good", 1, options) / "config.yaml").unlink()  # a second training would be noticed
-    assert carry_out(arms[:1], measure, options) == rows[:2]
+    kept = folder("good", 1, options) / "measured.json"
+    kept.write_text(json.dumps({**json.loads(kept.read_text()), "linear %": 99.0}))  # a second look would be noticed
+    assert [row["linear %"] for row in carry_out(arms[:1], measure, options)] == [50.0, 99.0]
+    with pytest.raises(InputError, match=r"good-0 holds a finished run with another config \(train\.length"):
+        carry_out([Arm("good", "demo", ("train.length=3steps",))], measure, options)
     good, bad = summary(rows)
     assert good == {"arm": "good", "linear %": "50.5 ± 0.7"}
     assert bad["linear %"] == rows[2]["failed"]
+
+
+def test_an_interrupted_arm_can_say_so_to_its_study():
+    ended = pickle.loads(pickle.dumps(Interrupted(15, 7)))
+    assert (ended.code, str(ended)) == (143, str(Interrupted(15, 7)))
 
 
 def test_workers_end_with_a_study_that_is_killed(tmp_path):

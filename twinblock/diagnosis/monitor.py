@@ -2,13 +2,12 @@
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import normalize
 
 from twinblock.config import Config, Data
@@ -17,6 +16,7 @@ from twinblock.diagnosis.measures import indicators
 from twinblock.diagnosis.verdict import Verdict, verdict
 from twinblock.errors import InputError
 from twinblock.learner import Learner
+from twinblock.modes import evaluating
 from twinblock.overlapping import Overlapping
 from twinblock.scope import Plan
 from twinblock.seeding import order
@@ -25,8 +25,9 @@ from twinblock.views import Views
 
 SAMPLE = 64, 256  # images looked at: within these bounds, two batches, or fewer where a short run cannot afford them
 SHARE = 0.01  # of the training time
-LEAST = 8  # looks at equal distances; very short runs then spend more than that share
+LEAST, MOST = 8, 500  # looks at equal distances: very short runs then spend more than that share, long ones less
 EARLY = 0.0, 0.01, 0.025, 0.05  # parts of a phase at which to look in any case, to see a collapse early
+LONG = 4_000  # steps; of a longer phase those are parts of its first steps, so that the last is at step 200
 CONFIRM = 0.02, 50  # a look that finds a collapse is repeated after this part of the run, at most so many steps
 NEIGHBOURS, TEMPERATURE = 5, 0.1  # of the sample, which has few images a class
 
@@ -45,8 +46,9 @@ def held_out(data: Data, images: Images) -> Images:
 class Monitor:
     """Looks at what each Learner gives for two views of the same images, in evaluation mode, and changes nothing.
 
-    A look costs two forward passes of the sample, a step three times two of a batch (backward counts double): the
-    interval follows from that and from `SHARE`. `rows` holds what was seen, `verdicts` one for each Learner.
+    A look costs two forward passes of the sample, a step three times two of a batch (backward counts double), which
+    `world` processes share while one of them looks for all: the interval follows from that and from `SHARE`. `rows`
+    holds what was seen, `verdicts` one for each Learner.
     """
 
     def __init__(
@@ -57,13 +59,14 @@ class Monitor:
         config: Config,
         device: torch.device,
         plan: Plan,
+        world: int = 1,
     ):
         self.config, self.device, self.plan = config, device, plan
         self.learners = [part for whole in learners for part in whole.parts]
         self.wholes = [i for i, whole in enumerate(learners) for _ in whole.parts]  # what the plan counts
         self.views = Views(views.specs[:1], views.size, views.mean, views.std)
         batch = config.data.batch
-        cost = SHARE * plan.total * 3 * batch  # of all looks, in images of one
+        cost = SHARE * plan.total * 3 * batch / world  # of all looks, in images of one
         affordable = round(cost / (LEAST + len(EARLY) + 1))
         count = min(len(images), max(SAMPLE[0], min(SAMPLE[1], 2 * batch, affordable)))
         index = np.sort(order(config.train.seed, -1, len(images))[:count])
@@ -71,9 +74,9 @@ class Monitor:
         self.labels = None if images.labels is None else torch.from_numpy(images.labels[index])
         self.aspect = None if images.aspect is None else torch.from_numpy(images.aspect[index])
         self.starts = [next(_starts(plan, i)) for i in self.wholes]
-        self.due_at = {start + round(part * phase.steps) for start, phase in _phases(plan) for part in EARLY}
+        self.due_at = {start + round(part * min(phase.steps, LONG)) for start, phase in _phases(plan) for part in EARLY}
         left = cost / count - len(self.due_at) - 1  # looks; one is for the end
-        self.interval = max(1, math.ceil(plan.total / max(left, LEAST)))
+        self.interval = max(1, math.ceil(plan.total / min(max(left, LEAST), MOST)))
         self.again = max(1, min(round(CONFIRM[0] * plan.total), CONFIRM[1]))
         self.rows: list[dict[str, Any]] = []
         self.verdicts: list[Verdict] = [verdict([])] * len(self.learners)
@@ -193,15 +196,3 @@ def _phases(plan: Plan) -> Iterator[tuple[int, Any]]:
 
 def _starts(plan: Plan, learner: int) -> Iterator[int]:
     return (start for start, phase in _phases(plan) if learner in phase.trained)
-
-
-@contextmanager
-def evaluating(module: nn.Module) -> Iterator[None]:
-    """Evaluation mode for a while; each part then returns to the mode it was in."""
-    modes = [(part, part.training) for part in module.modules()]
-    module.eval()
-    try:
-        yield
-    finally:
-        for part, training in modes:
-            part.training = training

@@ -126,7 +126,8 @@ def _monitor(
     assert images is not None and config.data.size is not None, "every source has a training split"
     encoder = encoder_of(config)
     checkpoint.fill(encoder, tensors, file, "encoder.")
-    classes = None if images.labels is None else int(images.labels.max()) + 1
+    heads = [t for name, t in sorted(tensors.items()) if ".projector." in name and t.ndim == 2]
+    classes = len(heads[-1]) if heads else 1  # those it was trained with, which other data need not have
     learners = make_learners(config, encoder, classes, None)
     for i, learner in enumerate(learners):
         prefix = f"learners.{i}."

@@ -12,6 +12,7 @@ from twinblock.config import Config
 from twinblock.data import Images
 from twinblock.encoders import MEAN, STD
 from twinblock.errors import InputError
+from twinblock.modes import evaluating
 from twinblock.precision import autocast_here
 from twinblock.views import centre
 
@@ -35,20 +36,15 @@ def features(
     `batch`: images at a time, else `at_once`; `autocast`: a type for mixed precision; `advance` is told how many
     images are done. Raises InputError unless the encoder gives one row an image.
     """
-    modes = [(module, module.training) for module in encoder.modules()]
-    encoder.eval()
+    dtype = next((p.dtype for p in encoder.parameters()), torch.float32)
     rows = []
-    try:
+    with evaluating(encoder), torch.autocast(torch.device(device).type, autocast, enabled=autocast is not None):
         for view in _central(images, size, mean, std, device, batch):
-            with torch.autocast(torch.device(device).type, autocast, enabled=autocast is not None):
-                found = encoder(view)
+            found = encoder(view.to(dtype))
             if found.ndim != 2:
                 raise InputError(f"the encoder gives shape {tuple(found.shape)}; pool it to (images, features)")
             rows.append(found.float().cpu())
             advance(len(view))
-    finally:
-        for module, training in modes:
-            module.training = training
     return torch.cat(rows)
 
 

@@ -69,9 +69,9 @@ def carry_out(arms: Sequence[Arm], measure: Callable[[Run], Mapping[str, float]]
     """
     if options.seeds < 1:
         raise InputError(f"seeds={options.seeds}: take at least 1")
-    for arm in arms:
-        compose(arm.recipe, overrides=_overrides(arm, 0, options))  # before hours are spent on the others
     jobs = [(arm, seed) for arm in arms for seed in range(options.seeds)]
+    for arm, seed in jobs:  # what is no run, or not the one that lies there: before hours are spent on the others
+        Run(folder(arm.name, seed, options)).agree(compose(arm.recipe, overrides=_overrides(arm, seed, options)))
     reporter, began = Reporter(), time.monotonic()
     rows: dict[tuple[str, int], Row] = {}
     with ProcessPoolExecutor(workers(), mp_context=get_context("spawn"), initializer=_prepare) as pool:
