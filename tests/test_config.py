@@ -129,6 +129,9 @@ def test_configs_differ_by_field_and_auto_agrees_with_what_it_became():
     saved = compose("simclr", overrides=["encoder.kind=resnet18", "train.precision=fp32", "data.size=32"])
     assert differences(saved, compose("simclr")) == []
     clipped = compose("simclr", overrides=["optim.clip=1.0", "data.indices=rows.npy"])
+    photos = [compose("simclr", overrides=[f"data={name}"]) for name in ("photos", "./photos/", "photo")]
+    assert differences(photos[0], photos[1]) == []
+    assert differences(photos[0], photos[2]) == ["data.source: photos there, photo here"]
     assert differences(clipped, compose("simclr")) == [
         "data.indices: rows.npy there, None here",
         "optim.clip: 1.0 there, None here",

@@ -2,11 +2,14 @@
 
 import pytest
 import timm
+import tiny
 import torch
 import torchvision
 
+from twinblock.api import resolve
 from twinblock.encoders import build_encoder
 from twinblock.errors import InputError
+from twinblock.recipes import compose
 
 KINDS = (
     "resnet10",
@@ -110,3 +113,11 @@ def test_what_cannot_be_cut_is_refused_in_one_line(kind, words):
     with pytest.raises(InputError, match=words) as caught:
         build_encoder(kind, "standard", "batch", None, 224, seed=0)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", ["deit_tiny_patch16_224", "timm/test_vit"])
+def test_vision_transformers_by_any_name_have_no_stem_to_choose(kind):
+    config = compose("simclr", overrides=[f"encoder.kind={kind}", "data.size=32"])
+    stem = resolve(config, tiny.images(4, 32), torch.device("cpu")).encoder.stem
+    encoder = build_encoder(kind, stem, "batch", None, 32, seed=0).eval()
+    assert encoder(images(2, 32)).shape == (2, encoder.width)

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from twinblock import precision, pretrain
+from twinblock.encoders import build_encoder
 from twinblock.evaluation import seen_by
 from twinblock.recipes import compose
 
@@ -55,3 +56,14 @@ def test_images_of_eight_pixels_train(tmp_path):
     run = pretrain("demo", out=tmp_path / "run", overrides=fields, quiet=True)
     assert run.finished
     assert run.config.train.precision == "fp32"
+
+
+def test_features_are_not_rounded_to_the_precision_of_the_maps():
+    encoder = build_encoder("resnet10", "cifar", "batch", 8, 16, seed=0).eval()
+    x = torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        found, maps = encoder(x), encoder.maps(x)[-1]
+    assert maps.dtype == torch.bfloat16
+    assert found.dtype == torch.float32
+    assert torch.equal(found, maps.float().mean((2, 3)))
+    assert not torch.equal(found, found.bfloat16().float())

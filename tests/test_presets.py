@@ -53,3 +53,8 @@ def test_what_is_asked_for_wins():
 def test_presets_that_are_none(presets):
     with pytest.raises(InputError, match="presets map numbers of epochs"):
         preset(presets, "5epochs", "mine")
+
+
+def test_a_part_that_is_no_mapping_is_one_line():
+    with pytest.raises(InputError, match="train"):
+        compose("byol_imagenet", overrides=["train=5"])

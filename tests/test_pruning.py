@@ -251,9 +251,9 @@ def test_what_makes_no_sense_is_refused_with_the_reason(recipe, overrides, words
     assert "\n" not in str(caught.value)
 
 
-def test_a_network_without_convolutions_is_refused():
-    with pytest.raises(InputError, match="convolutions"):
-        Pruned(Network([nn.Linear(3, 3)], Tap(3), nn.Identity(), Noise(0.0)), 0.5)
+def test_a_network_without_layers_is_refused():
+    with pytest.raises(InputError, match="removes weights of layers"):
+        Pruned(Network([nn.ReLU()], Tap(3), nn.Identity(), Noise(0.0)), 0.5)
 
 
 def test_stem_and_shortcuts_are_pruned_and_the_head_is_not():
@@ -264,3 +264,13 @@ def test_stem_and_shortcuts_are_pruned_and_the_head_is_not():
     assert any("downsample" in name for name in branch.weights)
     assert all(name.startswith("blocks.") for name in branch.weights)
     assert "tap/expansion/1" in branch.norms
+
+
+def test_the_linear_layers_of_a_transformer_are_pruned_too():
+    encoder = build_encoder("test_vit", "standard", "batch", None, 32, seed=0)
+    network = Network(encoder.as_blocks(), Tap(encoder.width, prefix=encoder.prefix), nn.Linear(64, 8), Noise(0.0))
+    branch = Pruned(network, 0.5)
+    layers = sum(m.weight.numel() for m in network.blocks.modules() if isinstance(m, nn.Linear | nn.Conv2d))
+    masked = [buffer for name, buffer in branch.named_buffers() if name.startswith("mask/")]
+    assert sum(mask.numel() for mask in masked) == layers > 10_000
+    assert sum(int(mask.sum()) for mask in masked) == pytest.approx(layers / 2, abs=1)

@@ -1,5 +1,8 @@
 """What people read: tables keep every number, on a narrow terminal too."""
 
+import subprocess
+import sys
+
 import pytest
 
 from twinblock.report import print_table
@@ -15,3 +18,13 @@ def test_a_table_wraps_prose_and_cuts_no_number(columns, monkeypatch, capsys):
         assert f" {cell} " in shown
     assert shown.count("sentence") == 3
     assert "…" not in shown
+
+
+def test_work_goes_on_where_nobody_reads_along():
+    """As behind `2>&1 | head -1`: the words are lost, the training is not."""
+    code = "from twinblock.report import Reporter; r = Reporter(); [r.say('x' * 9999) for _ in range(99)]; print(7)"
+    command = [sys.executable, "-c", code]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        process.stderr.close()
+        assert process.stdout.read() == b"7\n"
+    assert process.returncode == 0

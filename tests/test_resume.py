@@ -5,14 +5,17 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import tiny
 import torch
 
 from twinblock import checkpoint
 from twinblock.api import pretrain
+from twinblock.data import take
 from twinblock.errors import InputError, Interrupted
 from twinblock.optim import make_optimizer, parameter_groups
 from twinblock.run import Run
@@ -149,6 +152,20 @@ def test_however_a_training_ends_the_terminal_is_given_back(tmp_path, monkeypatc
             with pytest.raises(type(end)):
                 trainer.fit()
         assert closed == [1]
+
+
+@pytest.mark.parametrize("now", ["fewer", "other labels"])
+def test_a_run_does_not_go_on_with_other_images(tmp_path, now):
+    """Its order of samples, its schedule and a classifier's width would silently be others."""
+    config, images = tiny.config("supervised", train={"length": "9steps", "checkpoint_every": "2steps"}), tiny.images()
+    with pytest.raises(Killed):
+        fit(config, tmp_path, 5)
+    other = take(images, np.arange(47)) if now == "fewer" else replace(images, labels=images.labels[::-1].copy())
+    trainer = tiny.trainer(config, tmp_path, other)
+    with pytest.raises(InputError, match=rf"other images than this run began with \({len(other)} now, 48 then\)"):
+        trainer.resume()
+    trainer.run.release()
+    fit(config, tmp_path)
 
 
 def test_metrics_of_a_running_training_may_end_in_half_a_line(tmp_path):

@@ -13,6 +13,7 @@ from twinblock.config import Config
 from twinblock.data import Images
 from twinblock.data.longtail import training
 from twinblock.distributed import lost_peer
+from twinblock.encoders import is_vit
 from twinblock.errors import InputError
 from twinblock.precision import precision_of
 from twinblock.recipes import compose
@@ -102,7 +103,7 @@ def resolve(config: Config, images: Images, device: torch.device) -> Config:
     elif kind == "auto":
         kind = "resnet18" if size <= NATIVE_SIDE else "resnet50"
     if stem == "auto":
-        stem = "cifar" if size <= SMALL_STEM_SIDE and not kind.startswith("vit") else "standard"
+        stem = "cifar" if size <= SMALL_STEM_SIDE and not is_vit(kind) else "standard"
     crop, flip = DIGIT_VIEW if config.data.source == "photodigits" else PHOTO_VIEW
     views = tuple(
         view.model_copy(

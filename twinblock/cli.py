@@ -2,6 +2,7 @@
 
 import os
 import sys
+from contextlib import suppress
 from typing import Annotated, Any
 
 import typer
@@ -172,7 +173,8 @@ def main() -> None:
         sys.exit(2)
     except (Interrupted, Collapsed) as stop:
         if os.environ.get("RANK", "0") == "0":  # all processes of a run stop at the same step; one says so
-            print(stop, file=sys.stderr)
+            with suppress(OSError):  # whoever read along may be gone
+                print(stop, file=sys.stderr)
         sys.exit(stop.code)
     except KeyboardInterrupt:
         sys.exit(130)

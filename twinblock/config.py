@@ -89,7 +89,7 @@ class EMASpec(Part):
 
 class PrunedSpec(Part):
     kind: Literal["pruned"]
-    ratio: Annotated[float, Field(ge=0, lt=1)]  # share of the convolutions' weights that the second view goes without
+    ratio: Annotated[float, Field(ge=0, lt=1)]  # share of the layers' weights that the second view goes without
     every: Duration = Duration.parse("1epochs")  # time from one mask to the next
     random: Annotated[float, Field(ge=0, lt=1)] = 0.0  # chance of each weight left to be dropped as well
 
@@ -130,13 +130,23 @@ class SupervisedSpec(ObjectiveSpec):
     kind: Literal["supervised"]
 
 
+def _flat(fields: dict[str, Any]) -> dict[str, Any]:
+    for name, value in fields.items():  # a tree may be billions of values in a few lines of YAML
+        if any(isinstance(x, list | tuple | dict) for x in (value if isinstance(value, list | tuple) else [value])):
+            raise ValueError(f"{name}: give one value, or a list of values")
+    return fields
+
+
+Fields = Annotated[dict[str, Any], AfterValidator(_flat)]
+
+
 class OfBlock(Part):
     """What a block has of its own: fields of these parts, in place of those of the run."""
 
-    objective: dict[str, Any] = {}
-    projector: dict[str, Any] = {}
-    predictor: dict[str, Any] = {}
-    optim: dict[str, Any] = {}
+    objective: Fields = {}
+    projector: Fields = {}
+    predictor: Fields = {}
+    optim: Fields = {}
 
 
 class EndToEnd(Part):

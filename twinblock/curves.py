@@ -1,11 +1,13 @@
 """The pictures of runs: loss, kNN on the sample, cosines and effective rank against steps, a column for each run."""
 
+import io
 import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from twinblock.errors import InputError
+from twinblock.files import replacing
 from twinblock.run import Run
 
 PANELS = "loss", "sample kNN %", "cosine of embeddings", "effective rank"
@@ -30,10 +32,13 @@ def draw(runs: Mapping[str, Run], path: str | Path) -> None:
             axes.set_ylabel(name if column == 0 else "")
             axes.spines[["top", "right"]].set_visible(False)
             axes.margins(x=0.01)
+    picture = io.BytesIO()
     try:
-        figure.savefig(path, dpi=110)
-    except (OSError, ValueError) as error:
+        figure.savefig(picture, format=Path(path).suffix[1:] or "png", dpi=110)
+    except ValueError as error:
         raise InputError(f"cannot write {path}: {' '.join(str(error).split())}") from None
+    with replacing(Path(path)) as file:
+        file.write(picture.getvalue())
 
 
 def _draw_run(panels: list[Any], run: Run) -> None:

@@ -64,7 +64,11 @@ class Encoder(nn.Module):
         ]
 
     def forward(self, images: Float[Tensor, "n c h w"]) -> Float[Tensor, "n d"]:
-        return average(self.maps(images)[-1], self.prefix)
+        return self.pooled(self.maps(images)[-1])
+
+    def pooled(self, x: Tensor) -> Float[Tensor, "n d"]:
+        """The average of what a block gives, in float32 at least: not rounded to the precision of the maps."""
+        return average(x.to(torch.promote_types(x.dtype, torch.float32)), self.prefix)
 
     def maps(self, images: Float[Tensor, "n c h w"]) -> list[Tensor]:
         """What each block gives."""
@@ -118,7 +122,7 @@ def _create(kind: str, width: int | None, size: int) -> nn.Module:
         raise InputError(f"encoder.width is for resnet10, resnet18 and resnet34; leave it out for encoder.kind={kind}")
     if library == "torchvision":
         return torchvision.models.get_model(name, weights=None)
-    if not is_model_in_modules(name, ["vision_transformer"]):
+    if not is_vit(name):
         return timm.create_model(name, num_classes=0)
     try:
         model: Any = timm.create_model(name, num_classes=0, img_size=size)
@@ -144,6 +148,11 @@ def _thin_stem(model: nn.Module, width: int) -> None:
     first.downsample = None  # pyright: ignore[reportArgumentType]
     for conv in (model.conv1, first.conv1):
         nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
+
+
+def is_vit(kind: str) -> bool:
+    """Whether a name is that of one of timm's vision transformers, which have no stem to choose."""
+    return is_model_in_modules(kind.removeprefix("timm/"), ["vision_transformer", "deit"])
 
 
 def _small_stem(model: nn.Module, kind: str, stride: int) -> None:

@@ -98,7 +98,7 @@ class Learner(nn.Module):
             online, target = self.streams(signal, batch)
             z = {i: gather(self.predict(online[i][1])) for i in self.views[0]}
         t = {j: gather(target[j][1]) for j in self.views[1]}
-        labels = None if batch.labels is None else gather(batch.labels)
+        labels = gather(batch.labels) if self.objective.labelled and batch.labels is not None else None
         losses = [self.objective(z[i], labels if j is None else t[j]) for i, j in self.directions]
         loss = torch.stack(losses).sum() * self.scale
         self._targets = torch.cat([t[j] for j in self.views[1]]).detach() if t else None

@@ -95,7 +95,9 @@ def convert_norms(model: nn.Module, norm: str) -> nn.Module:
             else:
                 model.set_submodule(name, _replacement(old, norm))
     if standardised:
-        for conv in _layers(model, nn.Conv2d, norm).values():
+        for name, conv in _layers(model, nn.Conv2d, norm).items():
+            if conv.weight[0].numel() == 1:
+                raise InputError(f"encoder norm {norm!r}: layer {name} has one weight a unit, which has no spread")
             conv.__class__ = WSConv2d
     return model
 

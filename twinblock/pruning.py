@@ -18,16 +18,18 @@ from twinblock.errors import InputError
 from twinblock.seeding import generator
 
 EPOCH = Duration.parse("1epochs")
+LAYERS = (_ConvNd, nn.Linear)  # ViTs and ConvNeXts have linear layers where ResNets have 1x1 convolutions
 NORMS = (_NormBase, nn.GroupNorm, nn.LayerNorm)
 
 
 class Pruned(Branch):
-    """The second view's network is the online one with masked convolutions and norms of its own (SDCLR).
+    """The second view's network is the online one with masked weights and norms of its own (SDCLR).
 
     View 0 meets the dense network, view 1 the pruned one; both are trained, in one backward. The mask keeps the
-    largest weights of all convolutions of the blocks, taken together; it is drawn anew from the dense weights every
-    `every`, after the optimizer step. Each weight it keeps is then dropped with probability `random`. Jiang et al.
-    2021, Self-Damaging Contrastive Learning, section 3.2; there private statistics move twice a step, here once.
+    largest weights of all convolutions and linear layers of the blocks, taken together; it is drawn anew from the
+    dense weights every `every`, after the optimizer step. Each weight it keeps is then dropped with probability
+    `random`. Jiang et al. 2021, Self-Damaging Contrastive Learning, section 3.2; there private statistics move twice a
+    step, here once.
     """
 
     own_pass = False
@@ -47,10 +49,10 @@ class Pruned(Branch):
         self.ratio, self.every, self.epoch_steps, self.random, self.seed = ratio, every, epoch_steps, random, seed
         modules = dict(network.named_modules())
         self.weights = [
-            f"{name}.weight" for name, m in modules.items() if name.startswith("blocks.") and isinstance(m, _ConvNd)
+            f"{name}.weight" for name, m in modules.items() if name.startswith("blocks.") and isinstance(m, LAYERS)
         ]
         if not self.weights:
-            raise InputError("branch.kind=pruned removes weights of convolutions, and this encoder or block has none")
+            raise InputError("branch.kind=pruned removes weights of layers, and this encoder or block has none")
         # a module's name cannot hold dots, and these are named after the modules that they stand in for
         self.norms = nn.ModuleDict(
             {name.replace(".", "/"): copy.deepcopy(m) for name, m in modules.items() if isinstance(m, NORMS)}

@@ -1,5 +1,6 @@
 """What people look at: the progress of a run, tables, and the last line."""
 
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,11 +23,22 @@ PROSE = 34  # characters: what is longer in a table is wrapped
 LINE_EVERY = 10.0  # seconds between two lines where there is no terminal
 
 
+class Screen(Console):
+    """The error stream. Whoever reads it may leave (`2>&1 | head`): the work goes on, unseen."""
+
+    def __init__(self, quiet: bool = False, **how: Any):
+        super().__init__(stderr=True, quiet=quiet, highlight=False, soft_wrap=True, **how)
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
+
+
 class Reporter:
     """Says what a run does, on the error stream: a live bar on a terminal, a line now and then elsewhere."""
 
     def __init__(self, quiet: bool = False):
-        self.console = Console(stderr=True, quiet=quiet, highlight=False, soft_wrap=True)
+        self.console = Screen(quiet)
         self.bar: Progress | None = None
 
     def say(self, text: str) -> None:
@@ -72,7 +84,7 @@ class Reporter:
 @contextmanager
 def progress(doing: str, total: int, quiet: bool = False) -> Iterator[Callable[[int], None]]:
     """Shows how far work of more than a second is: a bar on a terminal, lines that become fewer elsewhere."""
-    console = Console(stderr=True, quiet=quiet, soft_wrap=True, markup=False, highlight=False)
+    console = Screen(quiet, markup=False)
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     bar = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
     task, begun, done, due = bar.add_task(doing, total=total), time.monotonic(), 0, 1.0

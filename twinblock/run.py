@@ -20,6 +20,7 @@ from twinblock.files import replacing
 RESOLVED = re.compile(r"data\.size|encoder\.(kind|stem|width)|views\.\d\.(crop|flip)|train\.precision")
 OPEN = ("auto", None)  # what leaves one of those fields to the data and the machine
 NOT_OF_TRAINING = ("out", "train.on_collapse")  # fields that a run may be resumed with another value of
+PATHS = ("data.source", "data.root", "data.indices")  # photos/ is photos
 
 
 class Run:
@@ -55,8 +56,8 @@ class Run:
     def config(self) -> Config:
         file = self.path / "config.yaml"
         try:
-            return check(yaml.safe_load(file.read_text(encoding="utf-8")))
-        except (OSError, ValueError, yaml.YAMLError) as error:
+            return from_yaml(file.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
             why = " ".join(str(error).split())
             raise InputError(f"cannot read {file} ({why}); put it back as it was, or train in another folder") from None
 
@@ -208,9 +209,19 @@ def to_yaml(config: Config) -> str:
     return yaml.safe_dump(tree, sort_keys=False, allow_unicode=True)
 
 
+def from_yaml(text: str) -> Config:
+    """What `to_yaml` wrote. Raises ValueError for all else."""
+    try:
+        return check(yaml.safe_load(text))
+    except (yaml.YAMLError, AttributeError, RecursionError) as error:  # AttributeError: `text` is none
+        raise ValueError(str(error)) from None
+
+
 def differences(saved: Config, wanted: Config) -> list[str]:
     """The fields in which two configs differ, in words; what was left open agrees with what it became."""
-    old, new = leaves(saved.model_dump(mode="json")), leaves(wanted.model_dump(mode="json"))
+    old, new = (leaves(config.model_dump(mode="json")) for config in (saved, wanted))
+    for tree in (old, new):
+        tree |= {name: os.path.normpath(tree[name]) for name in PATHS if tree[name] is not None}
     return [
         f"{name}: {old.get(name)} there, {new.get(name)} here"
         for name in dict.fromkeys([*old, *new])

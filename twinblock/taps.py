@@ -5,7 +5,6 @@ from typing import Literal
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from twinblock.distributed import sum_over_ranks, world_size
 from twinblock.norms import make_norm
@@ -48,11 +47,11 @@ class Tap(nn.Module):
         x = self.expansion(x)
         if self.pool == "gap":
             return average(x, self.prefix)
-        if self.pool == "local":
-            return F.adaptive_avg_pool2d(x, self.grid).flatten(1)
         height, width = x.shape[2] // self.grid, x.shape[3] // self.grid
         assert height * self.grid == x.shape[2] and width * self.grid == x.shape[3], "windows must be equal"
         windows = x.unflatten(3, (self.grid, width)).unflatten(2, (self.grid, height))
+        if self.pool == "local":
+            return windows.mean((3, 5)).flatten(1)
         squares = windows.square().sum((3, 5))
         # the gradient of a root at zero is infinite; an all-zero window has none
         return torch.where(squares > 0, squares, 1).sqrt().mul(squares > 0).flatten(1)

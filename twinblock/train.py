@@ -22,7 +22,7 @@ from twinblock.distributed import largest, share_buffers
 from twinblock.encoders import MEAN, STD, Encoder
 from twinblock.errors import Collapsed, InputError, Interrupted
 from twinblock.launch import stop_signals
-from twinblock.learner import Batch, Learner, Signal
+from twinblock.learner import Batch, Learner, Network, Signal
 from twinblock.loggers import make_loggers, scalars
 from twinblock.optim import make_optimizer, parameter_groups, set_lr, warmup_cosine
 from twinblock.overlapping import Overlapping
@@ -71,8 +71,9 @@ class Trainer:
             module.to(fabric.device, dtype)
             module.to(memory_format=layout)  # pyright: ignore[reportCallIssue]
         if config.train.compile:
-            for block in (b for whole in self.learners for part in whole.parts for b in part.network.blocks):
-                block.compile()
+            for network in (m for learner in self.learners for m in learner.modules() if isinstance(m, Network)):
+                for block in network.blocks:  # of the target network, too
+                    block.compile()
         self.plan: Plan = make_plan(config.scope, len(self.learners), steps, self.epoch_steps)
         self.optims = [config.of_block(k + 1).optim for k in range(len(self.learners))]
         self.optimizers = [optimizer_of(*pair) for pair in zip(self.learners, self.optims, strict=True)]
@@ -250,7 +251,7 @@ class Trainer:
         if bad is not None:
             raise self.diverged(f"{bad} holds NaN or infinity after step {self.step}")
         if self.fabric.is_global_zero:
-            checkpoint.save(self.run.checkpoints, state, {"step": self.step})
+            checkpoint.save(self.run.checkpoints, state, {"step": self.step, "data": self.images.mark()})
         self.fabric.barrier()
 
     def resume(self) -> None:
@@ -261,6 +262,12 @@ class Trainer:
             self.reporter.warn(f"{line}; going back to the checkpoint before it")
         if (self.run.checkpoints / checkpoint.LAST).exists():
             tensors, meta = checkpoint.read(self.run.checkpoints / checkpoint.LAST)
+            then, now = meta.get("data"), self.images.mark()
+            if then is not None and then != now:
+                raise InputError(
+                    f"{self.config.data.source} holds other images than this run began with ({now['images']:,} now, "
+                    f"{then['images']:,} then): put those back, or choose another out"
+                )
             self.restore(tensors)
             self.step = meta["step"]
             self.reporter.say(f"resuming at step {self.step} of {self.plan.total}")

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import twinblock
-from twinblock import cli
+from twinblock import checkpoint, cli
 from twinblock.data import load
 from twinblock.errors import InputError
 
@@ -169,3 +169,22 @@ def test_a_run_that_was_not_finished_is_judged_as_it_stands(run, tmp_path):
     rows = [row for row in run.metrics() if "diagnosis" in row]
     (copy / "metrics.jsonl").write_text(json.dumps(rows[0]) + "\n")
     assert {v.state for v in twinblock.diagnose(copy).verdicts} == {"not started"}
+
+
+def test_on_other_data_the_verdict_is_of_what_was_looked_at(run):
+    """Not of the run's history, which is of its own images."""
+    rows = len(load("photodigits", split="test"))
+    other = twinblock.diagnose(run, data="photodigits")
+    assert rows > 64
+    for outputs, found in zip(other.outputs, other.verdicts, strict=True):
+        assert f"cosine {outputs['projector']['positive_cosine']:.4f} within" in found.evidence
+        assert "at first" not in found.evidence
+
+
+def test_the_config_in_an_encoder_may_be_damaged(run, tmp_path):
+    tensors, _ = checkpoint.read(run.path / "encoder.safetensors")
+    for config in ("a: [1", 3, None, "!!python/name:os.system"):
+        file = tmp_path / "encoder.safetensors"
+        checkpoint.write(file, tensors, {"config": config})
+        with pytest.raises(InputError, match=r"its config is damaged|holds no config"):
+            twinblock.diagnose(file)

@@ -164,3 +164,9 @@ def test_rows_that_only_hold_a_loss_are_skipped():
     losses = [{"step": step, "loss": 1.0} for step in range(4)]
     looks = [{"step": 0, "projector": look(0.5)}, *({"step": s, "projector": look(0.001)} for s in (2, 3))]
     assert verdict([*losses[:2], *looks, *losses[2:]]).state == "complete collapse"
+
+
+def test_a_network_whose_untrained_features_are_one_point_may_rise():
+    """EfficientNet's start within 5e-5 of each other; after a few steps they are still close, but on their way."""
+    assert run(look(5e-5), look(5e-4), look(2e-3)).state == "not started"
+    assert run(look(5e-4), look(5e-4), look(6e-4)).state == "complete collapse"

@@ -5,12 +5,14 @@ import pickle
 import struct
 import zipfile
 import zlib
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
 import tiny
 import torch
+import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -197,3 +199,18 @@ def test_a_wrong_ending_is_no_fault(tmp_path, monkeypatch):
     (tmp_path / "photos" / "a.png").write_bytes(encoded(picture, "JPEG"))
     images = load(str(tmp_path / "photos"))
     assert images is not None and len(images) == 1 and not images.skipped
+
+
+@pytest.mark.parametrize("place", ["scope.per_block.1.objective.lambd", "views", "data", "projector.dims", "out"])
+def test_a_config_that_unfolds_to_a_billion_values(tmp_path, place):
+    """Each name stands for nine of the one before: few in the file and in memory, until they are copied."""
+    lists = [f"&{b} [{', '.join(['*' + a] * 9)}]" for a, b in pairwise("abcdefghijkl")]
+    tree = part = compose("blockwise").model_dump(mode="json")
+    *path, name = place.split(".")
+    for key in path:
+        part = part.setdefault(int(key) if key.isdigit() else key, {})
+    part[name] = "BOMB"
+    text = yaml.safe_dump(tree).replace("BOMB", f"[&a [1, 1], {', '.join(lists)}]")
+    (tmp_path / "config.yaml").write_text(text)
+    with pytest.raises(InputError):
+        Run(tmp_path).config  # noqa: B018

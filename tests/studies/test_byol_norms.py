@@ -5,8 +5,13 @@ import shutil
 from pathlib import Path
 
 import pytest
+import tiny
+import torch
 
+from twinblock.api import resolve
 from twinblock.recipes import compose
+from twinblock.run import encoder_of
+from twinblock.scope import make_learners
 from twinblock.studies import byol_norms
 from twinblock.studies.study import Options, carry_out
 
@@ -63,6 +68,15 @@ def test_photographs_are_reduced_on_a_cpu_to_the_published_number_of_steps(monke
     for other in ("data=stl10", "data=photodigits"):  # the published setting is left as it is
         assert configs(other)["BN in both heads"].encoder.width == compose("demo").encoder.width
     assert "no GPU" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("source", ["photodigits", "cifar10"])
+def test_the_networks_of_every_arm_can_be_built(monkeypatch, source):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    for config in configs(f"data={source}").values():
+        config = resolve(config, tiny.images(4, 32), torch.device("cpu"))
+        (learner,) = make_learners(config, encoder_of(config), 10, None)
+        assert learner.network.tap.width == 128
 
 
 @pytest.mark.slow

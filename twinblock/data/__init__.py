@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from hashlib import blake2b
 from typing import Any, Literal
 
 import numpy as np
@@ -59,6 +60,13 @@ class Images:
 
     def __len__(self) -> int:
         return len(self.pixels if self.rows is None else self.rows)
+
+    def mark(self) -> dict[str, Any]:
+        """Their number, and a digest of their labels and names: whether they are still those of another time."""
+        digest = blake2b(digest_size=16)
+        for column in (self.labels, None if self.names is None else self.names.text):
+            digest.update(b"" if column is None else np.ascontiguousarray(column).data)
+        return {"images": len(self), "digest": digest.hexdigest()}
 
     def batch(self, index: Sequence[int] | np.ndarray | Tensor) -> UInt8[Tensor, "n h w c"]:
         """The images at these places, copied."""

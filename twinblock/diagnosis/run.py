@@ -8,18 +8,17 @@ from typing import Any
 
 import numpy as np
 import torch
-import yaml
 from torch import Tensor
 
 from twinblock import checkpoint
-from twinblock.config import Config, check, other_data
+from twinblock.config import Config, other_data
 from twinblock.data import load
 from twinblock.diagnosis.measures import indicators, lidar
 from twinblock.diagnosis.monitor import Monitor, held_out
 from twinblock.diagnosis.verdict import Verdict, verdict
 from twinblock.encoders import MEAN, STD
 from twinblock.errors import InputError
-from twinblock.run import Run, encoder_of
+from twinblock.run import Run, encoder_of, from_yaml
 from twinblock.scope import make_learners, make_plan
 from twinblock.seeding import order
 from twinblock.views import Views
@@ -98,7 +97,7 @@ def _of_run(run: Run, file: Path, data: str | Mapping[str, Any] | None) -> Diagn
     monitor = _monitor(config, tensors, file, data)
     found = _measure(monitor)
     seen = [run.history(i, start) for i, start in enumerate(monitor.starts)]
-    if file.name == checkpoint.LAST and all(seen):
+    if file.name == checkpoint.LAST and data is None and all(seen):  # the history is of the run's own images
         judged = [verdict(rows, finished=run.finished, config=config) for rows in seen]
     else:
         judged = [verdict([row], finished=True, config=config) for row in found]
@@ -109,7 +108,10 @@ def _of_encoder(file: Path, data: str | Mapping[str, Any] | None) -> Diagnosis:
     tensors, meta = checkpoint.read(file)
     if "config" not in meta:
         raise InputError(f"{file} names no config; give the folder of its run")
-    config = check(yaml.safe_load(meta["config"]))
+    try:
+        config = from_yaml(meta["config"])
+    except ValueError as error:
+        raise InputError(f"{file}: its config is damaged ({' '.join(str(error).split())[:120]})") from None
     monitor = _monitor(config, {f"encoder.{name}": tensor for name, tensor in tensors.items()}, file, data)
     found = [{name: row[name] for name in ("encoder", "sample_knn") if name in row} for row in _measure(monitor)]
     return Diagnosis(str(file), found, [verdict([row], finished=True, config=config) for row in found])

@@ -12,7 +12,7 @@ from twinblock.diagnosis.advice import advice
 
 ALIKE = 0.99  # mean cosine, within and between images, above which embeddings point one way
 FALLEN = 0.5  # part of the first spread: untrained networks may start alike too, but only a collapse goes on
-ALONE = 0.01  # spread of a finished run that means collapse however it began; untrained networks have 0.05
+ALONE = 0.01  # spread of a finished run that means collapse however it began, unless it rises; 0.05 is common untrained
 RISING = 3.0  # times the lowest spread so far: more than the noise of a collapsed run
 LEFT = 0.95  # mean cosine between images below which a collapse lies behind
 SHRUNK = 0.2  # part of the first distances below which a cosine above LEFT is a collapse, to a point, not a direction
@@ -63,7 +63,8 @@ def _judge(history: Sequence[Mapping[str, Any]], finished: bool) -> Verdict:
     apart = spread * [look["feature_norm"] for look in z]
     shrunk = (cosine > LEFT) & (apart < SHRUNK * apart[0])
     alike = (cosine > ALIKE) | shrunk
-    fallen = alike & (shrunk | (spread < max(FALLEN * spread[0], ALONE if finished else 0.0)))
+    alone = ALONE if finished and spread[-1] < RISING * spread[0] else 0.0
+    fallen = alike & (shrunk | (spread < max(FALLEN * spread[0], alone)))
     was_collapsed = (fallen[:-1] & fallen[1:]).any()  # one look may be a stumble of the first steps
     cosines = f"cosine {_positive(z[-1]):.4f} within images, {z[-1]['negative_cosine']:.4f} between"
     rising = spread[-1] > RISING * spread.min() and spread[-1] >= spread[-2]

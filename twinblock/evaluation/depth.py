@@ -16,7 +16,7 @@ from twinblock.encoders import Encoder
 from twinblock.errors import InputError
 from twinblock.run import Run
 from twinblock.scope import tap_of
-from twinblock.taps import Tap, average
+from twinblock.taps import Tap
 
 BLOCK = "block "  # then its number, from 1 on: what a row of the evaluation calls it
 RANKED = 2_000  # images that the effective rank is measured on at most
@@ -39,9 +39,9 @@ class EveryBlock(nn.Module):
     def forward(self, images: Float[Tensor, "n c h w"]) -> Float[Tensor, "n d"]:
         maps = self.encoder.maps(images)
         if self.taps is None:
-            return torch.cat([average(x, self.encoder.prefix) for x in maps], 1)
+            return torch.cat([self.encoder.pooled(x) for x in maps], 1)
         tapped = [tap(x) for tap, x in zip(self.taps, maps, strict=True)]
-        return torch.cat([*tapped, average(maps[-1], self.encoder.prefix)], 1)
+        return torch.cat([*tapped, self.encoder.pooled(maps[-1])], 1)
 
 
 def trained_taps(run: Run, encoder: Encoder) -> list[Tap]:

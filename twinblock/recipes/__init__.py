@@ -23,9 +23,10 @@ def compose(recipe: str | Path, fields: Mapping[str, Any] | None = None, overrid
     tree, overrides = _read(recipe), list(overrides)
     presets = tree.pop("presets", None) if isinstance(tree, dict) else None
     if presets is not None:
-        length = _laid_over(copy.deepcopy(tree), fields, overrides).get("train", {}).get("length", Train().length)
-        chosen = preset(presets, length, Path(recipe).stem)
-        lay_over(tree, [f"{name}={value}" for name, value in chosen.items()])
+        train = _laid_over(copy.deepcopy(tree), fields, overrides).get("train", {})
+        if isinstance(train, Mapping):  # `check` says what is wrong with another
+            chosen = preset(presets, train.get("length", Train().length), Path(recipe).stem)
+            lay_over(tree, [f"{name}={value}" for name, value in chosen.items()])
     return check(_laid_over(tree, fields, overrides))
 
 
