@@ -1,9 +1,10 @@
 """The form of a run: strict models of its parts, and what may not stand together."""
 
 from collections.abc import Mapping
+from os import PathLike
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from twinblock.durations import Duration
 from twinblock.errors import InputError
@@ -20,6 +21,7 @@ def _norm(text: str) -> str:
 
 
 Norm = Annotated[str, AfterValidator(_norm)]  # batch, sync, layer, group, none; group8, group+ws and so on
+Name = Annotated[str, BeforeValidator(lambda given: str(given) if isinstance(given, PathLike) else given)]  # or path
 Probability = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0, le=1e9, allow_inf_nan=False)]
 NotNegative = Annotated[float, Field(ge=0, le=1e9, allow_inf_nan=False)]
@@ -43,11 +45,11 @@ class LongTail(Part):
 
 
 class Data(Part):
-    source: str = "photodigits"  # photodigits, cifar10, cifar100, stl10, a folder, a Hugging Face name
-    root: str | None = None  # where torchvision's sets lie
+    source: Name = "photodigits"  # photodigits, cifar10, cifar100, stl10, a folder, a Hugging Face name
+    root: Name | None = None  # where torchvision's sets lie
     batch: Annotated[int, Field(ge=1, le=2**20)] = 256  # images a step, over all processes
     size: Annotated[int, Field(ge=8, le=1024)] | None = None  # side of a view in pixels; null: from the images
-    indices: str | None = None  # .npy or text: the rows to train on
+    indices: Name | None = None  # .npy or text: the rows to train on
     longtail: LongTail | None = None  # of those
 
 
@@ -311,9 +313,9 @@ def _like(views: list[Any]) -> list[Any]:
     return full
 
 
-def other_data(data: Data, given: str | Mapping[str, Any]) -> Data:
+def other_data(data: Data, given: str | PathLike[str] | Mapping[str, Any]) -> Data:
     """The data of a run with another source or other fields; InputError for what is no data."""
-    changed = {"source": given, "root": None} if isinstance(given, str) else dict(given)
+    changed = {"source": given, "root": None} if isinstance(given, str | PathLike) else dict(given)
     if changed.get("size", "") is None:
         changed.pop("size")  # as the run has it
     try:

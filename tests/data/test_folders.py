@@ -43,12 +43,43 @@ def test_folders_of_any_depth_give_the_labels_of_the_first_level(photos):
 
 
 @pytest.mark.parametrize("also", ["loose.png", "cat/more/1.png"])
-def test_no_labels_where_an_image_is_loose_or_there_is_one_class(photos, also):
+def test_no_labels_where_many_images_are_loose_or_there_is_one_class(photos, also):
     put(photos, "cat/0.png")
     put(photos, also)
     if also == "loose.png":
         put(photos, "dog/1.png")
     assert load(str(photos)).labels is None
+
+
+@pytest.mark.parametrize(("loose", "labelled"), [(1, True), (2, False)])
+def test_a_tenth_of_loose_images_makes_a_folder_one_without_classes(photos, loose, labelled):
+    for i in range(9):
+        put(photos, f"{'ab'[i % 2]}/{i}.png")
+    for i in range(loose):
+        put(photos, f"{i} preview.png", 9)
+    images = load(str(photos))
+    assert len(images) == 9 + loose
+    if labelled:
+        assert images.labels.tolist() == [-1] + [0] * 5 + [1] * 4 and values(images)[0] == 9
+    else:
+        assert images.labels is None
+
+
+@pytest.mark.parametrize("stray", ["README.txt", "preview.png", "labels.csv"])
+def test_a_stray_file_does_not_hide_the_train_folder(photos, stray):
+    for i in range(10):
+        put(photos, f"train/{'ab'[i % 2]}/{i}.png")
+    put(photos, stray)
+    images = load(str(photos))
+    assert images.classes == ("a", "b")
+    assert len(images) == 10
+
+
+def test_a_folder_named_train_among_many_images_is_not_all_of_them(photos):
+    for i in range(3):
+        put(photos, f"{i}.png")
+        put(photos, f"train/{i}.png")
+    assert len(load(str(photos))) == 6
 
 
 @pytest.mark.parametrize("name", ["test", "val", "valid", "validation", "Test"])

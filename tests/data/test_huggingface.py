@@ -73,6 +73,103 @@ def test_columns_are_found_by_type_and_name(tmp_path):
     assert images.labels.tolist() == [5, -1]
 
 
+@pytest.mark.parametrize("name", ["image", "img", "Images", "PICTURE", "photo", "jpg", "png", "webp"])
+def test_the_image_column_is_the_one_of_a_usual_name(tmp_path, name):
+    write_parquet(tmp_path / "structs" / "train.parquet", {"mask": cells(1, 1), name: cells(2, 3)})
+    write_parquet(tmp_path / "bytes" / "train.parquet", {"id_hash": [b"a", b"b"], name: [plain(2), plain(3)]})
+    declared = {"mask": {"_type": "Image"}, name: {"_type": "Image"}}
+    write_parquet(tmp_path / "declared" / "train.parquet", {"mask": cells(1, 1), name: cells(2, 3)}, declared)
+    for kind in ("structs", "bytes", "declared"):
+        assert values(load(str(tmp_path / kind))) == [2, 3]
+
+
+def test_names_and_truth_values_become_classes(tmp_path):
+    pa = pytest.importorskip("pyarrow")
+    names = ["dog", None, "cat", "a\nb"]
+    for kind, column in {"text": pa.array(names), "dictionary": pa.array(names).dictionary_encode()}.items():
+        write_parquet(tmp_path / kind / "train.parquet", {"image": cells(1, 2, 3, 4), "Label": column})
+        images = load(str(tmp_path / kind))
+        assert (images.labels.tolist(), images.classes) == ([2, -1, 1, 0], ("a\\nb", "cat", "dog"))
+    write_parquet(tmp_path / "bool" / "train.parquet", {"image": cells(1, 2, 3), "label": [True, False, None]})
+    images = load(str(tmp_path / "bool"))
+    assert (images.labels.tolist(), images.classes) == ([1, 0, -1], ("False", "True"))
+    numbers = pa.array([5, 3, 5]).dictionary_encode()
+    write_parquet(tmp_path / "numbers" / "train.parquet", {"image": cells(1, 2, 3), "label": numbers})
+    assert load(str(tmp_path / "numbers")).labels.tolist() == [5, 3, 5]
+    write_parquet(tmp_path / "float" / "train.parquet", {"image": cells(1, 2), "label": [1.0, 0.0]})
+    assert load(str(tmp_path / "float")).labels is None
+
+
+def test_a_name_that_is_only_in_the_test_split_follows_those_of_training(tmp_path):
+    write_parquet(tmp_path / "train.parquet", {"image": cells(1, 2, 3), "label": ["dog", "cat", "dog"]})
+    write_parquet(tmp_path / "test.parquet", {"image": cells(4), "label": pytest.importorskip("pyarrow").nulls(1)})
+    write_parquet(tmp_path / "validation.parquet", {"image": cells(4, 5), "label": ["bird", "dog"]})
+    test = load(str(tmp_path), split="test")
+    assert (values(test), test.labels.tolist(), test.classes) == ([4, 5], [2, 1], ("cat", "dog", "bird"))
+
+
+def test_labels_that_are_text_in_one_split_and_numbers_in_the_other_are_one_line(tmp_path):
+    write_parquet(tmp_path / "train.parquet", {"image": cells(1, 2), "label": ["dog", "cat"]})
+    write_parquet(tmp_path / "test.parquet", {"image": cells(3), "label": [1]})
+    assert load(str(tmp_path)).classes == ("cat", "dog")
+    with pytest.raises(InputError, match="train and test") as error:
+        load(str(tmp_path), split="test")
+    one_line(error)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"image": [0, 1], "klass": [0, 1]},
+        {"picture": [0, 1], "label": [0, 1]},
+        {"image": [0, 1], "label": ["a", "b"]},
+        {"features": [0.5, 0.5], "label": [0, 1]},
+    ],
+)
+def test_files_of_a_split_with_other_columns_are_one_line(tmp_path, other):
+    for name in ("image", "picture"):
+        other |= {name: cells(*other[name])} if name in other else {}
+    write_parquet(tmp_path / "train-0.parquet", {"image": cells(1, 2), "label": [0, 1]})
+    write_parquet(tmp_path / "train-1.parquet", other)
+    with pytest.raises(InputError, match=r"train-1\.parquet") as error:
+        load(str(tmp_path))
+    one_line(error)
+
+
+def test_a_label_that_is_too_large_is_one_line(tmp_path):
+    pa = pytest.importorskip("pyarrow")
+    write_parquet(tmp_path / "train.parquet", {"image": cells(1, 2), "label": pa.array([2**63, 3], pa.uint64())})
+    with pytest.raises(InputError, match=r"label.*9223372036854775808") as error:
+        load(str(tmp_path))
+    one_line(error)
+
+
+def test_a_table_without_images_does_not_hide_image_files(tmp_path):
+    for i in range(4):
+        put(tmp_path, f"{'ab'[i % 2]}/{i}.png", i)
+    write_parquet(
+        tmp_path / "features.parquet", {"image": [0, 1], "name": ["0.png", "1.png"], "features": [[0.5], [1.0]]}
+    )
+    images = load(str(tmp_path))
+    assert sorted(values(images)) == [0, 1, 2, 3]
+    assert images.classes == ("a", "b")
+
+
+def test_images_in_parquet_and_in_files_are_one_line(tmp_path):
+    put(tmp_path, "cat/0.png")
+    write_parquet(tmp_path / "train.parquet", {"image": cells(1)})
+    with pytest.raises(InputError, match=r"train\.parquet.*cat/0\.png") as error:
+        load(str(tmp_path))
+    one_line(error)
+
+
+def test_parquet_files_further_down_are_pointed_at(tmp_path):
+    write_parquet(tmp_path / "default" / "train" / "0000.parquet", {"image": cells(1)})
+    with pytest.raises(InputError, match=r"no image files.*default/train/0000\.parquet") as error:
+        load(str(tmp_path))
+    one_line(error)
+
+
 def test_rows_without_image_are_skipped_and_paths_are_followed(tmp_path):
     put(tmp_path, "beside.png", 9)
     write_parquet(

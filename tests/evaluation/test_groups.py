@@ -32,28 +32,34 @@ def test_groups_accuracies_and_balancedness_are_the_published_ones(golden, case)
     assert report["std"] / 100 == pytest.approx(float(there["std_groups"]), rel=1e-9)
 
 
-def test_a_group_without_classes_and_a_class_without_images():
+def test_a_group_without_classes_and_classes_without_images():
     report = group_report(np.array([50.0, 70.0]), np.array([500, 300]))
     assert report["by size"] == {"all": 60.0, "many": 60.0, "medium": None, "few": None, "std": 0.0}
-    with pytest.raises(InputError, match="class 1 has no test image"):
-        class_accuracies(np.array([0]), np.array([0]), 2)
+    found = class_accuracies(np.array([0, 0, 1]), np.array([0, 2, 3]), 3)  # class 3 is not in training
+    assert np.array_equal(found, [100, np.nan, 0], equal_nan=True)
+    report = group_report(found, np.array([500, 300, 5]))
+    assert report["by size"] == {"all": 50.0, "many": 100.0, "medium": None, "few": 0.0, "std": 50.0}
+    assert report["thirds"]["medium"] is None  # it has a class, and that was not tested
+    nothing = dict.fromkeys(("all", "many", "medium", "few", "std"))
+    assert group_report(np.array([np.nan]), np.array([5])) == {"thirds": nothing, "by size": nothing}
 
 
 def test_groups_need_labels(monkeypatch):
     monkeypatch.setattr(longtail, "load", lambda *_: Images(tiny.images().pixels))
     with pytest.raises(InputError, match="groups of classes need labels"):
-        class_sizes(compose("simclr", {"data": {"source": "photos"}}))
+        class_sizes(compose("simclr", {"data": {"source": "photos"}}), np.arange(3))
 
 
 def test_a_balanced_twin_has_the_groups_of_the_long_tailed_set(monkeypatch):
     monkeypatch.setattr(longtail, "load", lambda *_: tiny.images(300))
     config = compose("simclr")
     sizes = [
-        class_sizes(config.model_copy(update={"data": Data(longtail=LongTail(imbalance=10, kind=kind))})).tolist()
+        class_sizes(config.model_copy(update={"data": Data(longtail=LongTail(imbalance=10, kind=kind))}), np.arange(4))
         for kind in ("exp", "balanced")
     ]
-    assert sizes[0] == sizes[1]
-    assert max(sizes[0]) >= 9 * min(sizes[0])
+    assert np.array_equal(sizes[0], sizes[1])
+    assert max(sizes[0]) >= 9 * min(sizes[0][:3])
+    assert sizes[0][3] == 0
 
 
 def test_the_published_probe_separates_what_can_be_separated():

@@ -1,15 +1,21 @@
 """The labelled images that an encoder is measured on; and labels that cannot be used."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import tiny
+import torch
+from pictures import put
 
 import twinblock
-from twinblock.config import Data
-from twinblock.data import Images
+from twinblock.config import Data, other_data
+from twinblock.data import Images, longtail
 from twinblock.errors import InputError
 from twinblock.evaluation import run as evaluation
-from twinblock.evaluation.run import labelled
+from twinblock.evaluation.groups import classes_of
+from twinblock.evaluation.run import labelled, quick_knn
+from twinblock.recipes import compose
 
 
 def with_classes(classes: tuple[str, ...] | None) -> Images:
@@ -24,6 +30,9 @@ def with_classes(classes: tuple[str, ...] | None) -> Images:
         (("a", "b", "c"), None, True),
         (("a", "b", "c"), ("a", "b", "c"), True),
         (("a", "b", "c"), ("a", "c", "b"), False),
+        (("a", "b"), ("a", "b", "c"), True),  # a class that is only tested: its images count as missed
+        (("b", "c"), ("a", "b", "c"), False),
+        (("a", "b", "c"), ("a", "b"), False),
         (None, ("a", "b", "c"), False),
     ],
 )
@@ -60,3 +69,77 @@ def test_without_a_test_split_a_fifth_of_each_class_is_held_out(monkeypatch):
     shown = lambda part: part.batch(range(len(part)))[:, 0, 0, 0].tolist()  # noqa: E731
     assert sorted(shown(train) + shown(test)) == list(range(54))
     assert shown(labelled(Data(), 1, images)[1]) != shown(test)
+    with pytest.raises(InputError, match="one image of each class"):
+        labelled(Data(), 0, Images(images.pixels[:3], np.arange(3)))
+
+
+def folder(root, train: dict[str, int], test: dict[str, int] | None = None) -> str:
+    """Classes of so many images, of one colour each."""
+    for split, classes in (("train", train), ("val", test or {})):
+        for i, (name, count) in enumerate(classes.items()):
+            for k in range(count):
+                place = (f"{split}/" if test else "") + f"{name}/{k}.png"
+                put(root, place, 40 * i + k)
+    return str(root)
+
+
+SMALL = ["encoder.width=8", "encoder.kind=resnet10", "data.batch=16", "train.length=1steps", "projector.dims=[16,8]"]
+
+
+@pytest.mark.parametrize(
+    ("train", "test", "sizes", "untested"),
+    [
+        ({"a": 24, "b": 8, "lone": 1}, None, [24, 8, 1], [2]),  # its only image is for fitting
+        ({"a": 24, "b": 8, "c": 8}, {"a": 3, "c": 3}, [24, 8, 8], [1]),
+        ({"a": 24, "b": 8}, {"a": 3, "b": 1, "new": 3}, [24, 8], []),
+    ],
+)
+def test_unbalanced_folders_are_evaluated(tmp_path, monkeypatch, train, test, sizes, untested):
+    monkeypatch.setenv("TWINBLOCK_CACHE", str(tmp_path / "cache"))
+    source = folder(tmp_path / "photos", train, test)
+    run = twinblock.pretrain("simclr", data=source, out=tmp_path / "run", quiet=True, overrides=SMALL)
+    for data in (None, f"{source}/", Path(source)):
+        rows = twinblock.evaluate(run, data, baselines=False, quiet=True)
+        assert list(rows[0]) == ["features", "kNN %", "linear %", "few-shot %", "width"]
+        written = run.evaluation
+        assert written["class sizes"] == sizes
+        assert [i for i, found in enumerate(written["groups"][1]["classes"]) if found is None] == untested
+    tested = len(sizes) - len(untested)
+    assert [len(column) for column in classes_of(run)] == [tested, tested]
+    if "new" in (test or {}):
+        assert rows[0]["linear %"] <= 100 * 4 / 7 + 1e-9
+    with pytest.raises(InputError, match="9 shots"):
+        twinblock.evaluate(run, baselines=False, shots=[9])
+
+
+@pytest.mark.parametrize("numbers", [(1, 2, 3), (0, 7, 1000)])
+def test_unused_label_numbers_are_no_classes(tmp_path, monkeypatch, numbers):
+    found = tiny.images(120)
+    rows = np.flatnonzero((found.labels < 2) | (np.arange(120) % 4 == 0))  # one class is rare
+    found = Images(found.pixels[rows], np.array(numbers)[found.labels[rows]])
+    for module in (longtail, evaluation):
+        monkeypatch.setattr(module, "load", lambda *_: found)
+    monkeypatch.setattr(evaluation, "quick_knn", lambda *_: None)
+    run = twinblock.pretrain("simclr", data="photos", out=tmp_path / "run", quiet=True, overrides=SMALL)
+    rows = twinblock.evaluate(run, baselines=False, quiet=True)
+    assert rows[0]["linear %"] > 90
+    assert run.evaluation["class labels"] == list(numbers)
+    assert run.evaluation["class sizes"] == np.unique(found.labels, return_counts=True)[1].tolist()
+    knn = quick_knn(run.encoder(), run.config, found, torch.device("cpu"), quiet=True)
+    assert knn is not None and knn["raw pixels"] > 90
+
+
+def test_probes_are_fitted_on_a_device_that_holds_them(monkeypatch):
+    pair, gpu = (torch.zeros(100, 40), torch.zeros(20, 40)), torch.device("cuda", 0)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+    for free, place in ((120 * 50 * 4, "cpu"), (120 * 50 * 40, "cuda")):
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _, free=free: (free, 2**40))
+        assert evaluation._place(gpu, pair, 10).type == place
+    assert evaluation._place(torch.device("cpu"), pair, 10).type == "cpu"
+
+
+def test_a_path_names_data():
+    assert other_data(Data(), Path("photos")).source == "photos"
+    assert other_data(Data(), {"source": Path("photos"), "root": Path("/data")}).root == "/data"
+    config = compose("simclr", {"data": {"source": Path("photos"), "indices": Path("rows.npy")}})
+    assert (config.data.source, config.data.indices) == ("photos", "rows.npy")

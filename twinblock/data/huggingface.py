@@ -5,7 +5,8 @@ import os
 import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from itertools import chain, islice
+from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,25 @@ from twinblock.data.store import Encoded, Item, digest
 from twinblock.errors import InputError
 
 TESTS = ("test", "validation", "valid", "val")  # names of a held-out split, the preferred one first
-LABELS = ("label", "labels", "fine_label", "target", "class", "category", "coarse_label")  # usual names
+IMAGES = ("image", "img", "images", "picture", "photo", "jpg", "jpeg", "png", "webp")  # usual names, best first
+LABELS = ("label", "labels", "fine_label", "target", "class", "category", "coarse_label")
 ROWS = 100  # read at a time
 
 # Some Arrow tables of a split with these columns, one after the other: all, or a few spread over the split.
 Tables = Callable[[str, list[str], bool], Iterable[Any]]
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Which columns of a table are read: `classes` names numbered labels, where known; `text`: labels are names."""
+
+    image: str | None
+    label: str | None
+    classes: tuple[str, ...] | None
+    text: bool
+
+    def names(self) -> list[str]:
+        return [name for name in (self.image, self.label) if name]
 
 
 def parquet_files(folder: Path) -> dict[str, list[Path]]:
@@ -38,14 +53,26 @@ def parquet_files(folder: Path) -> dict[str, list[Path]]:
     return found
 
 
-def parquet(source: str, folder: Path, files: dict[str, list[Path]], split: str) -> Encoded | None:
-    """The images in the parquet files of a split; None where there is no such split."""
+def hold_images(source: str, files: dict[str, list[Path]]) -> bool:
+    """Whether any of these parquet files has a column of images."""
+    pq = _pyarrow(source)
+    with _readable(source):
+        return any(_columns(pq.read_schema(path)).image for paths in files.values() for path in paths)
+
+
+def _pyarrow(source: str) -> Any:
     try:
         from pyarrow import parquet as pq
     except ImportError as error:
         raise InputError(
             f'data source {source!r} holds parquet files: to read them, pip install "twinblock[hf]"'
         ) from error
+    return pq
+
+
+def parquet(source: str, folder: Path, files: dict[str, list[Path]], split: str) -> Encoded | None:
+    """The images in the parquet files of a split; None where there is no such split."""
+    pq = _pyarrow(source)
 
     def tables(name: str, columns: list[str], few: bool) -> Iterator:
         groups = [(file, i) for file in files[name] for i in range(pq.read_metadata(file).num_row_groups)]
@@ -55,7 +82,7 @@ def parquet(source: str, folder: Path, files: dict[str, list[Path]], split: str)
                 yield from islice(batches, 1 if few else None)
 
     with _readable(source):
-        schemas = {name: pq.read_schema(paths[0]) for name, paths in files.items()}
+        schemas = {name: {str(path): pq.read_schema(path) for path in paths} for name, paths in files.items()}
         counts = {name: sum(pq.read_metadata(path).num_rows for path in paths) for name, paths in files.items()}
         marks = {name: [(path.name, *_stat(path)) for path in paths] for name, paths in files.items()}
     return _encoded(source, split, schemas, counts, marks, tables, folder)
@@ -76,7 +103,7 @@ def hub(source: str, root: str | None, split: str, download: bool) -> Encoded | 
         data = splits[name].select_columns(columns).with_format("arrow")
         return (data.select(range(0, len(data), 1 + len(data) // 1000)) if few else data).iter(ROWS)
 
-    schemas = {name: data.features.arrow_schema for name, data in splits.items()}
+    schemas = {name: {name: data.features.arrow_schema} for name, data in splits.items()}
     counts = {name: len(data) for name, data in splits.items()}
     marks = {name: data._fingerprint for name, data in splits.items()}
     return _encoded(source, split, schemas, counts, marks, tables, Path())
@@ -108,61 +135,100 @@ def _downloaded(datasets: Any, source: str, root: str | None, download: bool) ->
 def _encoded(
     source: str,
     split: str,
-    schemas: dict[str, Any],
+    schemas: dict[str, dict[str, Any]],
     counts: dict[str, int],
     marks: dict[str, Any],
     tables: Tables,
     folder: Path,
 ) -> Encoded | None:
-    """A split, given for each split its Arrow schema, number of rows, mark of its content, and its tables."""
+    """A split, given for each split the Arrow schema of each file, number of rows, mark of its content, and tables."""
+    others = [name for name in schemas if name not in TESTS]
+    train = "train" if "train" in schemas else others[0] if len(others) == 1 else None
+
+    def values(name: str, few: bool = False) -> Iterator[Any]:
+        """The labels as they are written; none where they cannot be used."""
+        if label := _agreed(source, schemas[name]).label:
+            with _readable(source):
+                for table in tables(name, [label], few):
+                    yield from table.column(label).to_pylist()
+
     if split == "train":
-        others = [name for name in schemas if name not in TESTS]
-        name = "train" if "train" in schemas else others[0] if len(others) == 1 else None
-        if name is None:
+        if train is None:
             raise InputError(f"data source {source!r} has no training split, but {', '.join(schemas)}")
+        name = train
     else:
         tests = [name for name in TESTS if counts.get(name)]
         if not tests:
             return None
         # Some sets publish their test images without labels.
-        name = next((name for name in tests if _labelled(source, name, schemas[name], tables)), tests[0])
+        known = lambda value: value is not None and (isinstance(value, str) or value >= 0)  # noqa: E731
+        name = next((name for name in tests if any(map(known, values(name, few=True)))), tests[0])
     if not counts[name]:
         raise InputError(f"data source {source!r}: there are no images in split {name!r}")
-    image, label, classes = _columns(source, schemas[name])
-    columns = [image, label] if label else [image]
+    columns = _agreed(source, schemas[name])
+    trained = _agreed(source, schemas[train]) if train else columns
+    if columns.label and trained.label and columns.text != trained.text:
+        raise InputError(
+            f"data source {source!r}: of its splits {train} and {name} one has text for labels and the other numbers; "
+            "write both alike"
+        )
+    names: dict[str, int] = {}
+    if columns.text:  # numbered as in training; a name that is not there comes after all that are
+        for one in (train or name, name):
+            new = {str(value) for value in values(one) if value is not None} - names.keys()
+            names |= {text: i for i, text in enumerate(sorted(new), len(names))}
+    classes = tuple(map(printable, names)) if columns.text else columns.classes
+
+    def number(value: Any) -> int:
+        if value is None:
+            return -1
+        if not columns.text and value >= 2**63:
+            raise InputError(
+                f"data source {source!r}: column {columns.label!r} holds {value}, which is no number of a class; "
+                "remove or rename that column"
+            )
+        return names[str(value)] if columns.text else max(value, -1)
 
     def items() -> Iterator[Item]:
         row = 0
         with _readable(source):
-            for table in tables(name, columns, False):
-                labels = table.column(label).to_pylist() if label else [-1] * len(table)
-                for cell, value in zip(table.column(image).to_pylist(), labels, strict=True):
-                    yield f"{name} row {row}", _file(cell, folder), -1 if value is None else max(value, -1)
+            for table in tables(name, columns.names(), False):
+                labels = table.column(columns.label).to_pylist() if columns.label else [None] * len(table)
+                for cell, value in zip(table.column(columns.image).to_pylist(), labels, strict=True):
+                    yield f"{name} row {row}", _file(cell, folder), number(value)
                     row += 1
 
     def sample() -> Iterator[File]:
         with _readable(source):
-            for table in tables(name, [image], True):
-                for cell in table.column(image).to_pylist():
+            for table in tables(name, columns.names()[:1], True):
+                for cell in table.column(columns.image).to_pylist():
                     yield _file(cell, folder)
 
-    return Encoded(source, digest(name, columns, classes, marks[name]), counts[name], items, sample, classes)
+    key = digest(name, columns.names(), classes, marks[name])
+    return Encoded(source, key, counts[name], items, sample, classes)
 
 
-def _labelled(source: str, name: str, schema: Any, tables: Tables) -> bool:
-    _, label, _ = _columns(source, schema)
-    if label is None:
-        return False
-    with _readable(source):
-        values = chain.from_iterable(table.column(label).to_pylist() for table in tables(name, [label], True))
-        return any(value is not None and value >= 0 for value in values)
+def _agreed(source: str, schemas: dict[str, Any]) -> Columns:
+    """The columns of all files of a split. Raises InputError where they hold no images, or differ."""
+    first, *others = schemas
+    columns = _columns(schemas[first])
+    if columns.image is None:
+        raise InputError(
+            f"data source {source!r}: no column holds images; the columns of {printable(first)} are "
+            f"{printable(', '.join(schemas[first].names))}"
+        )
+    for file in others:
+        if _columns(schemas[file]) != columns:
+            raise InputError(
+                f"data source {source!r}: images or labels of {printable(file)} differ in column, type or classes from "
+                f"those of {printable(first)}; its columns are {printable(', '.join(schemas[file].names))}; mend or "
+                "remove that file"
+            )
+    return columns
 
 
-def _columns(source: str, schema: Any) -> tuple[str, str | None, tuple[str, ...] | None]:
-    """Names of the image column and of the label column, and of the classes, where they are known.
-
-    By the types that `datasets` writes beside the schema, else by Arrow's types and usual names.
-    """
+def _columns(schema: Any) -> Columns:
+    """By the types that `datasets` writes beside the schema, else by Arrow's types and usual names."""
     from pyarrow import types
 
     try:
@@ -173,14 +239,29 @@ def _columns(source: str, schema: Any) -> tuple[str, str | None, tuple[str, ...]
     declared = [name for name in schema.names if kinds.get(name, {}).get("_type") == "Image"]
     structs = [f.name for f in schema if types.is_struct(f.type) and f.type.get_field_index("bytes") >= 0]
     binary = [f.name for f in schema if types.is_binary(f.type) or types.is_large_binary(f.type)]
-    if not (images := declared + structs + binary):
-        raise InputError(f"data source {source!r}: no column holds images; the columns are {', '.join(schema.names)}")
-    integers = [f.name for f in schema if types.is_integer(f.type)]
-    named = [name for name in integers if kinds.get(name, {}).get("_type") == "ClassLabel"]
-    usual = [name for name in LABELS if name in integers]
+    images = declared or structs + binary
+    plain = {f.name: f.type.value_type if types.is_dictionary(f.type) else f.type for f in schema}
+    numbers = [name for name, kind in plain.items() if types.is_integer(kind)]
+    text = [
+        name
+        for name, kind in plain.items()
+        if types.is_string(kind) or types.is_large_string(kind) or types.is_boolean(kind)
+    ]
+    named = [name for name in numbers if kinds.get(name, {}).get("_type") == "ClassLabel"]
+    usual = _usual(numbers + text, LABELS)
     label = next(iter([name for name in usual if name in named] + named + usual), None)
     classes = kinds.get(label, {}).get("names")
-    return images[0], label, tuple(map(printable, classes)) if classes else None
+    return Columns(
+        next(iter(_usual(images, IMAGES) + images), None),
+        label,
+        tuple(map(printable, classes)) if classes else None,
+        label in text,
+    )
+
+
+def _usual(names: list[str], usual: tuple[str, ...]) -> list[str]:
+    """Those that are usual, in either case of letters; the most usual first."""
+    return sorted((name for name in names if name.lower() in usual), key=lambda name: usual.index(name.lower()))
 
 
 def _file(cell: dict | bytes | None, folder: Path) -> File:

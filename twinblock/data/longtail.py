@@ -82,11 +82,9 @@ def subset(labels: Int[np.ndarray, " n"], spec: LongTail, names: Sequence[str] |
 
 
 def few_shot(labels: Int[np.ndarray, " n"], shots: int, seed: int = 0) -> Int[np.ndarray, " m"]:
-    """Rows of `shots` images of each class, in order. Raises InputError where a class has fewer."""
-    rows = by_class(labels, seed)
+    """Rows of `shots` images of each class that has any, in order. Raises InputError where one has fewer."""
+    rows = [r for r in by_class(labels, seed) if len(r)]
     fewest = min(len(r) for r in rows)
-    if not fewest:
-        raise InputError(f"class {[len(r) for r in rows].index(0)} has no training image; leave it out of the labels")
     if shots < 1 or shots > fewest:
         raise InputError(f"{shots} shots: the smallest class has {fewest} images; ask for 1 to {fewest} of each")
     return np.sort(np.concatenate([r[:shots] for r in rows]))

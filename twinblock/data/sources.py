@@ -21,6 +21,7 @@ from twinblock.data.decode import printable
 from twinblock.data.store import Encoded, Item, build, cache, digest, finish, packed, read
 from twinblock.errors import InputError
 
+LOOSE = 0.1  # a larger share of images beside the folders of a source, and those are no classes
 BUILT_IN = ("photodigits", "cifar10", "cifar100", "stl10")
 EXTENSIONS = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".avif", ".gif", ".bmp", ".dib", ".tif", ".tiff"),
@@ -44,10 +45,8 @@ def load(
     if not os.path.isdir(path):
         _refuse(source, path)
         encoded = hf.hub(source, root, split, download)
-    elif files := hf.parquet_files(Path(path)):
-        encoded = hf.parquet(source, Path(path), files, split)
     else:
-        encoded = _folder(source, path, split)
+        encoded = _here(source, path, split)
     return encoded and packed(encoded, size)
 
 
@@ -64,20 +63,39 @@ def _refuse(source: str, path: str) -> None:
         )
 
 
-# ---- a folder of image files
+# ---- a folder
+
+
+def _here(source: str, path: str, split: str) -> Encoded | None:
+    """The images of a folder of parquet files, or of image files; InputError where it could be either."""
+    tables = hf.parquet_files(Path(path))
+    files = listing(path)[0] if tables else []
+    if not tables or (files and not hf.hold_images(source, tables)):  # a table among image files may hold features
+        return _folder(source, path, split)
+    encoded = hf.parquet(source, Path(path), tables, split)
+    if encoded and files and not any(isinstance(file, str) for file in encoded.sample()):  # those may be the table's
+        table = os.path.relpath(next(iter(tables.values()))[0], path)
+        raise InputError(
+            f"data source {source!r} holds images in parquet files ({printable(table)}) and image files "
+            f"({printable(files[0])}); move one kind to another folder"
+        )
+    return encoded
 
 
 def _folder(source: str, path: str, split: str) -> Encoded | None:
     """The images below a folder, or below its `train` and `test` or `val` folders where it has them.
 
-    Labels are the names of the first level of folders, where every image lies in one of at least two.
+    Labels are the names of the first level of folders, where there are at least two. At most a tenth of the images may
+    lie beside them, and have no label; where more do, folders are not taken for classes.
     """
     folder, *tests = _split_folders(source, path)
     if split == "test" and not tests:
         return None
     files, key = listing(folder)
     if not files:
-        raise InputError(f"data source {source!r}: there are no image files in {folder!r}")
+        deeper = next((str(file) for file in Path(folder).rglob("*.parquet")), None)
+        hint = f", but {printable(deeper)}: give the folder of its splits" if deeper else ""
+        raise InputError(f"data source {source!r}: there are no image files in {folder!r}{hint}")
     classes = names if len(names := _first_level(files)) > 1 else []
     if split == "test":
         found = [(test, *inside) for test in tests if (inside := listing(test))[0]]
@@ -93,7 +111,7 @@ def _folder(source: str, path: str, split: str) -> Encoded | None:
     def items() -> Iterator[Item]:
         for file in files:
             name, first = os.path.join(below, file), file.split(os.sep, 1)[0]
-            yield name, os.path.join(folder, file), label[first] if label else -1
+            yield name, os.path.join(folder, file), label.get(first, -1)
 
     some = [os.path.join(folder, file) for file in files[:: -(-len(files) // 1000)]]
     key = digest(key, below, *classes, *map(_beginning, some[:: -(-len(some) // 16)]))
@@ -144,15 +162,21 @@ def _split_folders(source: str, path: str) -> list[str]:
         names = [name for name in os.listdir(path) if not name.startswith(".")]
     except OSError as error:
         raise InputError(f"data source {source!r}: cannot list the folder ({error.strerror})") from error
-    inner = {name.lower(): full for name in names if os.path.isdir(full := os.path.join(path, name))}
+    folders = [name for name in names if os.path.isdir(os.path.join(path, name))]
+    inner = {name.lower(): os.path.join(path, name) for name in folders}
     tests = [inner[name] for name in hf.TESTS if name in inner]
-    return [inner["train"], *tests] if "train" in inner and (tests or len(names) == 1) else [path]
+    stray = any(name.lower().endswith(EXTENSIONS) for name in names)
+    alone = len(folders) == 1 and (not stray or _few_loose(listing(path)[0]))
+    return [inner["train"], *tests] if "train" in inner and (tests or alone) else [path]
 
 
 def _first_level(files: list[str]) -> list[str]:
-    """The names of the folders that the files lie in; none where some file lies in no folder."""
-    names = {file.split(os.sep, 1)[0] if os.sep in file else "" for file in files}
-    return [] if "" in names else sorted(names)
+    """The names of the folders that the files lie in; none where too many lie in no folder."""
+    return sorted({file.split(os.sep, 1)[0] for file in files if os.sep in file}) if _few_loose(files) else []
+
+
+def _few_loose(files: list[str]) -> bool:
+    return sum(os.sep not in file for file in files) <= LOOSE * len(files)
 
 
 def _beginning(path: str) -> bytes:

@@ -17,15 +17,16 @@ GROUPS = ("many", "medium", "few")
 MANY, FEW = 100, 20  # images above which a class is frequent, below which it is rare
 
 
-def class_sizes(config: Config) -> Int[np.ndarray, " c"]:
-    """Training images of each class; for a balanced twin those of the long-tailed set that it stands beside."""
+def class_sizes(config: Config, classes: Int[np.ndarray, " c"]) -> Int[np.ndarray, " c"]:
+    """Training images of these labels; for a balanced twin those of the long-tailed set that it stands beside."""
     data = config.data
     if data.longtail is not None and data.longtail.kind == "balanced":
         data = data.model_copy(update={"longtail": data.longtail.model_copy(update={"kind": "exp"})})
     images = training(data)
     if images.labels is None:
         raise InputError(f"groups of classes need labels, and the training images of {data.source} have none")
-    return np.bincount(images.labels[images.labels >= 0], minlength=len(images.classes or ()))
+    labels = np.sort(images.labels)
+    return np.searchsorted(labels, classes, "right") - np.searchsorted(labels, classes)
 
 
 def thirds(sizes: Int[np.ndarray, " c"]) -> Int[np.ndarray, " c"]:
@@ -51,42 +52,43 @@ DEFINITIONS = {"thirds": thirds, "by size": by_size}
 def class_accuracies(
     predicted: Int[np.ndarray, " n"], labels: Int[np.ndarray, " n"], classes: int
 ) -> Float[np.ndarray, " c"]:
-    """Accuracy of each class in percent. Raises InputError for a class without test images."""
-    tested = np.bincount(labels, minlength=classes)
-    if not tested.all():
-        raise InputError(
-            f"class {int(tested.argmin())} has no test image, so its accuracy cannot be measured; add some"
-        )
-    return 100 * np.bincount(labels[predicted == labels], minlength=classes) / tested
+    """Accuracy of each class in percent, NaN without test images. Labels from `classes` on are of none."""
+    tested = np.bincount(labels, minlength=classes)[:classes]
+    found = np.bincount(labels[predicted == labels], minlength=classes)[:classes]
+    return np.divide(100 * found, tested, out=np.full(classes, np.nan), where=tested > 0)
 
 
 def group_report(accuracies: Float[np.ndarray, " c"], sizes: Int[np.ndarray, " c"]) -> dict[str, dict[str, Any]]:
     """For both definitions: mean class accuracy of all classes and of each group in percent, and `std`.
 
-    `std`, the balancedness, is the population standard deviation of the accuracies of the groups, in points; a group
-    without classes has None. Jiang et al. 2021, section 4.1.
+    `std`, the balancedness, is the population standard deviation of the accuracies of the groups, in points. Classes of
+    accuracy NaN were not tested and are left out; a group without others has None. Jiang et al. 2021, section 4.1.
     """
+    tested = np.isfinite(accuracies)
     report = {}
     for name, define in DEFINITIONS.items():
         group = define(sizes)
-        means = {g: float(accuracies[group == i].mean()) for i, g in enumerate(GROUPS) if (group == i).any()}
+        parts = {g: accuracies[tested & (group == i)] for i, g in enumerate(GROUPS)}
+        means = {g: float(part.mean()) for g, part in parts.items() if len(part)}
         report[name] = {
-            "all": float(accuracies.mean()),
+            "all": float(accuracies[tested].mean()) if means else None,
             **{g: means.get(g) for g in GROUPS},
-            "std": float(np.std(list(means.values()))),
+            "std": float(np.std(list(means.values()))) if means else None,
         }
     return report
 
 
 def classes_of(run: Run) -> ByClass:
-    """Class sizes, and the linear probe's accuracies in percent, that the last `evaluate` of a run wrote.
+    """Sizes of the classes that were tested, and the linear probe's accuracies in percent.
 
-    Raises InputError where it was not evaluated by class.
+    As the last `evaluate` of the run wrote them. Raises InputError where it was not evaluated by class.
     """
     found = run.evaluation or {}
     for group in found.get("groups", []):
         if (group["features"], group["evaluator"]) == ("encoder", "linear"):
-            return np.array(found["class sizes"]), np.array(group["classes"])
+            accuracies = np.array(group["classes"], float)  # those not tested, None in JSON, become NaN
+            tested = np.isfinite(accuracies)
+            return np.array(found["class sizes"])[tested], accuracies[tested]
     raise InputError(
         f"{run.path} has no accuracy by class: evaluate it first; a balanced one --beside a long-tailed one"
     )

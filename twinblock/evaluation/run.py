@@ -1,5 +1,6 @@
 """Measuring a run: kNN and linear probe of its frozen encoder, beside raw pixels and the untrained encoder."""
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,7 @@ from twinblock.seeding import order
 
 PIXELS, MOST_PIXELS = "raw pixels", 32  # a side: a linear probe of more would not fit into memory
 K, TEMPERATURE = 200, 0.1  # of the weighted kNN
+COPIES = 5  # of its features and scores that a linear probe holds at most
 QUICK_BANK, QUICK_QUERIES = 10_000, 5_000  # images that the look at the end of a training takes at most
 Pair = tuple[Tensor, Tensor]  # features of the images to fit on, and of those to test on
 
@@ -58,7 +60,7 @@ class Look:
 
 def evaluate(
     run: Run | str | Path,
-    data: str | Mapping[str, Any] | None = None,
+    data: str | Path | Mapping[str, Any] | None = None,
     published: bool = False,
     baselines: bool = True,
     blocks: bool | None = None,
@@ -85,13 +87,14 @@ def evaluate(
     train, test = labelled(source, config.train.seed)
     assert train.labels is not None and test.labels is not None
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    classes, labels = int(train.labels.max()) + 1, torch.from_numpy(train.labels)
+    known, fit, asked = _numbered(train.labels, test.labels)
+    classes, labels = len(known), torch.from_numpy(fit)
     others = [Run.open(other) for other in beside]
     # a balanced twin has the groups of the set that it stands beside
-    sizes = _unequal_sizes([run, *others[:1]], source, classes)
+    sizes = _unequal_sizes([run, *others[:1]], source, known)
     drawn = {} if sizes is None else {str(other.path): [classes_of(other)] for other in others}
     wanted = bool(shots) or sizes is not None
-    few = _few_shot(train.labels, shots, config.train.seed) if wanted or published else {}
+    few = _few_shot(fit, shots, config.train.seed) if wanted or published else {}
     rows, groups = [], []
     if blocks is None:
         blocks = config.scope.kind != "end_to_end" or taps or (bool(others) and sizes is None)
@@ -101,24 +104,26 @@ def evaluate(
         own, of_blocks = (look.features(encoder), {}) if every is None else look.blocks(every)
         measured = {"encoder": own, **(look.baselines() if baselines else {}), **of_blocks}
     with progress("fitting probes", len(measured), quiet) as advance:
-        for name, (bank, queries) in measured.items():
+        for name, pair in measured.items():
+            place = _place(device, pair, classes)
+            bank, queries, of_bank = (rows.to(place) for rows in (*pair, labels))
             scores = {
-                "kNN": knn_scores(bank, labels, queries, classes, k=K, temperature=TEMPERATURE),
-                "linear": linear_probe(bank, labels, queries, classes),
+                "kNN": knn_scores(bank, of_bank, queries, classes, k=K, temperature=TEMPERATURE),
+                "linear": linear_probe(bank, of_bank, queries, classes),
             }
             for kind, some in few.items() if wanted else ():
-                scores[kind] = linear_probe(bank[some], labels[some], queries, classes)
+                scores[kind] = linear_probe(bank[some], of_bank[some], queries, classes)
             if published and name == "encoder":
-                scores |= _published(run.encoder().to(device), seen, train, labels, few, queries, classes, device)
-            row: dict[str, Any] = {f"{kind} %": accuracy(found, test.labels) for kind, found in scores.items()}
+                scores |= _published(run.encoder().to(device), seen, train, labels, few, pair[1], classes, device)
+            row: dict[str, Any] = {f"{kind} %": accuracy(found, asked) for kind, found in scores.items()}
             if published and name != "encoder":  # the SGD probes look at images, not at features
                 row |= dict.fromkeys(f"SGD {kind} %" for kind in ("linear", *few))
             if blocks:
-                row["rank %"] = None if name == PIXELS else rank_share(queries)
+                row["rank %"] = None if name == PIXELS else rank_share(pair[1])
             rows.append({"features": name, **row, "width": bank.shape[1]})
             if sizes is not None:
                 groups += [
-                    {"features": name, "evaluator": kind, **_by_group(found, test.labels, sizes)}
+                    {"features": name, "evaluator": kind, **_by_group(found, asked, sizes)}
                     for kind, found in scores.items()
                 ]
             advance(1)
@@ -133,7 +138,7 @@ def evaluate(
         "temperature": TEMPERATURE,
     }
     if sizes is not None:
-        note |= {"class sizes": sizes.tolist(), "groups": groups}
+        note |= {"class labels": known.tolist(), "class sizes": sizes.tolist(), "groups": groups}
     if few:
         note["shots"] = {kind: len(chosen) // classes for kind, chosen in few.items()}
     run.write_json("evaluation.json", {**note, "rows": rows})
@@ -155,12 +160,32 @@ def group_rows(run: Run) -> list[dict[str, Any]]:
     ]
 
 
-def _unequal_sizes(runs: Sequence[Run], source: Data, classes: int) -> np.ndarray | None:
+def _numbered(train: np.ndarray, test: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The labels of the training images, in order, and which of them each image has, to fit on and to test on.
+
+    A test image whose label is none of them has the number after the last, which no classifier gives.
+    """
+    known, fit = np.unique(train, return_inverse=True)
+    asked = np.searchsorted(known, test)
+    return known, fit, np.where(np.isin(test, known), asked, len(known))
+
+
+def _place(device: torch.device, pair: Pair, classes: int) -> torch.device:
+    """Where to fit probes to these features: on the device, unless its memory does not hold the copies they make."""
+    if device.type != "cuda":
+        return device
+    torch.cuda.empty_cache()
+    needed = COPIES * sum(rows.element_size() * len(rows) * (rows.shape[1] + classes) for rows in pair)
+    return device if needed < torch.cuda.mem_get_info(device)[0] else torch.device("cpu")
+
+
+def _unequal_sizes(runs: Sequence[Run], source: Data, known: np.ndarray) -> np.ndarray | None:
     """Training images of each class of the first run whose classes are of unequal size, 2 to 1 or more; else None."""
-    for config in (run.config for run in runs):
-        sizes = class_sizes(config) if source.source == config.data.source else []
-        if len(sizes) == classes and max(sizes) >= 2 * max(1, min(sizes)):
-            return np.asarray(sizes)
+    same = lambda data: os.path.realpath(data.source) == os.path.realpath(source.source)  # noqa: E731
+    for config in (run.config for run in runs if same(run.config.data)):
+        sizes = class_sizes(config, known)
+        if sizes.max() >= 2 * max(1, sizes.min()):
+            return sizes
     return None
 
 
@@ -173,7 +198,8 @@ def _few_shot(labels: np.ndarray, shots: Sequence[int], seed: int) -> dict[str, 
 
 def _by_group(scores: Tensor, labels: np.ndarray, sizes: np.ndarray) -> dict[str, Any]:
     by_class = class_accuracies(scores.argmax(1).cpu().numpy(), labels, len(sizes))
-    return {"groups": group_report(by_class, sizes), "classes": by_class.tolist()}
+    classes = [None if np.isnan(one) else float(one) for one in by_class]  # JSON has no NaN
+    return {"groups": group_report(by_class, sizes), "classes": classes}
 
 
 def _published(encoder, config: Config, train: Images, labels: Tensor, few, queries, classes: int, device):
@@ -200,27 +226,35 @@ def quick_knn(
     train, test = labelled(source, config.train.seed, train if source == config.data else None)
     train, test = _part(train, QUICK_BANK, config.train.seed), _part(test, QUICK_QUERIES, config.train.seed)
     assert train.labels is not None and test.labels is not None
+    known, fit, asked = _numbered(train.labels, test.labels)
     found = {}
     with progress("measuring kNN", 2 * (len(train) + len(test)), quiet) as advance:
         look = Look(config, (train, test), device, advance)
         measured = {"encoder": look.features(encoder), **look.baselines()}
     for name, (bank, queries) in measured.items():
-        scores = knn_scores(bank, torch.from_numpy(train.labels), queries, int(train.labels.max()) + 1)
-        found[name] = accuracy(scores, test.labels)
+        found[name] = accuracy(knn_scores(bank, torch.from_numpy(fit), queries, len(known)), asked)
     return found
 
 
 def labelled(source: Data, seed: int, train: Images | None = None) -> tuple[Images, Images]:
-    """The labelled images to fit on and to test on; a set without a test split gives a fixed fifth of each class."""
+    """The labelled images to fit on and to test on; a set without a test split gives a fixed fifth of each class.
+
+    Test images may be of classes that are not in training, which come after those that are: they count as missed.
+    """
     train = train or training(source)
     test = load(source.source, source.root, "test", source.size)
     if train.labels is None:
         raise InputError(f"{source.source} has no labels, so accuracy cannot be measured; name labelled data: data=...")
     if test is None or test.labels is None:
         held = _held_out(train.labels, seed)
+        if not held.any():
+            raise InputError(f"{source.source} has one image of each class, so none is left to test on; add some")
         train, test = take(train, np.flatnonzero(~held)), take(train, np.flatnonzero(held))
-    if (train.classes or ()) != (test.classes or train.classes or ()):
-        raise InputError(f"{source.source}: the classes of its test images are not those of its training images")
+    names, tested = train.classes or (), test.classes or train.classes or ()
+    if bool(names) != bool(tested) or names != tested[: len(names)]:
+        raise InputError(
+            f"{source.source}: the classes of its test images do not begin with those of its training images, in order"
+        )
     return _with_labels(train), _with_labels(test)
 
 
