@@ -16,10 +16,11 @@ Overrides = Annotated[
 ]
 
 
-def _show_version(wanted: bool) -> None:
+def _show_version(wanted: bool) -> bool:
     if wanted:
         typer.echo(f"twinblock {__version__}")
         raise typer.Exit
+    return wanted
 
 
 @app.callback()
