@@ -3,6 +3,8 @@
 import re
 from pathlib import Path
 
+from PIL import Image
+
 import twinblock
 from twinblock.report import recipe_rows
 
@@ -31,13 +33,15 @@ def test_the_python_of_the_readme_runs(tmp_path, monkeypatch):
         "projector.dims=[16,8]",
         "predictor.dims=[16,8]",
     ]
-    pretrain = twinblock.pretrain
+    Image.new("RGB", (40, 30)).save(tmp_path / "photo.jpg")
+    pretrain, evaluate = twinblock.pretrain, twinblock.evaluate
     monkeypatch.setattr(
         twinblock,
         "pretrain",
         lambda recipe, data, out: pretrain(recipe, data="photodigits", out=out, overrides=small),
         raising=False,
     )
+    monkeypatch.setattr(twinblock, "evaluate", lambda run, data: evaluate(run), raising=False)
     blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     assert len(blocks) == 2
     for block in blocks:

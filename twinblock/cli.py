@@ -7,10 +7,33 @@ from typing import Annotated, Any
 
 import typer
 
+from twinblock import __version__
 from twinblock.errors import Collapsed, InputError, Interrupted
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
-Overrides = Annotated[list[str] | None, typer.Argument(metavar="[a.b=c]...", help="Fields of the run to change.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[a.b=c]...", help="Fields of the run to change; `twinblock show RECIPE` prints them."),
+]
+
+
+def _show_version(wanted: bool) -> bool:
+    if wanted:
+        typer.echo(f"twinblock {__version__}")
+        raise typer.Exit
+    return wanted
+
+
+@app.callback()
+def top(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+):
+    """Self-supervised pretraining of image encoders.
+
+    Start with: twinblock pretrain demo
+    """
 
 
 @app.command()
@@ -62,7 +85,10 @@ def embed(
     run: Annotated[str, typer.Argument(help="The folder of a run.")],
     overrides: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[data=...] [split=test] [out=FILE]", help="Other images; the file, by its ending."),
+        typer.Argument(
+            metavar="[data=...] [data.size=N] [split=test] [out=FILE]",
+            help="Other images; of another size; the file, by its ending.",
+        ),
     ] = None,
 ):
     """Write the features of images, with their names, to a file.
@@ -80,7 +106,13 @@ def embed(
 @app.command()
 def forgotten(
     run: Annotated[str, typer.Argument(help="The folder of a run.")],
-    overrides: Annotated[list[str] | None, typer.Argument(metavar="[data=...] [ratio=0.9]")] = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[data=...] [data.size=N] [ratio=0.9]",
+            help="Other images; of another size; the share of the weights to prune.",
+        ),
+    ] = None,
 ):
     """Find the images that a run learned least.
 
@@ -115,8 +147,11 @@ def diagnose(
 
 @app.command()
 def reproduce(
-    study: Annotated[str, typer.Argument(help="The name of a study.")],
-    overrides: Annotated[list[str] | None, typer.Argument(metavar="[seeds=N] [out=DIR] [a.b=c]...")] = None,
+    study: Annotated[str, typer.Argument(help="blockwise, byol-norms or longtail.")],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[seeds=N] [out=DIR] [a.b=c]...", help="Seeds, folder, and fields of every run."),
+    ] = None,
 ):
     """Carry out a published comparison.
 
