@@ -10,6 +10,7 @@ the rounds, the ratio to ours in the same round, and which part of our step is n
 import argparse
 import importlib.util
 import itertools
+import os
 import statistics
 import tempfile
 import time
@@ -49,6 +50,12 @@ def steps_of(trainer: Trainer) -> Callable[[], None]:
     return step
 
 
+def waited() -> float:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
 def lightly_loop(images: Images, batch: int, fast: bool) -> Iterator[None]:
     """A step each time it is asked: lightly's transform in a DataLoader, its head and its loss."""
     from lightly.loss import NTXentLoss
@@ -70,11 +77,14 @@ def lightly_loop(images: Images, batch: int, fast: bool) -> Iterator[None]:
     network = resnet18()
     network.conv1, network.maxpool = nn.Conv2d(3, 64, 3, 1, 1, bias=False), nn.Identity()
     network.fc = SimCLRProjectionHead(512, 512, 128)
-    network = network.to(memory_format=torch.channels_last) if fast else network
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    network = network.to(device, memory_format=torch.channels_last if fast else torch.contiguous_format)
     loss_of, optimizer = NTXentLoss(temperature=0.2), torch.optim.SGD(network.parameters(), 0.03, momentum=0.9)
-    loader = torch.utils.data.DataLoader(Pictures(), batch, shuffle=True, drop_last=True)
+    workers = 0 if device.type == "cpu" else os.cpu_count() or 1  # on a CPU they compete with the training
+    loader = torch.utils.data.DataLoader(Pictures(), batch, shuffle=True, drop_last=True, num_workers=workers)
     for views in itertools.chain.from_iterable(itertools.repeat(loader)):
-        with torch.autocast("cpu", torch.bfloat16, enabled=fast):
+        views = [view.to(device, non_blocking=True) for view in views]
+        with torch.autocast(device.type, torch.bfloat16, enabled=fast):
             a, b = (network(v.contiguous(memory_format=torch.channels_last) if fast else v) for v in views)
             loss = loss_of(a, b)
         optimizer.zero_grad()
@@ -89,11 +99,11 @@ def shares(trainer: Trainer, step: Callable[[], None], steps: int) -> dict[str, 
 
     def timed(name: str, call: Callable) -> Callable:
         def run(*args, **kwargs):
-            start = time.perf_counter()
+            start = waited()
             try:
                 return call(*args, **kwargs)
             finally:
-                spent[name] += time.perf_counter() - start
+                spent[name] += waited() - start
 
         return run
 
@@ -102,10 +112,10 @@ def shares(trainer: Trainer, step: Callable[[], None], steps: int) -> dict[str, 
     trainer.fabric.backward = timed("backward", trainer.fabric.backward)
     trainer.update = timed("optimizer, branch", trainer.update)
     trainer.views.__class__.__call__ = timed("views", trainer.views.__class__.__call__)
-    start = time.perf_counter()
+    start = waited()
     for _ in range(steps):
         step()
-    total = time.perf_counter() - start
+    total = waited() - start
     spent["loss, loading, rest"] = total - sum(spent.values())
     return {name: 100 * value / total for name, value in spent.items()}
 
@@ -132,10 +142,10 @@ def main() -> None:
             step()  # warm-up
         for _ in range(args.rounds):
             for name, step in sides.items():
-                start = time.perf_counter()
+                start = waited()
                 for _ in range(args.steps):
                     step()
-                speeds[name].append(args.steps * args.batch / (time.perf_counter() - start))
+                speeds[name].append(args.steps * args.batch / (waited() - start))
         print(f"batch {args.batch}, {args.threads} threads, torch {torch.__version__}, median of {args.rounds} rounds")
         for name, values in speeds.items():
             ratio = statistics.median(o / v for o, v in zip(speeds["twinblock bf16"], values, strict=True))

@@ -7,6 +7,7 @@ import torch
 import torchvision
 from torch import nn
 
+from twinblock.distributed import NormaliseBatch
 from twinblock.errors import InputError
 from twinblock.norms import WSConv2d, WSLinear, convert_norms, make_norm, parse_norm
 
@@ -183,3 +184,27 @@ def test_an_encoder_without_batch_norm_is_refused_but_has_nothing_to_synchronise
     with pytest.raises(InputError, match="no batch norm to replace"):
         convert_norms(encoder, "group")
     assert convert_norms(encoder, "sync") is encoder
+
+
+@pytest.mark.parametrize("shape", [(6, 3), (4, 3, 5, 5)])
+@pytest.mark.parametrize("affine", [True, False])
+def test_the_norm_of_a_global_batch_is_torchs_in_value_and_gradient(shape, affine):
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(shape, dtype=torch.float64, generator=generator).add(3).requires_grad_()
+    weight, bias = (torch.randn(3, dtype=torch.float64, generator=generator).requires_grad_() for _ in range(2))
+    given = (x, weight, bias) if affine else (x, None, None)
+    out, mean, variance = NormaliseBatch.apply(*given, 1e-5)
+    expected = torch.nn.functional.batch_norm(x, None, None, *given[1:], training=True, eps=1e-5)
+    torch.testing.assert_close(out, expected, rtol=1e-12, atol=1e-12)
+    dims = [d for d in range(x.dim()) if d != 1]
+    torch.testing.assert_close(mean, x.mean(dims))
+    torch.testing.assert_close(variance, x.var(dims, correction=0))
+    assert torch.autograd.gradcheck(lambda *given: NormaliseBatch.apply(*given, 1e-5)[0], given)
+
+
+def test_the_norm_of_a_global_batch_keeps_its_input_alone():
+    kept = []
+    x = torch.randn(8, 4, 16, 16).bfloat16().requires_grad_()
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+        NormaliseBatch.apply(x, torch.ones(4), torch.zeros(4), 1e-5)
+    assert sum(t.numel() * t.element_size() for t in kept if t.numel() >= x.numel()) == 2 * x.numel()

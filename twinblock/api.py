@@ -30,7 +30,7 @@ SMALL_STEM_SIDE = 64  # up to this side the stem keeps the resolution
 def pretrain(
     recipe: str | Path,
     *,
-    data: str | Mapping[str, Any] | None = None,
+    data: str | Path | Mapping[str, Any] | None = None,
     out: str | Path | None = None,
     overrides: Iterable[str] = (),
     quiet: bool = False,

@@ -77,6 +77,46 @@ def sum_over_ranks(x: Tensor) -> Tensor:
     return x if world_size() == 1 else _SumOverRanks.apply(x)
 
 
+class NormaliseBatch(torch.autograd.Function):
+    """`(x - mean) / sqrt(variance + eps) * weight + bias`, mean and variance of the global batch, for (n, c, ...).
+
+    Gives the result, the mean and the variance; at least in float32. For backward it keeps `x` and nothing else of its
+    size: with h = (x - mean) / std and g the gradient times the weight, that of x is (g - mean(g) - h mean(g h)) / std.
+    """
+
+    @staticmethod
+    def forward(ctx, x, weight, bias, eps):
+        dims, shape = [0, *range(2, x.dim())], [1, -1, *[1] * (x.dim() - 2)]
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        count = x.numel() // x.shape[1] * world_size()
+        mean = _total(wide.sum(dims)) / count
+        centred = wide - mean.view(shape)
+        variance = _total(centred.square().sum(dims)) / count
+        rstd = torch.rsqrt(variance + eps)
+        scale = rstd if weight is None else rstd * weight
+        out = centred.mul_(scale.view(shape))
+        if bias is not None:
+            out = out.add_(bias.view(shape))
+        ctx.save_for_backward(x, weight, mean, rstd)
+        ctx.count, ctx.dims, ctx.shape = count, dims, shape
+        ctx.mark_non_differentiable(mean, variance)
+        return out.to(x.dtype), mean, variance
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, gradient, *_):
+        x, weight, mean, rstd = ctx.saved_tensors
+        dims, shape = ctx.dims, ctx.shape
+        g = gradient.to(mean.dtype)
+        h = (x.to(mean.dtype) - mean.view(shape)).mul_(rstd.view(shape))
+        sums = torch.stack([g.sum(dims), (g * h).sum(dims)])
+        of_bias, of_weight = sums.clone()
+        mean_g, mean_gh = _total(sums) / ctx.count
+        scale = rstd if weight is None else rstd * weight
+        of_x = (g - mean_g.view(shape)).sub_(h.mul_(mean_gh.view(shape))).mul_(scale.view(shape))
+        return of_x.to(x.dtype), *((None, None) if weight is None else (of_weight, of_bias)), None
+
+
 class SyncBatchNorm(_BatchNorm):
     """Batch normalisation over the global batch, exact in value and gradient, on CPU and GPU, for vectors and maps.
 
@@ -89,22 +129,21 @@ class SyncBatchNorm(_BatchNorm):
     def forward(self, input: Tensor) -> Tensor:
         if not self.training or world_size() == 1:
             return super().forward(input)
-        dims = [0, *range(2, input.dim())]
-        shape = [1, -1, *[1] * (input.dim() - 2)]
-        x = input.float() if input.dtype in (torch.bfloat16, torch.float16) else input
-        count = x.numel() // x.shape[1] * world_size()
-        mean = sum_over_ranks(x.sum(dims)) / count
-        centred = x - mean.view(shape)
-        variance = sum_over_ranks(centred.square().sum(dims)) / count
+        out, mean, variance = NormaliseBatch.apply(input, self.weight, self.bias, self.eps)  # pyright: ignore
         if self.track_running_stats:
             assert self.running_mean is not None and self.running_var is not None
             with torch.no_grad():
                 momentum = 0.1 if self.momentum is None else self.momentum
+                count = input.numel() // input.shape[1] * world_size()
                 self.running_mean.lerp_(mean.to(self.running_mean.dtype), momentum)
                 self.running_var.lerp_((variance * count / (count - 1)).to(self.running_var.dtype), momentum)
                 if self.num_batches_tracked is not None:
                     self.num_batches_tracked.add_(1)
-        out = centred * torch.rsqrt(variance + self.eps).view(shape)
-        if self.affine:
-            out = out * self.weight.view(shape) + self.bias.view(shape)
-        return out.to(input.dtype)
+        return out
+
+
+def _total(x: Tensor) -> Tensor:
+    """The sum over processes, in place."""
+    if world_size() > 1:
+        dist.all_reduce(x)
+    return x

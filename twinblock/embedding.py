@@ -32,7 +32,7 @@ class Embeddings:
 
 def embed(
     run: Run | str | Path,
-    data: str | Mapping[str, Any] | None = None,
+    data: str | Path | Mapping[str, Any] | None = None,
     *,
     split: str = "train",
     out: str | Path | None = None,

@@ -51,7 +51,7 @@ class PrunedEncoder(nn.Module):
 
 
 def forgotten(
-    run: Run | str | Path, data: str | Mapping[str, Any] | None = None, ratio: float | None = None
+    run: Run | str | Path, data: str | Path | Mapping[str, Any] | None = None, ratio: float | None = None
 ) -> list[dict[str, Any]]:
     """Rank images, the run's own or those of `data`, by the cosine distance of dense and pruned features.
 

@@ -182,8 +182,8 @@ class Trainer:
                 ) from error
             if step + 1 < self.plan.total:
                 upcoming = pool.submit(self.gather, step + 1)
-            images, *others = ready
-            labels, aspect = (x if x is None else x.to(self.fabric.device, non_blocking=True) for x in others)
+            images, labels, aspect = ready  # of which views take the aspect on the CPU, where they are drawn
+            labels = None if labels is None else labels.to(self.fabric.device, non_blocking=True)
             yield images.to(self.fabric.device, non_blocking=True), labels, aspect
 
     def gather(self, step: int) -> tuple[Tensor, Tensor | None, Tensor | None]:
@@ -193,8 +193,9 @@ class Trainer:
         start = i * self.config.data.batch + self.offset
         index = self._order[1][start : start + self.local]
         labels, aspect = self.images.labels, self.images.aspect
+        images = self.images.batch(index)
         return (
-            self.images.batch(index),
+            images.pin_memory() if self.fabric.device.type == "cuda" else images,  # else its copy would be waited for
             None if labels is None else torch.from_numpy(np.ascontiguousarray(labels[index])),
             None if aspect is None else torch.from_numpy(np.ascontiguousarray(aspect[index])),
         )

@@ -146,7 +146,7 @@ class Monitor:
     def outputs(self, views: Sequence[int], count: int | None = None) -> Iterator[dict[str, list[Tensor]]]:
         """By view, for each Learner: its pooled map (`encoder`), embedding (`projector`), prediction (`predictor`)."""
         pixels = self.pixels[:count].to(self.device)
-        aspect = None if self.aspect is None else self.aspect[:count].to(self.device)
+        aspect = None if self.aspect is None else self.aspect[:count]
         maps: list[Tensor] = [
             self.views(pixels, seed=seed, epoch=0, step=0, batch=len(pixels), aspect=aspect)[0] for seed in views
         ]
@@ -178,7 +178,8 @@ def leave_one_out(views: Float[Tensor, "v n d"], labels: Int[Tensor, " n"]) -> f
     An image is the mean of its normalised views.
     """
     known = labels >= 0
-    z, labels = normalize(normalize(views.cpu(), dim=2).mean(0)[known]), labels[known]
+    z = normalize(normalize(views.cpu(), dim=2).mean(0)[known])
+    labels = labels[known].unique(return_inverse=True)[1]  # numbers of classes may be any
     if len(labels) < 2 or not z.isfinite().all():
         return None
     cosine, nearest = (z @ z.T).fill_diagonal_(-2).topk(min(NEIGHBOURS, len(z) - 1))

@@ -62,7 +62,9 @@ class Diagnosis:
         return f"{self.what}, block {i + 1}" if len(self.outputs) > 1 else self.what
 
 
-def diagnose(what: Run | str | Path | np.ndarray | Tensor, data: str | Mapping[str, Any] | None = None) -> Diagnosis:
+def diagnose(
+    what: Run | str | Path | np.ndarray | Tensor, data: str | Path | Mapping[str, Any] | None = None
+) -> Diagnosis:
     """Every indicator of collapse and a verdict, of a run, a checkpoint, a file of features, or features.
 
     Of a run or `checkpoint/*.safetensors` in it: all outputs of all Learners, and a verdict on their history; of
@@ -91,7 +93,7 @@ def diagnose(what: Run | str | Path | np.ndarray | Tensor, data: str | Mapping[s
     raise InputError(f"{path}: give the folder of a run, a .safetensors checkpoint or a .npy file of features")
 
 
-def _of_run(run: Run, file: Path, data: str | Mapping[str, Any] | None) -> Diagnosis:
+def _of_run(run: Run, file: Path, data: str | Path | Mapping[str, Any] | None) -> Diagnosis:
     config = run.config
     tensors, _ = checkpoint.read(file)
     monitor = _monitor(config, tensors, file, data)
@@ -104,7 +106,7 @@ def _of_run(run: Run, file: Path, data: str | Mapping[str, Any] | None) -> Diagn
     return Diagnosis(str(run.path if file.name == checkpoint.LAST else file), found, judged)
 
 
-def _of_encoder(file: Path, data: str | Mapping[str, Any] | None) -> Diagnosis:
+def _of_encoder(file: Path, data: str | Path | Mapping[str, Any] | None) -> Diagnosis:
     tensors, meta = checkpoint.read(file)
     if "config" not in meta:
         raise InputError(f"{file} names no config; give the folder of its run")
@@ -118,7 +120,7 @@ def _of_encoder(file: Path, data: str | Mapping[str, Any] | None) -> Diagnosis:
 
 
 def _monitor(
-    config: Config, tensors: Mapping[str, Tensor], file: Path, data: str | Mapping[str, Any] | None
+    config: Config, tensors: Mapping[str, Tensor], file: Path, data: str | Path | Mapping[str, Any] | None
 ) -> Monitor:
     """The monitor of a run's Learners as a checkpoint has them; heads stay untrained where it holds none."""
     source = config.data if data is None else other_data(config.data, data)

@@ -79,7 +79,7 @@ class Views:
     ) -> list[Float[Tensor, "n 3 s s"]]:
         """Contiguous views of the images at positions `offset` to `offset + n` of a global batch of `batch`.
 
-        `step` counts within the epoch. `aspect`: width/height of images before they were squashed to (h, w).
+        `step` counts within the epoch. `aspect`, on the CPU: width/height of images before they were squashed to (h, w).
         """
         n, height, width, _ = images.shape
         assert offset + n <= batch, f"positions {offset} to {offset + n} in a batch of {batch}"
@@ -194,7 +194,7 @@ def apply(
     n, device = len(images), images.device
     hue_place = np.where(params.jitter, (params.order == HUE).argmax(1), 4)
     sort = np.lexsort((params.solarize, params.gray, hue_place, params.blur))
-    shift, scale = (torch.tensor(value, device=device).view(3, 1, 1) for value in (mean, std))
+    shift, scale = (tensor(np.array(value), images).view(3, 1, 1) for value in (mean, std))
     radius = max(1, size // 20)
     chunk = max(1, CHUNK // (3 * size * size)) if device.type == "cpu" else n
     out = torch.zeros(n, 3, size, size, device=device)

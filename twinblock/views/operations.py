@@ -18,9 +18,9 @@ BLOCK = 16  # outputs that share a window of inputs, where images are much large
 
 
 def tensor(values: Shaped[Array, "..."], like: Tensor) -> Tensor:
-    """To the device of `like`; floats become float32."""
+    """To the device of `like`, which is not waited for; floats become float32."""
     values = values.astype(np.float32) if values.dtype == np.float64 else values
-    return torch.from_numpy(values).to(like.device)
+    return torch.from_numpy(values).to(like.device, non_blocking=True)
 
 
 def resized_crop(
