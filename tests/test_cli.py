@@ -82,6 +82,24 @@ def test_a_folder_of_photos_from_start_to_finish(monkeypatch, capsys, tmp_path, 
     assert "no labels" in error
 
 
+@pytest.mark.parametrize("error", [MemoryError(), torch.OutOfMemoryError("CUDA out of memory"), None])
+def test_without_memory_the_run_says_what_takes_less(monkeypatch, capsys, tmp_path, photos, error):
+    from twinblock.train import Trainer
+
+    def train_step(*_):
+        if error is not None:
+            raise error
+        torch.empty(10**15)  # as the machine refuses it
+
+    monkeypatch.setattr(Trainer, "train_step", train_step)
+    code, _, shown = call(
+        monkeypatch, capsys, "pretrain", "simclr", f"data={photos}", f"out={tmp_path / 'run'}", *SMALL
+    )
+    assert code == 2
+    assert shown.splitlines()[-1].startswith("error: out of memory (")
+    assert "lower data.batch or data.size" in shown
+
+
 def test_an_interrupted_run_says_how_to_go_on(monkeypatch, capsys, tmp_path, photos):
     from twinblock.train import Trainer
 

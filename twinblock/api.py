@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from twinblock.config import Config
+from twinblock.cuts import first_line
 from twinblock.data import Images
 from twinblock.data.longtail import training
 from twinblock.distributed import lost_peer
@@ -57,7 +58,12 @@ def pretrain(
         run.claim(config)
     try:
         _train(run, config, fabric, reporter)
-    except RuntimeError as error:
+    except (RuntimeError, MemoryError) as error:
+        if out_of_memory(error):
+            raise InputError(
+                f"out of memory ({first_line(error)}): lower data.batch or data.size, take a smaller encoder, or train "
+                "with scope=blockwise"
+            ) from error
         if fabric.world_size > 1 and lost_peer(error):
             seen = " ".join(str(error).split())[:120]
             raise InputError(f"another process of this run has ended; its own message says why ({seen})") from error
@@ -89,6 +95,11 @@ def _train(run: Run, config: Config, fabric, reporter: Reporter) -> None:
 def load_encoder(path: str | Path) -> nn.Module:
     """The encoder of a run, in evaluation mode: normalised images (n, 3, s, s) in, features (n, d) out."""
     return Run.open(path).encoder()
+
+
+def out_of_memory(error: RuntimeError | MemoryError) -> bool:
+    """Whether memory ran out: that of a GPU, or of the machine, for which torch has no error of its own."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "allocate memory" in str(error)
 
 
 def resolve(config: Config, images: Images, device: torch.device) -> Config:

@@ -47,7 +47,7 @@ def share_buffers(module: torch.nn.Module) -> None:
             dist.broadcast(buffer, 0)
 
 
-def lost_peer(error: RuntimeError) -> bool:
+def lost_peer(error: Exception) -> bool:
     """Whether a collective failed because another process of the group is gone."""
     return isinstance(error, dist.DistError) or any(word in str(error).lower() for word in ("by peer", "gloo", "nccl"))
 

@@ -3,7 +3,6 @@
 import io
 import statistics
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -101,12 +100,14 @@ def rows_by_block(run: Run) -> list[dict[str, Any]]:
     return [row for row in (run.evaluation or {}).get("rows", []) if row["features"].startswith(BLOCK)]
 
 
-def draw_beside(run: Run, others: Sequence[str | Path]) -> None:
+def need_blocks(runs: Sequence[Run]) -> None:
+    """Raises InputError for a run that was not evaluated by block."""
+    for run in runs:
+        if not rows_by_block(run):
+            raise InputError(f"beside={run.path}: measure its blocks first: twinblock evaluate {run.path} --blocks")
+
+
+def draw_beside(run: Run, others: Sequence[Run]) -> None:
     """Write `depth.png` into a run: its blocks, and those of other runs that were evaluated by block."""
-    arms = {}
-    for other in (run, *map(Run.open, others)):
-        rows = rows_by_block(other)
-        if not rows:
-            raise InputError(f"beside={other.path}: measure its blocks first: twinblock evaluate {other.path} --blocks")
-        arms[str(other.path)] = [rows]
+    arms = {str(other.path): [rows_by_block(other)] for other in (run, *others)}
     run.write("depth.png", figure(arms, "frozen features of each block"))

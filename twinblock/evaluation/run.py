@@ -16,7 +16,15 @@ from twinblock.data.longtail import few_shot, training, whole
 from twinblock.encoders import Encoder
 from twinblock.errors import InputError
 from twinblock.evaluation import at_size, features, knn_scores, linear_probe, pixels, seen_by
-from twinblock.evaluation.depth import BLOCK, EveryBlock, draw_beside, rank_share, rows_by_block, trained_taps
+from twinblock.evaluation.depth import (
+    BLOCK,
+    EveryBlock,
+    draw_beside,
+    need_blocks,
+    rank_share,
+    rows_by_block,
+    trained_taps,
+)
 from twinblock.evaluation.groups import class_accuracies, class_sizes, classes_of, figure, group_report
 from twinblock.evaluation.sgd import FEW_SHOT, FULL_SHOT, augmented, sgd_probe
 from twinblock.report import progress
@@ -98,6 +106,8 @@ def evaluate(
     rows, groups = [], []
     if blocks is None:
         blocks = config.scope.kind != "end_to_end" or taps or (bool(others) and sizes is None)
+    if blocks and sizes is None:
+        need_blocks(others)
     every = EveryBlock(encoder, trained_taps(run, encoder) if taps else None) if blocks else None
     with progress("computing features", (1 + baselines) * (len(train) + len(test)), quiet) as advance:
         look = Look(seen, (train, test), device, advance)
@@ -145,7 +155,7 @@ def evaluate(
     if sizes is not None:
         run.write("classes.png", figure({str(run.path): [classes_of(run)], **drawn}, "linear probe"))
     if blocks:
-        draw_beside(run, beside if sizes is None else [other.path for other in others if rows_by_block(other)])
+        draw_beside(run, [other for other in others if rows_by_block(other)])
     return rows
 
 

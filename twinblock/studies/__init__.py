@@ -24,7 +24,7 @@ def reproduce(name: str, overrides: Sequence[str] = ()) -> None:
 
     if name not in studies():
         near = difflib.get_close_matches(name, studies(), n=1)
-        hint = f"; did you mean {near[0]}?" if near else ""
+        hint = f"; did you mean {near[0]}?" if near else "."
         raise InputError(f"no study {name!r}{hint} Known: {', '.join(studies())}")
     own = {key: value for key, _, value in (text.partition("=") for text in overrides) if key in ("seeds", "out")}
     if not own.get("seeds", "3").isdigit():

@@ -91,7 +91,8 @@ def reproduce(options: Options) -> None:
     )
     publish(title, rows, options.out, [*columns, *expanded, "gap"])
     drawn = {name: [_of_blocks(row) for row in rows if row["arm"] == name] for name in DRAWN}
-    (options.out / "depth.png").write_bytes(figure(drawn, "frozen features of each block, mean and std over seeds"))
+    spread = ", mean and std over seeds" if options.seeds > 1 else ""
+    (options.out / "depth.png").write_bytes(figure(drawn, f"frozen features of each block{spread}"))
 
 
 def arms(options: Options) -> list[Arm]:

@@ -79,7 +79,7 @@ class Views:
     ) -> list[Float[Tensor, "n 3 s s"]]:
         """Contiguous views of the images at positions `offset` to `offset + n` of a global batch of `batch`.
 
-        `step` counts within the epoch. `aspect`, on the CPU: width/height of images before they were squashed to (h, w).
+        `step` counts within the epoch. `aspect`: width/height of images before they were squashed, on the CPU.
         """
         n, height, width, _ = images.shape
         assert offset + n <= batch, f"positions {offset} to {offset + n} in a batch of {batch}"
