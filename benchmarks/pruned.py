@@ -2,7 +2,7 @@
 
     python benchmarks/pruned.py [--steps 4] [--rounds 7] [--threads 1] [--batch 128] [a.b=c ...]
 
-Whole training steps of the recipe `sdclr` on the embedded images, masks drawn anew as the recipe has it; fields are
+Whole training steps of the recipe `sdclr_demo` on the embedded images, masks drawn anew as the recipe has it; fields are
 changed as on the command line, such as encoder.kind=resnet18. Both sides take turns in each round, with steps of equal
 number; printed are the medians over rounds, the median of the ratios of one round, and what drawing the masks takes.
 """
@@ -28,7 +28,7 @@ from twinblock.train import Trainer
 
 def make_trainer(branch: str, fields: list[str], folder: Path) -> Trainer:
     own = [] if branch == "pruned" else [f"branch.kind={branch}"]
-    config = compose("sdclr", overrides=["train.length=1000000steps", *fields, *own])
+    config = compose("sdclr_demo", overrides=["train.length=1000000steps", *fields, *own])
     images, fabric = load("photodigits"), make_fabric()
     assert images is not None
     return Trainer(resolve(config, images, fabric.device), images, fabric, Run(folder), Reporter(quiet=True))

@@ -40,7 +40,7 @@ def test_scores_by_hand():
 @pytest.mark.parametrize("scope", ["end_to_end", "blockwise"])
 def test_a_pruned_run_is_seen_by_its_own_pruned_network(tmp_path, source, scope):
     overrides = [*SMALL, f"scope.kind={scope}", "train.precision=fp32", "data.longtail={imbalance: 4}"]
-    run = twinblock.pretrain("sdclr", out=tmp_path / "a", quiet=True, overrides=overrides)
+    run = twinblock.pretrain("sdclr_demo", out=tmp_path / "a", quiet=True, overrides=overrides)
     pruned = PrunedEncoder(run.encoder(), 0.9)
     assert forgotten._restore(pruned, run)
     trainer = tiny.trainer(run.config, tmp_path / "b", longtail.training(run.config.data))
@@ -70,7 +70,7 @@ def test_elsewhere_the_statistics_are_those_of_the_pruned_network(tmp_path, sour
 
 def test_files_and_judgement(tmp_path, source, monkeypatch, capsys):
     overrides = [*SMALL, "data.longtail={imbalance: 4, split: 0}"]
-    run = twinblock.pretrain("sdclr", out=tmp_path / "a", quiet=True, overrides=overrides)
+    run = twinblock.pretrain("sdclr_demo", out=tmp_path / "a", quiet=True, overrides=overrides)
     rows = forgotten.forgotten(run)
     assert [row["score"] for row in rows] == ["moved", "loss", "neighbours"]
     assert all(0 <= row["AUROC"] <= 1 and row["lift"] >= 0 for row in rows)

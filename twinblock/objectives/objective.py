@@ -11,11 +11,11 @@ HALF = (torch.float16, torch.bfloat16)
 
 
 class Objective(nn.Module):
-    """Base of the objectives; the facts say what a training loop may do.
+    """Base of the objectives; the facts say what a training loop, ours or another, may do.
 
     `symmetric`: f(a, b) = f(b, a), in value and gradient. `one_way`: only the first view is the query, as
     published (MoCo). `detaches_target`: no gradient reaches the target. `separable`: the mean over equal
-    micro-batches is the value of the whole batch, so gradients may be accumulated. `labelled`: the target is
+    micro-batches is the value of the whole batch, so another loop may accumulate gradients. `labelled`: the target is
     the labels.
     """
 

@@ -16,13 +16,13 @@ from twinblock.studies.study import Arm, Options, carry_out, folder, publish
 SEEDED = ("data.longtail.split={seed}", "data.longtail.seed={seed}")
 TAIL = "data.longtail={imbalance: 100}"
 DIGITS = (
-    Arm("SimCLR, balanced", "sdclr", (*SEEDED, "branch.kind=shared", "data.longtail.kind=balanced")),
-    Arm("SimCLR", "sdclr", (*SEEDED, "branch.kind=shared")),
-    Arm("SDCLR", "sdclr", SEEDED),
+    Arm("SimCLR, balanced", "sdclr_demo", (*SEEDED, "branch.kind=shared", "data.longtail.kind=balanced")),
+    Arm("SimCLR", "sdclr_demo", (*SEEDED, "branch.kind=shared")),
+    Arm("SDCLR", "sdclr_demo", SEEDED),
     Arm("BYOL", "byol_demo", (TAIL, *SEEDED)),
     Arm("SDCLR x BYOL", "byol_demo", (TAIL, *SEEDED, "branch={kind: pruned, ratio: 0.9}")),
-    Arm("SimCLR, blockwise", "sdclr", (*SEEDED, "branch.kind=shared", "scope.kind=blockwise")),
-    Arm("SDCLR x blockwise", "sdclr", (*SEEDED, "scope.kind=blockwise")),
+    Arm("SimCLR, blockwise", "sdclr_demo", (*SEEDED, "branch.kind=shared", "scope.kind=blockwise")),
+    Arm("SDCLR x blockwise", "sdclr_demo", (*SEEDED, "scope.kind=blockwise")),
 )
 OVERLAID = ("SimCLR", "SDCLR")
 COLUMNS = ("all", "many", "medium", "few", "std", "few-shot all", "forgotten AUROC", "loss AUROC", "neighbours AUROC")

@@ -76,11 +76,15 @@ def carry_out(arms: Sequence[Arm], measure: Callable[[Run], Mapping[str, float]]
     rows: dict[tuple[str, int], Row] = {}
     with ProcessPoolExecutor(workers(), mp_context=get_context("spawn"), initializer=_prepare) as pool:
         running = {pool.submit(_job, arm, seed, measure, options): (arm.name, seed) for arm, seed in jobs}
-        for done in as_completed(running):
-            row = rows[running[done]] = done.result()
-            found = "  ".join(f"{k} {_show(v)}" for k, v in row.items() if k not in LABELS)
-            spent = clock(time.monotonic() - began)
-            reporter.say(f"{len(rows)}/{len(jobs)} after {spent}: {row['arm']}, seed {row['seed']}: {found}")
+        try:
+            for done in as_completed(running):
+                row = rows[running[done]] = done.result()
+                found = "  ".join(f"{k} {_show(v)}" for k, v in row.items() if k not in LABELS)
+                spent = clock(time.monotonic() - began)
+                reporter.say(f"{len(rows)}/{len(jobs)} after {spent}: {row['arm']}, seed {row['seed']}: {found}")
+        except BaseException:  # what no arm should do is said at once, not after all the others
+            pool.shutdown(cancel_futures=True)
+            raise
     return [rows[arm.name, seed] for arm, seed in jobs]
 
 

@@ -82,6 +82,7 @@ class Views:
         `step` counts within the epoch. `aspect`: width/height of images before they were squashed, on the CPU.
         """
         n, height, width, _ = images.shape
+        assert images.dtype == torch.uint8, f"views are made of uint8 images, not {images.dtype}"
         assert offset + n <= batch, f"positions {offset} to {offset + n} in a batch of {batch}"
         views = []
         for index, spec in enumerate(self.specs):
