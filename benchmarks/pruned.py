@@ -2,7 +2,7 @@
 
     python benchmarks/pruned.py [--steps 4] [--rounds 7] [--threads 1] [--batch 128] [a.b=c ...]
 
-Whole training steps of the recipe `sdclr_demo` on the embedded images, masks drawn anew as the recipe has it; fields are
+Whole training steps of the recipe `sdclr_demo` on the embedded images, masks drawn anew as it has it; fields are
 changed as on the command line, such as encoder.kind=resnet18. Both sides take turns in each round, with steps of equal
 number; printed are the medians over rounds, the median of the ratios of one round, and what drawing the masks takes.
 """

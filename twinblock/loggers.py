@@ -1,6 +1,6 @@
 """TensorBoard and Weights & Biases beside `metrics.jsonl`, for those who look there; imported only when asked for."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -51,3 +51,14 @@ def _wandb(path: Path) -> Log:
     # a run that goes on is the same run there
     run = wandb.init(dir=str(path), name=path.name, id=f"{hashed(str(path.resolve())):x}", resume="allow")
     return lambda numbers, step: run.log(dict(numbers), step=step)
+
+
+def tell(loggers: list[Log], rows: Iterable[Mapping[str, Any]], warn: Callable[[str], None]) -> None:
+    """Give the rows of the metrics to loggers; one that cannot write is let go: no training depends on it."""
+    for log in list(loggers):
+        try:
+            for row in rows:
+                log(scalars(row), row["step"])
+        except OSError as error:
+            loggers.remove(log)
+            warn(f"a logger cannot write ({error.strerror or error}); it gets no more numbers")

@@ -23,7 +23,7 @@ from twinblock.encoders import MEAN, STD, Encoder
 from twinblock.errors import Collapsed, InputError, Interrupted
 from twinblock.launch import stop_signals
 from twinblock.learner import Batch, Learner, Network, Signal
-from twinblock.loggers import make_loggers, scalars
+from twinblock.loggers import make_loggers, tell
 from twinblock.optim import make_optimizer, parameter_groups, set_lr, warmup_cosine
 from twinblock.overlapping import Overlapping
 from twinblock.precision import autocast_of
@@ -216,19 +216,10 @@ class Trainer:
         rows.sort(key=lambda row: (row["step"], "loss" in row))
         if self.fabric.is_global_zero and rows:
             self.run.append_metrics(rows)
-            self.tell_loggers(rows)
+            tell(self.loggers, rows, self.reporter.warn)
         self.reporter.update(self.step, rows, self.monitor.words())
         rows.clear()
         losses.clear()
-
-    def tell_loggers(self, rows: list[dict[str, Any]]) -> None:
-        for log in list(self.loggers):  # one that cannot write is let go: the training does not depend on it
-            try:
-                for row in rows:
-                    log(scalars(row), row["step"])
-            except OSError as error:
-                self.loggers.remove(log)
-                self.reporter.warn(f"a logger cannot write ({error.strerror or error}); it gets no more numbers")
 
     def state(self) -> dict[str, Tensor]:
         tensors = {f"encoder.{name}": t for name, t in self.encoder.state_dict().items()}

@@ -48,7 +48,8 @@ def test_the_pixels_of_large_images_are_shrunk(source):
 
 
 def test_what_pruning_moves_is_seen_at_that_size(tmp_path, source):
-    run = twinblock.pretrain("sdclr_demo", out=tmp_path / "a", quiet=True, overrides=[*SMALL, "data.longtail.imbalance=4"])
+    tail = [*SMALL, "data.longtail.imbalance=4"]
+    run = twinblock.pretrain("sdclr_demo", out=tmp_path / "a", quiet=True, overrides=tail)
     found = [(forgotten(run, {"size": size}), (run.path / "forgotten.csv").read_text()) for size in (16, 24)]
     assert found[0][1] != found[1][1]
 
