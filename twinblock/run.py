@@ -213,7 +213,7 @@ def from_yaml(text: str) -> Config:
     """What `to_yaml` wrote. Raises ValueError for all else."""
     try:
         return check(yaml.safe_load(text))
-    except (yaml.YAMLError, AttributeError, RecursionError) as error:  # AttributeError: `text` is none
+    except (yaml.YAMLError, RecursionError) as error:
         raise ValueError(str(error)) from None
 
 

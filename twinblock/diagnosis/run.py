@@ -111,7 +111,7 @@ def _of_encoder(file: Path, data: str | Path | Mapping[str, Any] | None) -> Diag
     if "config" not in meta:
         raise InputError(f"{file} names no config; give the folder of its run")
     try:
-        config = from_yaml(meta["config"])
+        config = from_yaml(str(meta["config"]))
     except ValueError as error:
         raise InputError(f"{file}: its config is damaged ({' '.join(str(error).split())[:120]})") from None
     monitor = _monitor(config, {f"encoder.{name}": tensor for name, tensor in tensors.items()}, file, data)
