@@ -24,7 +24,7 @@ from twinblock.taps import average
 from twinblock.views import Views
 
 SAMPLE = 64, 256  # images looked at: within these bounds, two batches, or fewer where a short run cannot afford them
-SHARE = 0.01  # of the training time
+SHARE = 0.009  # of the training time, counted in forward passes; by the clock it is up to a twentieth more
 LEAST, MOST = 8, 500  # looks at equal distances: very short runs then spend more than that share, long ones less
 EARLY = 0.0, 0.01, 0.025, 0.05  # parts of a phase at which to look in any case, to see a collapse early
 LONG = 4_000  # steps; of a longer phase those are parts of its first steps, so that the last is at step 200
