@@ -18,6 +18,11 @@ FORMULA = ("=", "+", "-", "@", "\t", "\r")  # what makes a spreadsheet take a ce
 Columns = Mapping[str, Sequence[Any] | np.ndarray]  # of one length; arrays may be (n,) or (n, d)
 
 
+def same_place(a: str | None, b: str | None) -> bool:
+    """Whether two names lead to one file or folder, as `photos` and `./photos/` do."""
+    return a == b or (a is not None and b is not None and os.path.realpath(a) == os.path.realpath(b))
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
     """A file that takes the place of `path` once it is whole and on the disk; never through a link.

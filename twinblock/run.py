@@ -15,12 +15,12 @@ from twinblock import checkpoint
 from twinblock.config import Config, check
 from twinblock.encoders import Encoder, build_encoder
 from twinblock.errors import InputError
-from twinblock.files import replacing
+from twinblock.files import replacing, same_place
 
 RESOLVED = re.compile(r"data\.size|encoder\.(kind|stem|width)|views\.\d\.(crop|flip)|train\.precision")
 OPEN = ("auto", None)  # what leaves one of those fields to the data and the machine
 NOT_OF_TRAINING = ("out", "train.on_collapse")  # fields that a run may be resumed with another value of
-PATHS = ("data.source", "data.root", "data.indices")  # photos/ is photos
+PATHS = ("data.source", "data.root", "data.indices")
 
 
 class Run:
@@ -220,13 +220,12 @@ def from_yaml(text: str) -> Config:
 def differences(saved: Config, wanted: Config) -> list[str]:
     """The fields in which two configs differ, in words; what was left open agrees with what it became."""
     old, new = (leaves(config.model_dump(mode="json")) for config in (saved, wanted))
-    for tree in (old, new):
-        tree |= {name: os.path.normpath(tree[name]) for name in PATHS if tree[name] is not None}
     return [
         f"{name}: {old.get(name)} there, {new.get(name)} here"
         for name in dict.fromkeys([*old, *new])
         if name not in NOT_OF_TRAINING
         and old.get(name) != new.get(name)
+        and not (name in PATHS and same_place(old[name], new[name]))
         and not (RESOLVED.fullmatch(name) and name in new and new[name] in OPEN)
     ]
 

@@ -82,7 +82,7 @@ class Trainer:
         self.views = Views(config.views, config.data.size, MEAN, STD)
         self.monitor = Monitor(self.learners, seen or images, self.views, config, fabric.device, self.plan, world)
         self.save_every = max(1, config.train.checkpoint_every.steps(self.epoch_steps, self.plan.total))
-        self.step = 0
+        self.step, self.mark = 0, images.mark()
         self.loggers = make_loggers(config.train.loggers, run.path) if fabric.is_global_zero else []
 
     def fit(self) -> None:
@@ -243,7 +243,7 @@ class Trainer:
         if bad is not None:
             raise self.diverged(f"{bad} holds NaN or infinity after step {self.step}")
         if self.fabric.is_global_zero:
-            checkpoint.save(self.run.checkpoints, state, {"step": self.step, "data": self.images.mark()})
+            checkpoint.save(self.run.checkpoints, state, {"step": self.step, "data": self.mark})
         self.fabric.barrier()
 
     def resume(self) -> None:
@@ -254,7 +254,7 @@ class Trainer:
             self.reporter.warn(f"{line}; going back to the checkpoint before it")
         if (self.run.checkpoints / checkpoint.LAST).exists():
             tensors, meta = checkpoint.read(self.run.checkpoints / checkpoint.LAST)
-            then, now = meta.get("data"), self.images.mark()
+            then, now = meta.get("data"), self.mark
             if then is not None and then != now:
                 raise InputError(
                     f"{self.config.data.source} holds other images than this run began with ({now['images']:,} now, "

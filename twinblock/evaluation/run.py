@@ -1,6 +1,5 @@
 """Measuring a run: kNN and linear probe of its frozen encoder, beside raw pixels and the untrained encoder."""
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +26,7 @@ from twinblock.evaluation.depth import (
 )
 from twinblock.evaluation.groups import class_accuracies, class_sizes, classes_of, figure, group_report
 from twinblock.evaluation.sgd import FEW_SHOT, FULL_SHOT, augmented, sgd_probe
+from twinblock.files import same_place
 from twinblock.report import progress
 from twinblock.run import Run, encoder_of
 from twinblock.seeding import order
@@ -191,8 +191,7 @@ def _place(device: torch.device, pair: Pair, classes: int) -> torch.device:
 
 def _unequal_sizes(runs: Sequence[Run], source: Data, known: np.ndarray) -> np.ndarray | None:
     """Training images of each class of the first run whose classes are of unequal size, 2 to 1 or more; else None."""
-    same = lambda data: os.path.realpath(data.source) == os.path.realpath(source.source)  # noqa: E731
-    for config in (run.config for run in runs if same(run.config.data)):
+    for config in (run.config for run in runs if same_place(run.config.data.source, source.source)):
         sizes = class_sizes(config, known)
         if sizes.max() >= 2 * max(1, sizes.min()):
             return sizes
