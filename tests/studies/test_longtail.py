@@ -1,10 +1,33 @@
 """The long-tailed study: its arms can be composed, and its tables have the columns that the published ones have."""
 
+from pathlib import Path
+
 import pytest
 
 from twinblock.recipes import compose
 from twinblock.studies import longtail
 from twinblock.studies.study import Options
+
+
+def composed(data: str, *fields: str):
+    arms = longtail._arms(Options(Path("out"), 1, (f"data={data}", *fields)))
+    return [compose(arm.recipe, overrides=[o.replace("{seed}", "0") for o in arm.overrides]) for arm in arms]
+
+
+@pytest.mark.parametrize("data", ["cifar10", "cifar100"])
+def test_photographs_are_reduced_where_there_is_no_gpu_and_no_length_asked_for(monkeypatch, data):
+    published = [(None, "cifar", 512, "2000epochs")] * 3
+    small = [(16, "cifar_stride2", 128, "60epochs")] * 3
+
+    def sizes(*fields: str):
+        runs = composed(data, *fields)
+        return [(c.encoder.width, c.encoder.stem, c.data.batch, str(c.train.length)) for c in runs]
+
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert sizes() == small and sizes("train.length=2000epochs") == published
+    assert {str(c.train.length) for c in composed("photodigits")} == {"1000steps", "1500steps"}
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    assert sizes() == published
 
 
 @pytest.mark.parametrize(("data", "arms"), [("photodigits", 7), ("cifar10", 3), ("cifar100", 3)])

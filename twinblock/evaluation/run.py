@@ -81,11 +81,11 @@ def evaluate(
 
     They are fitted to all training images of the source, also of those that the run did not train on; `data` names
     other labelled data. After training on classes of unequal size, or where the first run `beside` it did, there is a
-    few-shot probe too and accuracy by class and by group, drawn in `classes.png` with the runs `beside`; `shots`: its
-    images of each class, else 1 % of the smallest class; `published`: also SDCLR's SGD probes. `blocks`: also every
-    block, with its effective rank in % of its width (None: where the run trained in blocks), as its tap sees it where
-    `taps`; drawn in `depth.png`, with runs `beside` it that were measured so. All is written to `evaluation.json` in
-    the run. Raises InputError where there are no labels or no run.
+    few-shot probe too and accuracy by class and by group, drawn in `classes.png` with the runs `beside`. `shots`: the
+    images of each class for it, else 1 % of the smallest class. `published`: also SDCLR's SGD probes, and the few-shot
+    probe. `blocks`: also every block, with its effective rank in % of its width (None: where the run trained in
+    blocks), as its tap sees it where `taps`; drawn in `depth.png`, with the runs `beside` measured so. All is written
+    to `evaluation.json` in the run. Raises InputError where there are no labels or no run.
     """
     run = run if isinstance(run, Run) else Run.open(run)
     config = run.config
@@ -93,17 +93,13 @@ def evaluate(
     encoder = run.encoder()
     seen = at_size(config, encoder, source.size)
     train, test = labelled(source, config.train.seed)
-    assert train.labels is not None and test.labels is not None
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    known, fit, asked = _numbered(train.labels, test.labels)
-    classes, labels = len(known), torch.from_numpy(fit)
+    known, fit, asked = _numbered(train, test)
     others = [Run.open(other) for other in beside]
     # a balanced twin has the groups of the set that it stands beside
     sizes = _unequal_sizes([run, *others[:1]], source, known)
     drawn = {} if sizes is None else {str(other.path): [classes_of(other)] for other in others}
-    wanted = bool(shots) or sizes is not None
-    few = _few_shot(fit, shots, config.train.seed) if wanted or published else {}
-    rows, groups = [], []
+    few = _few_shot(fit, shots, config.train.seed) if shots or published or sizes is not None else {}
     if blocks is None:
         blocks = config.scope.kind != "end_to_end" or taps or (bool(others) and sizes is None)
     if blocks and sizes is None:
@@ -113,44 +109,33 @@ def evaluate(
         look = Look(seen, (train, test), device, advance)
         own, of_blocks = (look.features(encoder), {}) if every is None else look.blocks(every)
         measured = {"encoder": own, **(look.baselines() if baselines else {}), **of_blocks}
+    rows, groups = [], []
     with progress("fitting probes", len(measured), quiet) as advance:
         for name, pair in measured.items():
-            place = _place(device, pair, classes)
-            bank, queries, of_bank = (rows.to(place) for rows in (*pair, labels))
-            scores = {
-                "kNN": knn_scores(bank, of_bank, queries, classes, k=K, temperature=TEMPERATURE),
-                "linear": linear_probe(bank, of_bank, queries, classes),
+            scores = _probes(pair, torch.from_numpy(fit), few, len(known), device)
+            if published:  # its SGD probes look at images, not at features
+                sgd = _published(run.encoder(), seen, train, fit, few, pair[1], device) if name == "encoder" else {}
+                scores |= {f"SGD {kind}": sgd.get(kind) for kind in ("linear", *few)}
+            row: dict[str, Any] = {
+                f"{kind} %": None if found is None else accuracy(found, asked) for kind, found in scores.items()
             }
-            for kind, some in few.items() if wanted else ():
-                scores[kind] = linear_probe(bank[some], of_bank[some], queries, classes)
-            if published and name == "encoder":
-                scores |= _published(run.encoder().to(device), seen, train, labels, few, pair[1], classes, device)
-            row: dict[str, Any] = {f"{kind} %": accuracy(found, asked) for kind, found in scores.items()}
-            if published and name != "encoder":  # the SGD probes look at images, not at features
-                row |= dict.fromkeys(f"SGD {kind} %" for kind in ("linear", *few))
             if blocks:
                 row["rank %"] = None if name == PIXELS else rank_share(pair[1])
-            rows.append({"features": name, **row, "width": bank.shape[1]})
-            if sizes is not None:
-                groups += [
-                    {"features": name, "evaluator": kind, **_by_group(found, asked, sizes)}
-                    for kind, found in scores.items()
-                ]
+            rows.append({"features": name, **row, "width": pair[0].shape[1]})
+            groups += [
+                {"features": name, "evaluator": kind, **_by_group(found, asked, sizes)}
+                for kind, found in scores.items()
+                if found is not None and sizes is not None
+            ]
             advance(1)
     if blocks and not taps:
         rows.append({**rows[0], "features": f"{BLOCK}{len(of_blocks) + 1}"})
-    note = {
-        "data": source.source,
-        "size": seen.data.size,
-        "train": len(train),
-        "test": len(test),
-        "k": min(K, len(train)),
-        "temperature": TEMPERATURE,
-    }
+    note = {"data": source.source, "size": seen.data.size, "train": len(train), "test": len(test)}
+    note |= {"k": min(K, len(train)), "temperature": TEMPERATURE}
     if sizes is not None:
         note |= {"class labels": known.tolist(), "class sizes": sizes.tolist(), "groups": groups}
     if few:
-        note["shots"] = {kind: len(chosen) // classes for kind, chosen in few.items()}
+        note["shots"] = {kind: len(chosen) // len(known) for kind, chosen in few.items()}
     run.write_json("evaluation.json", {**note, "rows": rows})
     if sizes is not None:
         run.write("classes.png", figure({str(run.path): [classes_of(run)], **drawn}, "linear probe"))
@@ -170,14 +155,28 @@ def group_rows(run: Run) -> list[dict[str, Any]]:
     ]
 
 
-def _numbered(train: np.ndarray, test: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _numbered(train: Images, test: Images) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The labels of the training images, in order, and which of them each image has, to fit on and to test on.
 
     A test image whose label is none of them has the number after the last, which no classifier gives.
     """
-    known, fit = np.unique(train, return_inverse=True)
-    asked = np.searchsorted(known, test)
-    return known, fit, np.where(np.isin(test, known), asked, len(known))
+    assert train.labels is not None and test.labels is not None
+    known, fit = np.unique(train.labels, return_inverse=True)
+    asked = np.searchsorted(known, test.labels)
+    return known, fit, np.where(np.isin(test.labels, known), asked, len(known))
+
+
+def _probes(
+    pair: Pair, labels: Tensor, few: Mapping[str, np.ndarray], classes: int, device: torch.device
+) -> dict[str, Tensor]:
+    """Scores of each class for each test image, by kNN, by the linear probe and by each few-shot probe."""
+    place = _place(device, pair, classes)
+    bank, queries, labels = (rows.to(place) for rows in (*pair, labels))
+    found = {
+        "kNN": knn_scores(bank, labels, queries, classes, k=K, temperature=TEMPERATURE),
+        "linear": linear_probe(bank, labels, queries, classes),
+    }
+    return found | {kind: linear_probe(bank[some], labels[some], queries, classes) for kind, some in few.items()}
 
 
 def _place(device: torch.device, pair: Pair, classes: int) -> torch.device:
@@ -211,16 +210,24 @@ def _by_group(scores: Tensor, labels: np.ndarray, sizes: np.ndarray) -> dict[str
     return {"groups": group_report(by_class, sizes), "classes": classes}
 
 
-def _published(encoder, config: Config, train: Images, labels: Tensor, few, queries, classes: int, device):
+def _published(
+    encoder: Encoder,
+    config: Config,
+    train: Images,
+    labels: np.ndarray,
+    few: Mapping[str, np.ndarray],
+    queries: Tensor,
+    device: torch.device,
+) -> dict[str, Tensor]:
     """Scores of the published probes, which see augmented images; digits are not mirrored."""
     size, seed, flip = config.data.size, config.train.seed, bool(config.views[0].flip)
     assert size is not None
-    found = {}
+    encoder, found = encoder.to(device), {}
     parts = {"linear": (np.arange(len(train)), FULL_SHOT), **{kind: (rows, FEW_SHOT) for kind, rows in few.items()}}
-    for name, (rows, (epochs, drops)) in parts.items():
-        part = take(train, rows)
+    for kind, (rows, (epochs, drops)) in parts.items():
+        part, of_part = take(train, rows), torch.from_numpy(labels[rows])
         seen = lambda epoch, part=part: augmented(encoder, part, size, epoch, seed, flip, device)  # noqa: E731
-        found[f"SGD {name}"] = sgd_probe(seen, labels[rows], queries, classes, epochs, drops, seed=seed)
+        found[kind] = sgd_probe(seen, of_part, queries, int(labels.max()) + 1, epochs, drops, seed=seed)
     return found
 
 
@@ -234,8 +241,7 @@ def quick_knn(
     # the neighbours of a long-tailed bank would nearly all be of its few large classes
     train, test = labelled(source, config.train.seed, train if source == config.data else None)
     train, test = _part(train, QUICK_BANK, config.train.seed), _part(test, QUICK_QUERIES, config.train.seed)
-    assert train.labels is not None and test.labels is not None
-    known, fit, asked = _numbered(train.labels, test.labels)
+    known, fit, asked = _numbered(train, test)
     found = {}
     with progress("measuring kNN", 2 * (len(train) + len(test)), quiet) as advance:
         look = Look(config, (train, test), device, advance)

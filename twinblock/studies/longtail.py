@@ -2,7 +2,7 @@
 
 `twinblock reproduce longtail [seeds=3] [data=cifar100 data.root=DIR]`. On the embedded data every arm sees the same
 images, for 1 000 steps (BYOL: the 1 500 of its recipe); each seed has its own split. On CIFAR-10 and CIFAR-100 the
-arms are the published ones.
+arms are the published ones, reduced on a CPU.
 """
 
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ from twinblock.evaluation.groups import classes_of, figure
 from twinblock.evaluation.run import evaluate, group_rows
 from twinblock.forgotten import forgotten
 from twinblock.run import Run
-from twinblock.studies.study import Arm, Options, carry_out, folder, publish
+from twinblock.studies.study import NARROW, Arm, Options, carry_out, folder, publish, reduced
 
 SEEDED = ("data.longtail.split={seed}", "data.longtail.seed={seed}")
 TAIL = "data.longtail={imbalance: 100}"
@@ -24,6 +24,8 @@ DIGITS = (
     Arm("SimCLR, blockwise", "sdclr_demo", (*SEEDED, "branch.kind=shared", "scope.kind=blockwise")),
     Arm("SDCLR x blockwise", "sdclr_demo", (*SEEDED, "scope.kind=blockwise")),
 )
+# on a CPU: a network that takes a quarter of a second for each step, in batches of a quarter of the published size
+SMALL = (*NARROW, "encoder.stem=cifar_stride2", "data.batch=128", "train.length=60epochs")
 OVERLAID = ("SimCLR", "SDCLR")
 COLUMNS = ("all", "many", "medium", "few", "std", "few-shot all", "forgotten AUROC", "loss AUROC", "neighbours AUROC")
 SHOTS = {"cifar100": (100, 50)}  # as its published numbers have them: Zhou et al. 2022, BCL, split 1
@@ -71,9 +73,10 @@ def _arms(options: Options) -> tuple[Arm, ...]:
     source = options.source
     if source not in ("cifar10", "cifar100"):
         return DIGITS
-    recipe, width = f"sdclr_{source}_lt", "projector.dims=[512,128]"
+    recipe, base = f"sdclr_{source}_lt", (*SEEDED, *(SMALL if reduced(options, "60 epochs") else ()))
+    simclr = (*base, "branch.kind=shared", "projector.dims=[512,128]")
     return (
-        Arm("SimCLR, balanced", recipe, ("branch.kind=shared", width, "data.longtail.kind=balanced", *SEEDED)),
-        Arm("SimCLR", recipe, ("branch.kind=shared", width, *SEEDED)),
-        Arm("SDCLR", recipe, SEEDED),
+        Arm("SimCLR, balanced", recipe, (*simclr, "data.longtail.kind=balanced")),
+        Arm("SimCLR", recipe, simclr),
+        Arm("SDCLR", recipe, base),
     )
