@@ -54,9 +54,9 @@ def pretrain(
         return run
     fabric = make_fabric()
     reporter.console.quiet |= not fabric.is_global_zero
-    if fabric.is_global_zero:
-        run.claim(config)
     try:
+        if fabric.is_global_zero:
+            run.claim(config)
         _train(run, config, fabric, reporter)
     except (RuntimeError, MemoryError) as error:
         if out_of_memory(error):

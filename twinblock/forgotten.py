@@ -157,11 +157,14 @@ def _views_apart(encoder: Encoder, images: Images, config: Config, device: torch
 
 
 def _distance_to_neighbours(rows: Float[Tensor, "n d"], seed: int) -> Float[Tensor, " n"]:
-    unit = normalize(rows)
-    bank = unit[order(seed, -4, len(rows))[:BANK]]
-    k = min(NEIGHBOURS + 1, len(bank))
-    # the nearest is the image itself; of a very large set, only those in the bank find themselves
-    return torch.cat([1 - (part @ bank.T).topk(k).values[:, 1:].mean(1) for part in unit.split(1000)])
+    unit, number = normalize(rows), torch.arange(len(rows))
+    banked = torch.as_tensor(order(seed, -4, len(rows))[:BANK])
+    bank, k = unit[banked].T, min(NEIGHBOURS, len(banked) - 1)
+    found = []
+    for part, own in zip(unit.split(1000), number.split(1000), strict=True):
+        near = (part @ bank).masked_fill_(own[:, None] == banked, -torch.inf)  # no image is its own neighbour
+        found.append(1 - near.topk(k).values.mean(1))
+    return torch.cat(found)
 
 
 def _judge(scores: Mapping[str, np.ndarray], labels: Int[np.ndarray, " n"] | None) -> list[dict[str, Any]]:

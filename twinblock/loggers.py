@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from twinblock.cuts import first_line
 from twinblock.errors import InputError
 from twinblock.seeding import hashed
 
@@ -59,6 +60,7 @@ def tell(loggers: list[Log], rows: Iterable[Mapping[str, Any]], warn: Callable[[
         try:
             for row in rows:
                 log(scalars(row), row["step"])
-        except OSError as error:
+        except Exception as error:  # a service has errors of its own
             loggers.remove(log)
-            warn(f"a logger cannot write ({error.strerror or error}); it gets no more numbers")
+            why = (error.strerror if isinstance(error, OSError) else None) or first_line(error)
+            warn(f"a logger cannot write ({why}); it gets no more numbers")

@@ -18,7 +18,7 @@ from twinblock.errors import InputError
 from twinblock.files import replacing, same_place
 
 RESOLVED = re.compile(r"data\.size|encoder\.(kind|stem|width)|views\.\d\.(crop|flip)|train\.precision")
-OPEN = ("auto", None)  # what leaves one of those fields to the data and the machine
+OPEN_BY_NULL = ("data.size", "encoder.width")  # of those, what null leaves to data and machine; the others: auto
 NOT_OF_TRAINING = ("out", "train.on_collapse")  # fields that a run may be resumed with another value of
 PATHS = ("data.source", "data.root", "data.indices")
 
@@ -226,8 +226,15 @@ def differences(saved: Config, wanted: Config) -> list[str]:
         if name not in NOT_OF_TRAINING
         and old.get(name) != new.get(name)
         and not (name in PATHS and same_place(old[name], new[name]))
-        and not (RESOLVED.fullmatch(name) and name in new and new[name] in OPEN)
+        and not (RESOLVED.fullmatch(name) and _open(name, new))
     ]
+
+
+def _open(name: str, fields: dict[str, Any]) -> bool:
+    """Whether a field is left to data and machine: a null crop is a choice, and so is the width of a named encoder."""
+    if name == "encoder.width" and fields.get("encoder.kind") != "auto":
+        return False
+    return name in fields and fields[name] == (None if name in OPEN_BY_NULL else "auto")
 
 
 def leaves(tree: Any, prefix: str = "") -> dict[str, Any]:

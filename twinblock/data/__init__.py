@@ -62,9 +62,9 @@ class Images:
         return len(self.pixels if self.rows is None else self.rows)
 
     def mark(self) -> dict[str, Any]:
-        """Their number, and a digest of their labels and names: whether they are still those of another time."""
+        """Their number, and a digest of labels, names and rows: whether they are still those of another time."""
         digest = blake2b(digest_size=16)
-        for column in (self.labels, None if self.names is None else self.names.text):
+        for column in (self.labels, None if self.names is None else self.names.text, self.rows):
             digest.update(b"" if column is None else np.ascontiguousarray(column).data)
         return {"images": len(self), "digest": digest.hexdigest()}
 

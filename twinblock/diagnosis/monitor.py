@@ -90,25 +90,23 @@ class Monitor:
 
     def note(self, step: int, found: list[dict[str, Any]]) -> dict[str, Any]:
         """Judge by what `measure` found as well, and give the row for the metrics."""
-        self.recall([*self.rows, row := {"step": step, "diagnosis": found}])
+        self.recall([row := {"step": step, "diagnosis": found}])
         return row
 
     def recall(self, rows: Iterable[dict[str, Any]]) -> None:
-        """Judge by these rows, of this process or of one before it."""
-        rows = list(rows)
-        # a look that asked for another one may lie a few looks back
-        recent = sum(row["step"] + self.again <= rows[-1]["step"] for row in rows)
-        for count in range(recent, len(rows)):
-            self.rows = rows[: count + 1]
+        """Judge by these rows as well, one after the other, be they of this process or of one before it."""
+        for row in rows:
+            self.rows.append(row)
             self._judge()
 
     def _judge(self) -> None:
-        for i in self.trained():
-            history = history_of(self.rows, i, self.starts[i])
+        histories = {i: history_of(self.rows, i, self.starts[i]) for i in self.trained()}
+        for i, history in histories.items():
             self.verdicts[i] = verdict(history, config=self.config)
-            suspect = len(history) > 1 and verdict(history, finished=True).state == "complete collapse"
-            if suspect and not self.collapsed:
-                self.due_at.add(self.rows[-1]["step"] + self.again)
+        # whether to look again soon follows from the rows alone: a resumed run must look when the other one did
+        suspect = (len(h) > 1 and verdict(h, finished=True).state == "complete collapse" for h in histories.values())
+        if not self.collapsed and any(suspect):
+            self.due_at.add(self.rows[-1]["step"] + self.again)
 
     @property
     def collapsed(self) -> bool:
@@ -122,8 +120,7 @@ class Monitor:
 
     def verdict(self) -> Verdict:
         """The worst of the Learners in training; of equals the last."""
-        judged = [(self.verdicts[i].state in BAD, i) for i in self.trained()]
-        return self.verdicts[max(judged)[1]]
+        return self.verdicts[max(self.trained(), key=lambda i: (WORSE.index(self.verdicts[i].state), i))]
 
     def words(self) -> str:
         """For the progress bar: kNN on the sample (no test accuracy) of each Learner in training, and the verdict."""
@@ -164,7 +161,7 @@ class Monitor:
             yield {name: [x.float() for x in found] for name, found in outputs.items()}
 
 
-BAD = "complete collapse", "dimensional collapse", "diverging", "leaving collapse"
+WORSE = "healthy", "not started", "leaving collapse", "dimensional collapse", "diverging", "complete collapse"  # states
 
 
 def history_of(rows: Iterable[dict[str, Any]], learner: int, start: int = 0) -> list[dict[str, Any]]:

@@ -16,6 +16,7 @@ ALONE = 0.01  # spread of a finished run that means collapse however it began, u
 RISING = 3.0  # times the lowest spread so far: more than the noise of a collapsed run
 LEFT = 0.95  # mean cosine between images below which a collapse lies behind
 SHRUNK = 0.2  # part of the first distances below which a cosine above LEFT is a collapse, to a point, not a direction
+GONE = 1e-6  # part of the first length below which embeddings are zero
 EXPLODED = 1e4  # root mean square of an embedding's entries; up to 10 in healthy runs, 100 in collapsed ones
 FEW = 3.0, 0.02  # directions, and share of the possible ones, below which features are poor
 
@@ -60,18 +61,22 @@ def _judge(history: Sequence[Mapping[str, Any]], finished: bool) -> Verdict:
 
     cosine = np.array([min(_positive(look), look["negative_cosine"]) for look in z])
     spread = np.array([look["std"] * look["dimensions"] ** 0.5 for look in z])  # 0: one point; 1: isotropic
-    apart = spread * [look["feature_norm"] for look in z]
+    length = np.array([look["feature_norm"] for look in z])
+    apart = spread * length
     shrunk = (cosine > LEFT) & (apart < SHRUNK * apart[0])
-    alike = (cosine > ALIKE) | shrunk
-    alone = ALONE if finished and spread[-1] < RISING * spread[0] else 0.0
-    fallen = alike & (shrunk | (spread < max(FALLEN * spread[0], alone)))
+    gone = length <= GONE * length[0]  # zero has no direction, and its cosines are 0
+    alike = (cosine > ALIKE) | shrunk | gone
+    alone = ALONE if finished and spread[-1] <= RISING * spread[0] else 0.0
+    fallen = alike & (shrunk | gone | (spread <= max(FALLEN * spread[0], alone)))
     was_collapsed = (fallen[:-1] & fallen[1:]).any()  # one look may be a stumble of the first steps
     cosines = f"cosine {_positive(z[-1]):.4f} within images, {z[-1]['negative_cosine']:.4f} between"
     rising = spread[-1] > RISING * spread.min() and spread[-1] >= spread[-2]
     if was_collapsed and (rising if alike[-1] else z[-1]["negative_cosine"] > LEFT):
         return _verdict("leaving collapse", cosines)
     if fallen[-1] and (finished or fallen[-2]):
-        size = f", distances {apart[-1] / apart[0]:.1g} of the first" if shrunk[-1] else ""
+        size = (
+            f", distances {apart[-1] / apart[0]:.1g} of the first" if shrunk[-1] else ", all zero" if gone[-1] else ""
+        )
         return _verdict("complete collapse", f"{cosines}, spread {spread[-1]:.1g} after {spread[0]:.1g} at first{size}")
     if alike.all():
         return _verdict("not started", f"no further apart than in an untrained network: {cosines}")
