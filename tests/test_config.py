@@ -142,6 +142,14 @@ def test_configs_differ_by_field_and_auto_agrees_with_what_it_became():
     ]
 
 
+def test_a_null_that_is_a_choice_agrees_with_nothing_else():
+    """A null crop is the central square, and a null width that of the named network."""
+    given = compose("simclr", overrides=["views.0.crop=[0.2,1.0]", "encoder.kind=resnet18", "encoder.width=16"])
+    square = compose("simclr", overrides=["views.0.crop=null", "encoder.kind=resnet18"])
+    fields = [text.split(":")[0] for text in differences(given, square)]
+    assert "views.0.crop" in fields and "encoder.width" in fields
+
+
 FORM = """
 data:      {source: photodigits, root: null, batch: 256}
 views:

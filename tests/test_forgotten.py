@@ -114,3 +114,20 @@ def test_a_ratio_that_is_none(tmp_path, source, monkeypatch, capsys):
             cli.main()
         assert end.value.code == 2
         assert words in capsys.readouterr().err
+
+
+def test_the_distance_to_neighbours_is_that_of_others_whether_they_are_among_the_compared_or_not(monkeypatch):
+    rows = torch.randn(40, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    monkeypatch.setattr(forgotten, "BANK", 20)
+    found = forgotten._distance_to_neighbours(rows, seed=0)
+    unit = rows / rows.norm(dim=1, keepdim=True)
+    banked = forgotten.order(0, -4, 40)[:20].tolist()
+    for i in range(40):
+        near = sorted((float(unit[i] @ unit[j]) for j in banked if j != i), reverse=True)[: forgotten.NEIGHBOURS]
+        assert float(found[i]) == pytest.approx(1 - sum(near) / len(near))
+
+
+def test_another_part_of_the_images_has_another_mark():
+    images = Images(np.zeros((6, 8, 8, 3), np.uint8))
+    marks = [longtail.take(images, np.array(rows)).mark() for rows in ([0, 1, 2], [3, 4, 5])]
+    assert marks[0] != marks[1]

@@ -1,6 +1,7 @@
 """The monitor looks early, confirms what it suspects, and survives a resume."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import tiny
@@ -98,6 +99,26 @@ def test_a_resumed_monitor_knows_what_was_seen(tmp_path):
     other.recall(rows)
     assert other.due(30)
     assert other.verdicts == monitor.verdicts
+
+
+@pytest.mark.parametrize("killed_after", [1, 2, 3])
+def test_a_resumed_monitor_of_blocks_asks_for_the_same_looks(tmp_path, killed_after):
+    """What one block asks for must not hang on what another was judged to be a look before."""
+    config = tiny.config("byol", "simultaneous", train={"length": "1000steps"})
+    straight, resumed = (tiny.trainer(config, tmp_path / name).monitor for name in "ab")
+    pretend(straight, lambda looks: 0.2 if looks == 0 else 0.001)
+    rows = [straight.look(step) for step in (0, 10, 15, 40)]
+    resumed.recall(rows[:killed_after])
+    for row in rows[killed_after:]:
+        resumed.note(row["step"], row["diagnosis"])
+    assert (resumed.due_at, resumed.verdicts) == (straight.due_at, straight.verdicts)
+
+
+def test_of_several_blocks_the_worst_is_told(tmp_path):
+    monitor = tiny.trainer(tiny.config("byol", "simultaneous"), tmp_path).monitor
+    states = ("healthy", "complete collapse", "leaving collapse", "healthy")
+    monitor.verdicts = [replace(monitor.verdicts[0], state=state) for state in states]
+    assert monitor.verdict().state == "complete collapse"
 
 
 def test_blocks_trained_later_are_judged_from_their_own_start(tmp_path):

@@ -170,3 +170,13 @@ def test_a_network_whose_untrained_features_are_one_point_may_rise():
     """EfficientNet's start within 5e-5 of each other; after a few steps they are still close, but on their way."""
     assert run(look(5e-5), look(5e-4), look(2e-3)).state == "not started"
     assert run(look(5e-4), look(5e-4), look(6e-4)).state == "complete collapse"
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_embeddings_that_are_exactly_constant_or_exactly_zero_have_collapsed(finished):
+    """A cosine of zeros is 0, not 1, and of a constant nothing is below its spread of 0."""
+    constant, zero = (indicators(z, z) for z in (torch.ones(64, 8), torch.zeros(64, 8)))
+    for end in (constant, zero):
+        assert run(UNTRAINED, end, end, finished=finished).state == "complete collapse"
+        assert verdict([{"projector": end}], finished=True).state == "complete collapse"
+    assert "all zero" in run(UNTRAINED, zero, zero).evidence

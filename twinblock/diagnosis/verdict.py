@@ -74,9 +74,8 @@ def _judge(history: Sequence[Mapping[str, Any]], finished: bool) -> Verdict:
     if was_collapsed and (rising if alike[-1] else z[-1]["negative_cosine"] > LEFT):
         return _verdict("leaving collapse", cosines)
     if fallen[-1] and (finished or fallen[-2]):
-        size = (
-            f", distances {apart[-1] / apart[0]:.1g} of the first" if shrunk[-1] else ", all zero" if gone[-1] else ""
-        )
+        size = f", distances {apart[-1] / apart[0]:.1g} of the first" if shrunk[-1] else ""
+        size = ", all zero" if gone[-1] else size
         return _verdict("complete collapse", f"{cosines}, spread {spread[-1]:.1g} after {spread[0]:.1g} at first{size}")
     if alike.all():
         return _verdict("not started", f"no further apart than in an untrained network: {cosines}")
