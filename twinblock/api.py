@@ -10,12 +10,11 @@ import torch
 from torch import nn
 
 from twinblock.config import Config
-from twinblock.cuts import first_line
 from twinblock.data import Images
 from twinblock.data.longtail import training
 from twinblock.distributed import lost_peer
 from twinblock.encoders import is_vit
-from twinblock.errors import InputError
+from twinblock.errors import InputError, first_line
 from twinblock.precision import precision_of
 from twinblock.recipes import compose
 from twinblock.report import Reporter, last_line

@@ -315,9 +315,9 @@ def _like(views: list[Any]) -> list[Any]:
 
 def other_data(data: Data, given: str | PathLike[str] | Mapping[str, Any]) -> Data:
     """The data of a run with another source or other fields; InputError for what is no data."""
-    changed = {"source": given, "root": None} if isinstance(given, str | PathLike) else dict(given)
-    if "source" in changed:
-        changed.setdefault("root", None)  # another source does not lie where torchvision's sets of the run do
+    changed: dict[str, Any] = {"source": given} if isinstance(given, str | PathLike) else dict(given)
+    if str(changed.get("source", data.source)) != data.source:
+        changed.setdefault("root", None)  # another source does not lie where that of the run does
     if changed.get("size", "") is None:
         changed.pop("size")  # as the run has it
     try:

@@ -8,7 +8,7 @@ import torch
 from timm.models import VisionTransformer
 from torch import Tensor, nn
 
-from twinblock.errors import InputError
+from twinblock.errors import InputError, first_line
 from twinblock.modes import evaluating
 
 CONTAINERS = (
@@ -170,7 +170,3 @@ def _final_map(model: nn.Module, images: Tensor) -> Tensor:
 def _holds_blocks(unit: nn.Module) -> bool:
     """A stage holds blocks that hold convolutions; the convolutions of a stem lie flat."""
     return any("." in path for path, module in unit.named_modules() if isinstance(module, nn.Conv2d))
-
-
-def first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:100]

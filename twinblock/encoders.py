@@ -12,8 +12,8 @@ from jaxtyping import Float
 from timm.models import VisionTransformer, is_model_in_modules
 from torch import Tensor, nn
 
-from twinblock.cuts import EMBEDDING, Cuts, cut_network, embedding, first_line
-from twinblock.errors import InputError
+from twinblock.cuts import EMBEDDING, Cuts, cut_network, embedding
+from twinblock.errors import InputError, first_line
 from twinblock.norms import convert_norms
 from twinblock.taps import average
 

@@ -1,6 +1,11 @@
 """The exceptions that the command line turns into one line and an exit code."""
 
 
+def first_line(error: Exception) -> str:
+    """What an exception of others says, short enough to stand in a line of ours."""
+    return (str(error).splitlines() or [type(error).__name__])[0][:100]
+
+
 class InputError(ValueError):
     """One line that says what is wrong, where, and what to do. The command line prints it and exits with code 2."""
 

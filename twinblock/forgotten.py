@@ -157,12 +157,12 @@ def _views_apart(encoder: Encoder, images: Images, config: Config, device: torch
 
 
 def _distance_to_neighbours(rows: Float[Tensor, "n d"], seed: int) -> Float[Tensor, " n"]:
-    unit, number = normalize(rows), torch.arange(len(rows))
+    unit = normalize(rows)
     banked = torch.as_tensor(order(seed, -4, len(rows))[:BANK])
     bank, k = unit[banked].T, min(NEIGHBOURS, len(banked) - 1)
     found = []
-    for part, own in zip(unit.split(1000), number.split(1000), strict=True):
-        near = (part @ bank).masked_fill_(own[:, None] == banked, -torch.inf)  # no image is its own neighbour
+    for own in torch.arange(len(rows)).split(1000):
+        near = (unit[own] @ bank).masked_fill_(own[:, None] == banked, -torch.inf)  # no image is its own neighbour
         found.append(1 - near.topk(k).values.mean(1))
     return torch.cat(found)
 

@@ -4,8 +4,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from twinblock.cuts import first_line
-from twinblock.errors import InputError
+from twinblock.errors import InputError, first_line
 from twinblock.seeding import hashed
 
 Logger = Literal["tensorboard", "wandb"]

@@ -131,6 +131,7 @@ class Run:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
+            self._made = False  # it is the other process's
             raise InputError(f"out={self.path}: another process is training there") from None
         self.agree(config)
         if not self.begun:

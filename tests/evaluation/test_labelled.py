@@ -141,6 +141,8 @@ def test_probes_are_fitted_on_a_device_that_holds_them(monkeypatch):
 def test_a_path_names_data():
     assert other_data(Data(), Path("photos")).source == "photos"
     assert other_data(Data(), {"source": Path("photos"), "root": Path("/data")}).root == "/data"
-    assert other_data(Data(source="cifar10", root="/sets"), {"source": "photos"}).root is None
+    cifar = Data(source="cifar10", root="/sets")
+    for given, root in (("photos", None), ("cifar10", "/sets")):  # the same set is still where the run found it
+        assert other_data(cifar, given).root == other_data(cifar, {"source": given}).root == root
     config = compose("simclr", {"data": {"source": Path("photos"), "indices": Path("rows.npy")}})
     assert (config.data.source, config.data.indices) == ("photos", "rows.npy")

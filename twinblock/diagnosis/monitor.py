@@ -120,7 +120,7 @@ class Monitor:
 
     def verdict(self) -> Verdict:
         """The worst of the Learners in training; of equals the last."""
-        return self.verdicts[max(self.trained(), key=lambda i: (WORSE.index(self.verdicts[i].state), i))]
+        return self.verdicts[max(self.trained(), key=lambda i: (STATES.index(self.verdicts[i].state), i))]
 
     def words(self) -> str:
         """For the progress bar: kNN on the sample (no test accuracy) of each Learner in training, and the verdict."""
@@ -161,7 +161,8 @@ class Monitor:
             yield {name: [x.float() for x in found] for name, found in outputs.items()}
 
 
-WORSE = "healthy", "not started", "leaving collapse", "dimensional collapse", "diverging", "complete collapse"  # states
+# from good to bad
+STATES = "healthy", "not started", "leaving collapse", "dimensional collapse", "diverging", "complete collapse"
 
 
 def history_of(rows: Iterable[dict[str, Any]], learner: int, start: int = 0) -> list[dict[str, Any]]:

@@ -24,7 +24,7 @@ DIGITS = (
     Arm("SimCLR, blockwise", "sdclr_demo", (*SEEDED, "branch.kind=shared", "scope.kind=blockwise")),
     Arm("SDCLR x blockwise", "sdclr_demo", (*SEEDED, "scope.kind=blockwise")),
 )
-# on a CPU: a network that takes a quarter of a second for each step, in batches of a quarter of the published size
+# on a CPU, as the other studies have it, in batches of a quarter of the published size
 SMALL = (*NARROW, "encoder.stem=cifar_stride2", "data.batch=128", "train.length=60epochs")
 OVERLAID = ("SimCLR", "SDCLR")
 COLUMNS = ("all", "many", "medium", "few", "std", "few-shot all", "forgotten AUROC", "loss AUROC", "neighbours AUROC")
