@@ -25,19 +25,23 @@ def test_tensorboard_holds_the_losses(tmp_path):
         assert len(found) == 5
 
 
-def test_a_logger_that_cannot_write_does_not_end_the_training(tmp_path, capsys):
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [(OSError(errno.ENOSPC, "No space left on device"), "No space left on device"), (RuntimeError("no key"), "no key")],
+)
+def test_a_logger_that_cannot_write_does_not_end_the_training(tmp_path, capsys, error, words):
     trainer = tiny.trainer(tiny.config("simclr", "simultaneous"), tmp_path / "run")
     trainer.reporter, told = Reporter(), []
 
     def full(numbers, step):
         told.append(step)
-        raise OSError(errno.ENOSPC, "No space left on device")
+        raise error
 
     trainer.loggers = [full]
     trainer.fit()
     assert trainer.step == trainer.plan.total
     assert len(told) == 1
-    assert capsys.readouterr().err.count("cannot write (No space left on device)") == 1
+    assert capsys.readouterr().err.count(f"cannot write ({words})") == 1
 
 
 def test_the_names_of_numbers():

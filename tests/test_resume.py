@@ -195,6 +195,30 @@ def test_a_field_left_out_is_another_config_and_what_was_open_stays_as_it_was(tm
     assert (run.config.train.precision, run.config.train.on_collapse) == ("bf16", "stop")
 
 
+def test_a_refused_run_holds_its_folder_no_longer(tmp_path):
+    """An interactive session keeps the error, and with it whatever the call that raised it had open."""
+    trainer = tiny.trainer(tiny.config("simclr"), tmp_path / "run")
+    trainer.run.write_config(trainer.config)
+    trainer.run.release()
+    with pytest.raises(InputError, match="another config") as kept:
+        pretrain("demo", out=tmp_path / "run", quiet=True)
+    again = Run(tmp_path / "run")
+    again.claim(trainer.config)
+    again.release()
+    assert "another config" in str(kept.value)
+
+
+def test_of_two_runs_that_begin_at_once_the_refused_one_leaves_the_folder_to_the_other(tmp_path, monkeypatch):
+    first, second = Run(tmp_path / "run"), Run(tmp_path / "run")
+    config = tiny.config("simclr")
+    first.claim(config)
+    monkeypatch.setattr(Path, "exists", lambda path: False)  # the second looked before the first made it
+    with pytest.raises(InputError, match="another process is training there"):
+        second.claim(config)
+    second.release()
+    assert (tmp_path / "run" / ".lock").is_file()
+
+
 def test_a_run_in_double_precision_comes_to_its_end(tmp_path):
     run = pretrain("demo", out=tmp_path / "run", quiet=True, overrides=[*SMALL, "train.precision=fp64"])
     assert run.result["knn"]["encoder"] > 0

@@ -17,13 +17,13 @@ from twinblock.errors import Collapsed
 
 
 def pretend(monitor, spread_at):
-    """Embeddings whose spread at each look is chosen; everything else as measured."""
+    """Embeddings whose spread at each look is chosen, for all blocks or for each; everything else as measured."""
     true = monitor.measure
 
     def measure():
         rows = true()
-        for row in rows:
-            spread = spread_at(len(monitor.rows))
+        chosen = spread_at(len(monitor.rows))
+        for row, spread in zip(rows, chosen if isinstance(chosen, list) else [chosen] * len(rows), strict=True):
             row["projector"] |= {"std": spread, "negative_cosine": 1 - spread**2, "positive_cosine": 1 - spread**2 / 2}
         return rows
 
@@ -101,17 +101,17 @@ def test_a_resumed_monitor_knows_what_was_seen(tmp_path):
     assert other.verdicts == monitor.verdicts
 
 
-@pytest.mark.parametrize("killed_after", [1, 2, 3])
-def test_a_resumed_monitor_of_blocks_asks_for_the_same_looks(tmp_path, killed_after):
-    """What one block asks for must not hang on what another was judged to be a look before."""
+def test_a_monitor_of_blocks_asks_for_the_looks_that_it_would_ask_for_after_a_resume(tmp_path):
+    """A look at which block 1 is suspect while block 4 has collapsed asks for none, and is not judged again later."""
     config = tiny.config("byol", "simultaneous", train={"length": "1000steps"})
     straight, resumed = (tiny.trainer(config, tmp_path / name).monitor for name in "ab")
-    pretend(straight, lambda looks: 0.2 if looks == 0 else 0.001)
-    rows = [straight.look(step) for step in (0, 10, 15, 40)]
-    resumed.recall(rows[:killed_after])
-    for row in rows[killed_after:]:
-        resumed.note(row["step"], row["diagnosis"])
-    assert (resumed.due_at, resumed.verdicts) == (straight.due_at, straight.verdicts)
+    rows, early = [], set(straight.due_at)
+    for step, fallen in ((0, ()), (10, (3,)), (20, (3,)), (31, (0, 3)), (35, ()), (37, ())):
+        pretend(straight, lambda _, fallen=fallen: [0.001 if i in fallen else 0.2 for i in range(4)])
+        rows.append(json.loads(json.dumps(straight.look(step))))
+    resumed.recall(rows)
+    assert resumed.due_at == straight.due_at == early | {10 + straight.again}
+    assert resumed.verdicts == straight.verdicts
 
 
 def test_of_several_blocks_the_worst_is_told(tmp_path):

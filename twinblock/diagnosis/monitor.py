@@ -103,7 +103,7 @@ class Monitor:
         histories = {i: history_of(self.rows, i, self.starts[i]) for i in self.trained()}
         for i, history in histories.items():
             self.verdicts[i] = verdict(history, config=self.config)
-        # whether to look again soon follows from the rows alone: a resumed run must look when the other one did
+        # judged once each, so that what is asked for follows from the rows: a resumed run looks when another would
         suspect = (len(h) > 1 and verdict(h, finished=True).state == "complete collapse" for h in histories.values())
         if not self.collapsed and any(suspect):
             self.due_at.add(self.rows[-1]["step"] + self.again)

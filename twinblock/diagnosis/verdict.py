@@ -67,7 +67,7 @@ def _judge(history: Sequence[Mapping[str, Any]], finished: bool) -> Verdict:
     gone = length <= GONE * length[0]  # zero has no direction, and its cosines are 0
     alike = (cosine > ALIKE) | shrunk | gone
     alone = ALONE if finished and spread[-1] <= RISING * spread[0] else 0.0
-    fallen = alike & (shrunk | gone | (spread <= max(FALLEN * spread[0], alone)))
+    fallen = alike & (shrunk | gone | (spread < max(FALLEN * spread[0], alone)))
     was_collapsed = (fallen[:-1] & fallen[1:]).any()  # one look may be a stumble of the first steps
     cosines = f"cosine {_positive(z[-1]):.4f} within images, {z[-1]['negative_cosine']:.4f} between"
     rising = spread[-1] > RISING * spread.min() and spread[-1] >= spread[-2]
