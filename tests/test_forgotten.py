@@ -16,7 +16,7 @@ from twinblock.data import Images, Names, longtail
 from twinblock.encoders import MEAN, STD
 from twinblock.errors import InputError
 from twinblock.evaluation.features import features
-from twinblock.forgotten import PrunedEncoder, auroc, lift
+from twinblock.forgotten import auroc, lift
 from twinblock.run import Run
 
 SMALL = ["encoder.width=8", "encoder.kind=resnet10", "train.length=3steps", "projector.dims=[16,8]", "data.batch=32"]
@@ -41,8 +41,8 @@ def test_scores_by_hand():
 def test_a_pruned_run_is_seen_by_its_own_pruned_network(tmp_path, source, scope):
     overrides = [*SMALL, f"scope.kind={scope}", "train.precision=fp32", "data.longtail={imbalance: 4}"]
     run = twinblock.pretrain("sdclr_demo", out=tmp_path / "a", quiet=True, overrides=overrides)
-    pruned = PrunedEncoder(run.encoder(), 0.9)
-    assert forgotten._restore(pruned, run)
+    pruned = forgotten._trained(run)
+    assert pruned is not None
     trainer = tiny.trainer(run.config, tmp_path / "b", longtail.training(run.config.data))
     trainer.fit()  # the same run once more
     x = [view.float() for view in torch.randn(2, 5, 3, 16, 16)]
@@ -56,8 +56,8 @@ def test_a_pruned_run_is_seen_by_its_own_pruned_network(tmp_path, source, scope)
 
 def test_elsewhere_the_statistics_are_those_of_the_pruned_network(tmp_path, source):
     run = twinblock.pretrain("byol", out=tmp_path / "a", quiet=True, overrides=[*SMALL, "predictor.dims=[16,8]"])
-    pruned = PrunedEncoder(run.encoder(), 0.5)
-    assert not forgotten._restore(pruned, run)
+    assert forgotten._trained(run) is None
+    pruned = forgotten._made(run.encoder(), 0.5)
     forgotten._calibrate(pruned, source, HOW)
     x = twinblock.views.centre(source.batch(range(300)), 16, MEAN, STD)
     with torch.no_grad():

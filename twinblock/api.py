@@ -153,14 +153,15 @@ def finish(run: Run, trainer, images: Images, reporter: Reporter) -> None:
     """Write the encoder, measure it quickly, draw its curves, and say in one line what came of the run."""
     from twinblock import checkpoint
     from twinblock.curves import draw
-    from twinblock.diagnosis import verdict
+    from twinblock.diagnosis.verdict import verdict, worst
     from twinblock.evaluation.run import quick_knn
 
     config = trainer.config
-    checkpoint.write(run.path / "encoder.safetensors", trainer.encoder.state_dict(), {"config": to_yaml(config)})
-    history = run.history(-1, trainer.monitor.starts[-1])
-    judged = verdict(history, finished=True, config=config)
-    found = history[-1]["encoder"]
+    meta = {"config": to_yaml(config), **trainer.known()}
+    checkpoint.write(run.path / "encoder.safetensors", trainer.encoder.state_dict(), meta)
+    histories = [run.history(i, start) for i, start in enumerate(trainer.monitor.starts)]
+    judged = worst([verdict(history, finished=True, config=config) for history in histories])
+    found = histories[-1][-1]["encoder"]
     try:
         knn = quick_knn(trainer.encoder, config, images, trainer.fabric.device, reporter.console.quiet)
     except InputError as error:  # labels that cannot be used are no reason to lose a finished training

@@ -1,7 +1,7 @@
 """Forgotten samples: the images whose features move most when the encoder's smallest weights are pruned."""
 
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from twinblock.pruning import Pruned
 from twinblock.run import Run
 from twinblock.seeding import order
 from twinblock.taps import Noise, Tap
+from twinblock.trained import restored
 from twinblock.views import Views
 
 RATIO = 0.9  # where neither the run nor the caller names one: SDCLR's on CIFAR
@@ -38,16 +39,17 @@ SCORES = ("moved", "loss", "neighbours")
 
 
 class PrunedEncoder(nn.Module):
-    """A trained encoder as its pruned self sees images, (n, 3, s, s) to (n, d)."""
+    """An encoder as pruned branches see images, (n, 3, s, s) to (n, d): each branch runs its own of the networks."""
 
-    def __init__(self, encoder: Encoder, ratio: float):
+    def __init__(self, encoder: Encoder, networks: Sequence[nn.Module], branches: Sequence[nn.Module]):
         super().__init__()
-        tap = Tap(encoder.width, prefix=encoder.prefix)
-        self.network = Network(encoder.as_blocks(), tap, nn.Identity(), Noise(0.0))
-        self.branch = Pruned(self.network, ratio)
+        self.encoder, self.networks, self.branches = encoder, nn.ModuleList(networks), nn.ModuleList(branches)
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.branch(self.network, images, (0,), 0)[1]
+        x = images
+        for network, branch in zip(self.networks, self.branches, strict=True):
+            (x,) = branch(network, x, (0,), 0, False)
+        return self.encoder.pooled(x)
 
 
 def forgotten(
@@ -63,7 +65,8 @@ def forgotten(
     """
     run = run if isinstance(run, Run) else Run.open(run)
     config = run.config
-    source = config.data if data is None else other_data(whole(config.data), data)
+    other = data is not None and (not isinstance(data, Mapping) or "source" in data)  # else the run's own images
+    source = config.data if data is None else other_data(whole(config.data) if other else config.data, data)
     if ratio is not None and not 0 <= ratio < 1:
         raise InputError(f"ratio={ratio}: the share of weights to prune is at least 0 and less than 1")
     images = training(source)
@@ -89,10 +92,12 @@ def measure(
     config = at_size(run.config, encoder, size)
     how = seen_by(config, device)
     dense = features(encoder.to(device), images, **how)
-    own = config.branch.ratio if isinstance(config.branch, PrunedSpec) else RATIO
-    pruned = PrunedEncoder(encoder, own if ratio is None else ratio).to(device)
-    if ratio is not None or not _restore(pruned, run):
-        _calibrate(pruned, images, how)
+    pruned = _trained(run) if ratio is None else None
+    if pruned is None:
+        own = config.branch.ratio if isinstance(config.branch, PrunedSpec) else RATIO
+        pruned = _made(encoder, own if ratio is None else ratio)
+        _calibrate(pruned.to(device), images, how)
+    pruned = pruned.to(device)
     moved = 1 - cosine_similarity(dense, features(pruned, images, **how))
     apart = _views_apart(encoder, images, config, device)
     scores = {"moved": moved, "loss": apart, "neighbours": _distance_to_neighbours(dense, config.train.seed)}
@@ -101,32 +106,32 @@ def measure(
     return {name: x.double().numpy() for name, x in scores.items()}
 
 
-def _restore(pruned: PrunedEncoder, run: Run) -> bool:
-    """Give it masks and norms of the run's pruned branch, where the run has one with a part for each tensor."""
+def _trained(run: Run) -> PrunedEncoder | None:
+    """The run's own pruned network; None where it has none, or, of pairs that overlap, two of each block."""
     last = run.checkpoints / checkpoint.LAST
-    if run.config.branch.kind != "pruned" or not last.exists():
-        return False
-    found = {}
-    for name, tensor in checkpoint.read(last)[0].items():
-        group, number, rest = (*name.split(".", 2), "", "")[:3]
-        if group == "learners" and rest.startswith(("branch.mask/blocks/", "branch.norms.blocks/")):
-            inner = "blocks/" if run.config.scope.kind == "end_to_end" else f"blocks/{number}/"
-            found[rest.removeprefix("branch.").replace("blocks/0/", inner, 1)] = tensor
-    if found.keys() != pruned.branch.state_dict().keys():
-        return False
-    pruned.branch.load_state_dict(found)
-    return True
+    if run.config.branch.kind != "pruned" or run.config.scope.kind == "overlapping" or not last.exists():
+        return None
+    encoder, learners = restored(run.config, last, *checkpoint.read(last))
+    parts = [part for learner in learners for part in learner.parts]
+    return PrunedEncoder(encoder, [part.network for part in parts], [part.branch for part in parts])
+
+
+def _made(encoder: Encoder, ratio: float) -> PrunedEncoder:
+    """An encoder whose smallest weights, of all blocks together, are masked."""
+    tap = Tap(encoder.width, prefix=encoder.prefix)
+    network = Network([nn.Sequential(*encoder.as_blocks())], tap, nn.Identity(), Noise(0.0))
+    return PrunedEncoder(encoder, [network], [Pruned(network, ratio)])
 
 
 @torch.no_grad()
 def _calibrate(pruned: PrunedEncoder, images: Images, how: Mapping[str, Any]) -> None:
     """Set the statistics of its batch norms to those that its own activations have on these images."""
     batch_norm = nn.modules.batchnorm._BatchNorm
-    for norm in pruned.branch.norms.modules():
+    for norm in pruned.branches.modules():
         if isinstance(norm, batch_norm):
             norm.reset_running_stats()
     # the tensors are those of the branch, the modules that read mode and momentum those of the network
-    norms = [m for m in pruned.network.modules() if isinstance(m, batch_norm)]
+    norms = [m for m in pruned.networks.modules() if isinstance(m, batch_norm)]
     for norm in norms:
         norm.momentum = None  # the plain mean over batches
 

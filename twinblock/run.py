@@ -100,18 +100,14 @@ class Run:
 
     def encoder(self) -> Encoder:
         """The trained encoder, in evaluation mode; of an unfinished run, as its last checkpoint has it."""
-        config = self.config
-        file = self.path / "encoder.safetensors"
+        encoder = encoder_of(self.config)
+        file, last = self.path / "encoder.safetensors", self.checkpoints / checkpoint.LAST
         if file.exists():
-            tensors, _ = checkpoint.read(file)
+            checkpoint.fill(encoder, checkpoint.read(file)[0], file)
+        elif last.exists():
+            checkpoint.fill(encoder, checkpoint.read(last)[0], last, "encoder.")
         else:
-            last = self.checkpoints / checkpoint.LAST
-            if not last.exists():
-                raise InputError(f"{self.path} has no checkpoint yet; let the run get to its first one")
-            state, _ = checkpoint.read(last)
-            tensors = {name.removeprefix("encoder."): t for name, t in state.items() if name.startswith("encoder.")}
-        encoder = encoder_of(config)
-        checkpoint.fill(encoder, tensors, file)
+            raise InputError(f"{self.path} has no checkpoint yet; let the run get to its first one")
         return encoder.eval()
 
     # writing: only the first process of a run does

@@ -62,8 +62,8 @@ class Trainer:
         if steps < 1:
             raise InputError(f"train.length={config.train.length} is no step at all; train for at least 1step")
         self.encoder: Encoder = encoder_of(config)
-        classes = None if images.labels is None else int(images.labels.max()) + 1
-        self.learners = make_learners(config, self.encoder, classes, autocast_of(config), self.epoch_steps)
+        self.classes = None if images.labels is None else int(images.labels.max()) + 1
+        self.learners = make_learners(config, self.encoder, self.classes, autocast_of(config), self.epoch_steps)
         dtype = torch.float64 if config.train.precision == "fp64" else torch.float32
         # channels last is for GPUs: on the CPU torch 2.14 corrupts memory in such convolutions of few channels
         layout = torch.channels_last if fabric.device.type == "cuda" else torch.contiguous_format
@@ -229,6 +229,10 @@ class Trainer:
             tensors |= {f"optimizers.{i}.{name}": t for name, t in flat.items()}
         return tensors
 
+    def known(self) -> dict[str, Any]:
+        """What `restored` needs to know of the images that were trained on."""
+        return {"classes": self.classes, "epoch_steps": self.epoch_steps}
+
     def diverged(self, what: str) -> InputError:
         """The end of a training that cannot be mended by going on."""
         last = self.run.checkpoints / checkpoint.LAST
@@ -243,7 +247,7 @@ class Trainer:
         if bad is not None:
             raise self.diverged(f"{bad} holds NaN or infinity after step {self.step}")
         if self.fabric.is_global_zero:
-            checkpoint.save(self.run.checkpoints, state, {"step": self.step, "data": self.mark})
+            checkpoint.save(self.run.checkpoints, state, {"step": self.step, "data": self.mark, **self.known()})
         self.fabric.barrier()
 
     def resume(self) -> None:

@@ -45,7 +45,7 @@ def test_a_blockwise_run_is_measured_by_block(runs):
 
 def test_the_taps_that_a_run_was_trained_through(runs):
     encoder = runs[0].encoder()
-    taps = trained_taps(runs[0], encoder)
+    taps = trained_taps(runs[0])
     x = torch.randn(2, 3, 16, 16)
     with torch.no_grad():
         every = EveryBlock(encoder, taps).eval()

@@ -13,7 +13,7 @@ from torch.nn.functional import normalize
 from twinblock.config import Config, Data
 from twinblock.data import Images, load
 from twinblock.diagnosis.measures import indicators
-from twinblock.diagnosis.verdict import Verdict, verdict
+from twinblock.diagnosis.verdict import Verdict, verdict, worst
 from twinblock.errors import InputError
 from twinblock.learner import Learner
 from twinblock.modes import evaluating
@@ -120,7 +120,7 @@ class Monitor:
 
     def verdict(self) -> Verdict:
         """The worst of the Learners in training; of equals the last."""
-        return self.verdicts[max(self.trained(), key=lambda i: (STATES.index(self.verdicts[i].state), i))]
+        return worst([self.verdicts[i] for i in self.trained()])
 
     def words(self) -> str:
         """For the progress bar: kNN on the sample (no test accuracy) of each Learner in training, and the verdict."""
@@ -159,10 +159,6 @@ class Monitor:
                     outputs["predictor"] = [learner.predict(embedding) for embedding in z]
             maps = [x[0] for x in given]
             yield {name: [x.float() for x in found] for name, found in outputs.items()}
-
-
-# from good to bad
-STATES = "healthy", "not started", "leaving collapse", "dimensional collapse", "diverging", "complete collapse"
 
 
 def history_of(rows: Iterable[dict[str, Any]], learner: int, start: int = 0) -> list[dict[str, Any]]:

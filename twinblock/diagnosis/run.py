@@ -18,9 +18,10 @@ from twinblock.diagnosis.monitor import Monitor, held_out
 from twinblock.diagnosis.verdict import Verdict, verdict
 from twinblock.encoders import MEAN, STD
 from twinblock.errors import InputError
-from twinblock.run import Run, encoder_of, from_yaml
-from twinblock.scope import make_learners, make_plan
+from twinblock.run import Run, from_yaml
+from twinblock.scope import make_plan
 from twinblock.seeding import order
+from twinblock.trained import restored
 from twinblock.views import Views
 
 LIDAR = 100, 10  # images and views of each, as in Thilak et al. 2024, section 5
@@ -95,8 +96,7 @@ def diagnose(
 
 def _of_run(run: Run, file: Path, data: str | Path | Mapping[str, Any] | None) -> Diagnosis:
     config = run.config
-    tensors, _ = checkpoint.read(file)
-    monitor = _monitor(config, tensors, file, data)
+    monitor = _monitor(config, file, *checkpoint.read(file), data)
     found = _measure(monitor)
     seen = [run.history(i, start) for i, start in enumerate(monitor.starts)]
     if file.name == checkpoint.LAST and data is None and all(seen):  # the history is of the run's own images
@@ -114,35 +114,30 @@ def _of_encoder(file: Path, data: str | Path | Mapping[str, Any] | None) -> Diag
         config = from_yaml(str(meta["config"]))
     except ValueError as error:
         raise InputError(f"{file}: its config is damaged ({' '.join(str(error).split())[:120]})") from None
-    monitor = _monitor(config, {f"encoder.{name}": tensor for name, tensor in tensors.items()}, file, data)
+    monitor = _monitor(config, file, {f"encoder.{name}": tensor for name, tensor in tensors.items()}, meta, data)
     found = [{name: row[name] for name in ("encoder", "sample_knn") if name in row} for row in _measure(monitor)]
     return Diagnosis(str(file), found, [verdict([row], finished=True, config=config) for row in found])
 
 
 def _monitor(
-    config: Config, tensors: Mapping[str, Tensor], file: Path, data: str | Path | Mapping[str, Any] | None
+    config: Config,
+    file: Path,
+    tensors: Mapping[str, Tensor],
+    meta: Mapping[str, Any],
+    data: str | Path | Mapping[str, Any] | None,
 ) -> Monitor:
-    """The monitor of a run's Learners as a checkpoint has them; heads stay untrained where it holds none."""
+    """The monitor of a run's Learners as a file has them; heads stay untrained where it holds none."""
     source = config.data if data is None else other_data(config.data, data)
     if source.size != config.data.size:
         raise InputError(f"data.size={source.size}: a diagnosis sees images as the training did; leave data.size out")
     images = load(source.source, source.root, "train", source.size)
     assert images is not None and config.data.size is not None, "every source has a training split"
-    encoder = encoder_of(config)
-    checkpoint.fill(encoder, tensors, file, "encoder.")
-    heads = [t for name, t in sorted(tensors.items()) if ".projector." in name and t.ndim == 2]
-    classes = len(heads[-1]) if heads else 1  # those it was trained with, which other data need not have
-    learners = make_learners(config, encoder, classes, None)
-    for i, learner in enumerate(learners):
-        prefix = f"learners.{i}."
-        if any(name.startswith(prefix) for name in tensors):
-            checkpoint.fill(learner, tensors, file, prefix, elsewhere="network.blocks.")
+    _, learners = restored(config, file, tensors, meta)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     for learner in learners:
         learner.to(device, torch.float64 if config.train.precision == "fp64" else torch.float32)
-    epoch_steps = max(1, len(images) // config.data.batch)
-    steps = max(len(learners), config.train.length.steps(epoch_steps))
-    plan = make_plan(config.scope, len(learners), steps, epoch_steps)
+    epoch_steps = meta.get("epoch_steps", 1)  # of the run's own images
+    plan = make_plan(config.scope, len(learners), config.train.length.steps(epoch_steps), epoch_steps)
     views = Views(config.views, config.data.size, MEAN, STD)
     return Monitor(learners, held_out(source, images), views, config, device, plan)
 

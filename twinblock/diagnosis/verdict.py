@@ -21,6 +21,10 @@ EXPLODED = 1e4  # root mean square of an embedding's entries; up to 10 in health
 FEW = 3.0, 0.02  # directions, and share of the possible ones, below which features are poor
 
 
+# from good to bad
+STATES = "healthy", "not started", "leaving collapse", "dimensional collapse", "diverging", "complete collapse"
+
+
 @dataclass(frozen=True)
 class Verdict:
     """What has become of a run: its state, its headline, the numbers behind it, what to change."""
@@ -42,6 +46,15 @@ def verdict(history: Sequence[Mapping[str, Any]], finished: bool = False, config
     """
     judged = _judge(history, finished)
     return replace(judged, advice=advice(judged.state, config))
+
+
+def worst(verdicts: Sequence[Verdict]) -> Verdict:
+    """The worst of those of several Learners, of equals the last; a bad one says which Learner it is of."""
+    i = max(range(len(verdicts)), key=lambda i: (STATES.index(verdicts[i].state), i))
+    found = verdicts[i]
+    if len(verdicts) == 1 or found.state == STATES[0]:
+        return found
+    return replace(found, evidence=f"Learner {i + 1} of {len(verdicts)}: {found.evidence}")
 
 
 def _judge(history: Sequence[Mapping[str, Any]], finished: bool) -> Verdict:

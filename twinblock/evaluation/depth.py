@@ -14,8 +14,8 @@ from twinblock.diagnosis.measures import effective_rank
 from twinblock.encoders import Encoder
 from twinblock.errors import InputError
 from twinblock.run import Run
-from twinblock.scope import tap_of
 from twinblock.taps import Tap
+from twinblock.trained import restored
 
 BLOCK = "block "  # then its number, from 1 on: what a row of the evaluation calls it
 RANKED = 2_000  # images that the effective rank is measured on at most
@@ -43,22 +43,16 @@ class EveryBlock(nn.Module):
         return torch.cat([*tapped, self.encoder.pooled(maps[-1])], 1)
 
 
-def trained_taps(run: Run, encoder: Encoder) -> list[Tap]:
+def trained_taps(run: Run) -> list[Tap]:
     """The taps that the blocks of a run were trained through, with the expansion where it has one.
 
     The published probe of blockwise learning looks there. Raises InputError where not every block has a tap.
     """
-    scope, last = run.config.scope, run.checkpoints / checkpoint.LAST
-    if scope.kind != "blockwise" or not last.exists():
+    last = run.checkpoints / checkpoint.LAST
+    if run.config.scope.kind != "blockwise" or not last.exists():
         raise InputError(f"taps: {run.path} holds no tap for each block; evaluate a run with scope.kind=blockwise")
-    state = checkpoint.read(last)[0]
-    taps = []
-    for k, shape in enumerate(encoder.shapes):
-        tap = tap_of(scope, run.config.encoder.norm, shape, encoder.prefix, k + 1)
-        prefix = f"learners.{k}.network.tap."
-        tap.load_state_dict({n.removeprefix(prefix): t for n, t in state.items() if n.startswith(prefix)})
-        taps.append(tap)
-    return taps
+    _, learners = restored(run.config, last, *checkpoint.read(last))
+    return [part.network.tap for learner in learners for part in learner.parts]
 
 
 def rank_share(x: Float[Tensor, "n d"]) -> float:

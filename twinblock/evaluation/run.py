@@ -104,7 +104,7 @@ def evaluate(
         blocks = config.scope.kind != "end_to_end" or taps or (bool(others) and sizes is None)
     if blocks and sizes is None:
         need_blocks(others)
-    every = EveryBlock(encoder, trained_taps(run, encoder) if taps else None) if blocks else None
+    every = EveryBlock(encoder, trained_taps(run) if taps else None) if blocks else None
     with progress("computing features", (1 + baselines) * (len(train) + len(test)), quiet) as advance:
         look = Look(seen, (train, test), device, advance)
         own, of_blocks = (look.features(encoder), {}) if every is None else look.blocks(every)
