@@ -124,3 +124,13 @@ def test_a_vit_keeps_its_stem_and_its_norms():
             build_encoder(VIT, stem, norm, None, 64, seed=0)
     with pytest.raises(InputError, match="patches of 16 px"):
         build(VIT, "stages", size=60)
+
+
+@pytest.mark.parametrize(("kind", "cut"), [("resnet18", "act1"), ("torchvision/vgg11_bn", "features.2")])
+def test_a_block_that_begins_with_an_activation_leaves_what_it_is_given(kind, cut):
+    encoder, x = build(kind, (cut,), size=32), images(2, 32)
+    with torch.no_grad():
+        first, last = encoder.maps(x)
+        assert torch.equal(first, encoder.as_blocks()[0](x))
+        assert (first < 0).any()
+        assert torch.equal(last, encoder.as_blocks()[1](first))

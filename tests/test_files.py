@@ -1,6 +1,7 @@
 """Tables and files: what is written is what is read, harmless in a spreadsheet, and never half a file."""
 
 import csv
+import os
 import sys
 from pathlib import Path
 
@@ -93,8 +94,22 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):
         fail(KeyboardInterrupt())
     assert [p.name for p in tmp_path.iterdir()] == ["a.csv"]
     assert path.read_text() == "before"
-    (tmp_path / "a.csv.partial").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / f"a.csv.{os.getpid()}.partial").symlink_to(tmp_path / "elsewhere")
     with replacing(path) as file:
         file.write(b"after")
     assert path.read_text() == "after"
     assert not (tmp_path / "elsewhere").exists()
+
+
+def test_of_two_processes_that_write_one_file_either_writes_it_whole(tmp_path, monkeypatch):
+    path = tmp_path / "a.csv"
+    with replacing(path) as file:
+        file.write(b"half of ")
+        with monkeypatch.context() as other:
+            other.setattr(os, "getpid", lambda: 4711)
+            with replacing(path) as another:
+                another.write(b"theirs")
+        assert path.read_text() == "theirs"
+        file.write(b"mine")
+    assert path.read_text() == "half of mine"
+    assert [p.name for p in tmp_path.iterdir()] == ["a.csv"]

@@ -7,6 +7,8 @@ import sys
 import pytest
 import tiny
 
+from twinblock import loggers
+from twinblock.api import pretrain
 from twinblock.errors import InputError
 from twinblock.loggers import make_loggers, scalars
 from twinblock.report import Reporter
@@ -59,3 +61,16 @@ def test_nothing_is_imported_unless_asked_for():
     heavy = ("tensorboard", "wandb", "timm", "torchvision")  # the last two would cost every `twinblock show` a second
     code = f"import twinblock.config, sys; sys.exit(any(m in sys.modules for m in {heavy}))"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_a_logger_that_cannot_start_is_one_line_and_the_same_folder_trains_without_it(tmp_path, monkeypatch):
+    def broken(path):
+        (path / "tensorboard").mkdir()
+        raise RuntimeError("no key\nmore")
+
+    monkeypatch.setattr(loggers, "_tensorboard", broken)
+    small = ["data.batch=64", "train.length=2steps", "encoder.width=8", "train.precision=fp32"]
+    with pytest.raises(InputError, match=r"train\.loggers: tensorboard cannot start \(no key\)"):
+        pretrain("simclr", out=tmp_path / "run", quiet=True, overrides=[*small, "train.loggers=[tensorboard]"])
+    run = pretrain("simclr", out=tmp_path / "run", quiet=True, overrides=small)
+    assert run.finished and run.config.train.loggers == ()

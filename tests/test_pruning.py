@@ -12,6 +12,7 @@ from twinblock.durations import Duration
 from twinblock.encoders import build_encoder
 from twinblock.errors import InputError
 from twinblock.learner import Batch, Learner, Network, Signal, directions
+from twinblock.norms import WSConv2d, standardise
 from twinblock.objectives import BarlowTwins, InfoNCE, NTXent, Regression
 from twinblock.pruning import Pruned, magnitude_masks
 from twinblock.recipes import compose
@@ -274,3 +275,25 @@ def test_the_linear_layers_of_a_transformer_are_pruned_too():
     masked = [buffer for name, buffer in branch.named_buffers() if name.startswith("mask/")]
     assert sum(mask.numel() for mask in masked) == layers > 10_000
     assert sum(int(mask.sum()) for mask in masked) == pytest.approx(layers / 2, abs=1)
+
+
+def test_of_standardised_weights_those_are_pruned_that_the_convolution_uses():
+    encoder = build_encoder("resnet10", "cifar", "group4+ws", 8, 16, seed=0)
+    for conv in (m for m in encoder.modules() if isinstance(m, nn.Conv2d)):
+        conv.weight.data += 3  # standardised away, but by size the smallest would be others
+    network = Network(encoder.as_blocks(), Tap(encoder.width), nn.Identity(), Noise(0.0))
+    branch, seen = Pruned(network, 0.9), {}
+    for conv in (m for m in network.modules() if isinstance(m, WSConv2d)):
+        conv.register_forward_hook(lambda m, inputs, output: seen.update({m: (inputs[0], output)}))
+    x = torch.randn(2, 3, 16, 16)
+    branch(network, x, (0,), 0)
+    zero = total = 0
+    dense = torch.cat([standardise(conv.weight).flatten().abs() for conv in seen])
+    threshold = dense.sort().values[-(-len(dense) * 9 // 10)]
+    for conv, (given, found) in seen.items():
+        weight = standardise(conv.weight)
+        weight = weight * (weight.abs() >= threshold)
+        assert torch.allclose(found, F.conv2d(given, weight, None, conv.stride, conv.padding), atol=1e-5)
+        assert conv.kept is None  # the online network is as it was
+        zero, total = zero + int((weight == 0).sum()), total + weight.numel()
+    assert zero == pytest.approx(0.9 * total, abs=2)

@@ -198,7 +198,8 @@ def how_to_use(path: Path, labelled: bool) -> str:
 
 def _as_begun(saved: Config, config: Config) -> Config:
     """The config of a run that goes on: what was left to data and machine stays as it was then."""
-    train = saved.train.model_copy(update={"on_collapse": config.train.on_collapse})
+    own = {"on_collapse": config.train.on_collapse, "loggers": config.train.loggers}
+    train = saved.train.model_copy(update=own)
     return saved.model_copy(update={"out": config.out, "train": train})
 
 

@@ -277,8 +277,11 @@ class Config(Part):
                 "branch.kind=pruned with objective.kind=regression needs a predictor: each network regresses the "
                 "other, and without one both collapse to a constant"
             )
-        for name in self.norms_of_batches() if self.data.batch == 1 else ():
-            raise ValueError(f"data.batch=1 with {name}: one sample has no batch statistics")
+        if self.data.batch == 1:
+            for name in self.norms_of_batches():
+                raise ValueError(f"data.batch=1 with {name}: one sample has no batch statistics")
+            if self.objective.kind in ("nt_xent", "barlow_twins", "vicreg"):
+                raise ValueError(f"data.batch=1: objective.kind={self.objective.kind} compares the images of a batch")
         for number in self.scope.per_block:
             try:
                 self.of_block(number)

@@ -59,6 +59,10 @@ def cut_network(model: nn.Module, kind: str, size: int, cuts: Cuts) -> tuple[lis
         stem = units[: first[1]] if len(first) > 1 else []
         if stem and not any(_holds_blocks(model.get_submodule(path)) for path in stem):
             del first[1]
+    for i in first[1:]:  # an activation that works in place would change what the block before it gave
+        begins = _module(model, units[i])
+        if getattr(begins, "inplace", False):
+            begins.inplace = False  # pyright: ignore[reportAttributeAccessIssue]
     stops = [*first[1:], len(units)]
     return [units[i:j] for i, j in zip(first, stops, strict=True)], [shapes[j - 1] for j in stops]
 

@@ -29,7 +29,7 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
 
     Raises InputError where the disk refuses; what was there before stays.
     """
-    partial = path.with_name(path.name + ".partial")
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")  # of this process: two may write one file
     try:
         partial.unlink(missing_ok=True)
         with open(partial, "xb") as file:

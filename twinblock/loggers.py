@@ -12,12 +12,19 @@ Log = Callable[[Mapping[str, float], int], None]  # numbers by name, step
 
 
 def make_loggers(names: Sequence[Logger], path: Path) -> list[Log]:
-    """One function for each logger of the run at `path`. Raises InputError where its package is not installed."""
+    """One function for each logger of the run at `path`. Raises InputError where one cannot start."""
     makers = {"tensorboard": _tensorboard, "wandb": _wandb}
-    try:
-        return [makers[name](path) for name in names]
-    except ImportError as error:
-        raise InputError(f"train.loggers: {error.name} is not installed; pip install {error.name}") from None
+    found = []
+    for name in names:
+        try:
+            found.append(makers[name](path))
+        except ImportError as error:
+            raise InputError(f"train.loggers: {error.name} is not installed; pip install {error.name}") from None
+        except Exception as error:  # a service has errors of its own
+            raise InputError(
+                f"train.loggers: {name} cannot start ({_reason(error)}); mend that, or go on without: train.loggers=[]"
+            ) from None
+    return found
 
 
 def scalars(row: Mapping[str, Any]) -> dict[str, float]:
@@ -61,5 +68,8 @@ def tell(loggers: list[Log], rows: Iterable[Mapping[str, Any]], warn: Callable[[
                 log(scalars(row), row["step"])
         except Exception as error:  # a service has errors of its own
             loggers.remove(log)
-            why = (error.strerror if isinstance(error, OSError) else None) or first_line(error)
-            warn(f"a logger cannot write ({why}); it gets no more numbers")
+            warn(f"a logger cannot write ({_reason(error)}); it gets no more numbers")
+
+
+def _reason(error: Exception) -> str:
+    return (error.strerror if isinstance(error, OSError) else None) or first_line(error)

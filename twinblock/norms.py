@@ -71,10 +71,24 @@ class WSLinear(nn.Linear):
 
 
 class WSConv2d(nn.Conv2d):
-    """A convolution with standardised weights; state dict names as in nn.Conv2d."""
+    """A convolution with standardised weights; state dict names as in nn.Conv2d.
+
+    `kept` is None, or what a pruned network multiplies the standardised weights by: zeros among the weights themselves
+    would not stay zero.
+    """
+
+    kept: Tensor | None
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self.register_buffer("kept", None, persistent=False)
+
+    def effective(self) -> Float[Tensor, "out *fan_in"]:
+        weight = standardise(self.weight)
+        return weight if self.kept is None else weight * self.kept
 
     def forward(self, input: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c_out h_out w_out"]:
-        return self._conv_forward(input, standardise(self.weight), self.bias)
+        return self._conv_forward(input, self.effective(), self.bias)
 
 
 def convert_norms(model: nn.Module, norm: str) -> nn.Module:
@@ -99,6 +113,7 @@ def convert_norms(model: nn.Module, norm: str) -> nn.Module:
             if conv.weight[0].numel() == 1:
                 raise InputError(f"encoder norm {norm!r}: layer {name} has one weight a unit, which has no spread")
             conv.__class__ = WSConv2d
+            conv.register_buffer("kept", None, persistent=False)
     return model
 
 

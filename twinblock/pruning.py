@@ -4,6 +4,7 @@ import copy
 import math
 from collections.abc import Mapping
 from fractions import Fraction
+from typing import Any
 
 import torch
 from jaxtyping import Bool
@@ -15,6 +16,7 @@ from torch.nn.modules.conv import _ConvNd
 from twinblock.branches import Branch
 from twinblock.durations import Duration
 from twinblock.errors import InputError
+from twinblock.norms import WSConv2d
 from twinblock.seeding import generator
 
 EPOCH = Duration.parse("1epochs")
@@ -26,10 +28,10 @@ class Pruned(Branch):
     """The second view's network is the online one with masked weights and norms of its own (SDCLR).
 
     View 0 meets the dense network, view 1 the pruned one; both are trained, in one backward. The mask keeps the
-    largest weights of all convolutions and linear layers of the blocks, taken together; it is drawn anew from the
-    dense weights every `every`, after the optimizer step. Each weight it keeps is then dropped with probability
-    `random`. Jiang et al. 2021, Self-Damaging Contrastive Learning, section 3.2; there private statistics move twice a
-    step, here once.
+    largest weights of all convolutions and linear layers of the blocks, taken together, as the layers use them; it is
+    drawn anew from the dense weights every `every`, after the optimizer step. Each weight it keeps is then dropped with
+    probability `random`. Jiang et al. 2021, Self-Damaging Contrastive Learning, section 3.2; there private statistics
+    move twice a step, here once.
     """
 
     own_pass = False
@@ -66,7 +68,13 @@ class Pruned(Branch):
 
     def tensors(self, network: nn.Module) -> dict[str, Tensor]:
         """What the pruned network has in place of the online network's tensors, by name."""
-        masked = {name: network.get_parameter(name) * self.get_buffer(_mask(name)) for name in self.weights}
+        masked: dict[str, Tensor] = {}
+        for name in self.weights:
+            mask, layer = self.get_buffer(_mask(name)), name.removesuffix(".weight")
+            if isinstance(network.get_submodule(layer), WSConv2d):
+                masked[f"{layer}.kept"] = mask
+            else:
+                masked[name] = network.get_parameter(name) * mask
         for path, norm in self.norms.items():
             for name, tensor in (*norm.named_parameters(), *norm.named_buffers()):
                 masked[f"{path.replace('/', '.')}.{name}"] = tensor
@@ -80,7 +88,9 @@ class Pruned(Branch):
     @torch.no_grad()
     def draw(self, network: nn.Module, step: int) -> None:
         """Set the masks by the weights that the network has now."""
-        masks = magnitude_masks({name: network.get_parameter(name) for name in self.weights}, self.ratio)
+        layers: dict[str, Any] = {name: network.get_submodule(name.removesuffix(".weight")) for name in self.weights}
+        weights = {name: m.effective() if isinstance(m, WSConv2d) else m.weight for name, m in layers.items()}
+        masks = magnitude_masks(weights, self.ratio)
         for i, (name, mask) in enumerate(masks.items()):
             if self.random:
                 # on the CPU, so that every device drops the same weights

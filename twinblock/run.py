@@ -19,7 +19,11 @@ from twinblock.files import replacing, same_place
 
 RESOLVED = re.compile(r"data\.size|encoder\.(kind|stem|width)|views\.\d\.(crop|flip)|train\.precision")
 OPEN_BY_NULL = ("data.size", "encoder.width")  # of those, what null leaves to data and machine; the others: auto
-NOT_OF_TRAINING = ("out", "train.on_collapse")  # fields that a run may be resumed with another value of
+NOT_OF_TRAINING = (
+    "out",
+    "train.on_collapse",
+    "train.loggers",
+)  # fields that a run may be resumed with another value of
 PATHS = ("data.source", "data.root", "data.indices")
 
 
@@ -131,10 +135,12 @@ class Run:
             raise InputError(f"out={self.path}: another process is training there") from None
         self.agree(config)
         if not self.begun:
-            left = (".lock", "config.yaml.partial")  # by a run that was killed before its config was written
-            others = [p for p in self.path.iterdir() if p.name not in left]
+            # what a run leaves that is killed before its config is written
+            others = [p for p in self.path.iterdir() if not re.fullmatch(r"\.lock|config\.yaml\.\d+\.partial", p.name)]
             if others:
                 raise InputError(f"out={self.path} is not empty and holds no run; choose another folder")
+        for path in self.path.glob("*.*.[0-9]*.partial"):  # of processes that were killed while they wrote
+            path.unlink(missing_ok=True)
 
     def agree(self, config: Config) -> None:
         """Raises InputError where this run, if it has begun, is of another config."""

@@ -23,7 +23,7 @@ from twinblock.encoders import MEAN, STD, Encoder
 from twinblock.errors import Collapsed, InputError, Interrupted
 from twinblock.launch import stop_signals
 from twinblock.learner import Batch, Learner, Network, Signal
-from twinblock.loggers import make_loggers, tell
+from twinblock.loggers import Log, make_loggers, tell
 from twinblock.optim import make_optimizer, parameter_groups, set_lr, warmup_cosine
 from twinblock.overlapping import Overlapping
 from twinblock.precision import autocast_of
@@ -52,6 +52,12 @@ class Trainer:
             raise InputError(f"{len(images)} images are fewer than a batch: set data.batch to at most {len(images)}")
         if batch % world:
             raise InputError(f"data.batch={batch} cannot be split over {world} processes; use a multiple of {world}")
+        alone = [name for name in config.norms_of_batches() if "sync" not in name] if batch == world else []
+        if alone:
+            raise InputError(
+                f"data.batch={batch} over {world} processes is one image each, which has no batch statistics "
+                f"({alone[0]}): raise data.batch, use fewer processes, or norm sync"
+            )
         if config.train.deterministic:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is repeatable only with its own memory
             torch.use_deterministic_algorithms(True)
@@ -83,13 +89,15 @@ class Trainer:
         self.monitor = Monitor(self.learners, seen or images, self.views, config, fabric.device, self.plan, world)
         self.save_every = max(1, config.train.checkpoint_every.steps(self.epoch_steps, self.plan.total))
         self.step, self.mark = 0, images.mark()
-        self.loggers = make_loggers(config.train.loggers, run.path) if fabric.is_global_zero else []
+        self.loggers: list[Log] = []
 
     def fit(self) -> None:
         """Train to the end. Raises Interrupted after a signal, Collapsed where `on_collapse` is stop, InputError when
         the loss is no longer finite."""
         rows: list[dict[str, Any]] = []
         losses: list[Tensor] = []
+        if self.fabric.is_global_zero:  # not before the run has its config: what they write would be in its way
+            self.loggers += make_loggers(self.config.train.loggers, self.run.path)
         self.reporter.start(self.plan.total, self.step, self.config.data.batch)
         with stop_signals() as stop, ThreadPoolExecutor(1) as pool, closing(self.reporter):
             loader = self.batches(pool)
@@ -205,18 +213,22 @@ class Trainer:
     def flush(self, rows: list[dict[str, Any]], losses: list[Tensor]) -> None:
         """Look at the losses since the last time, write them down, and stop where one is not finite."""
         values = torch.stack(losses).tolist() if losses else []
-        start = self.step - len(values)
+        start, bad = self.step - len(values), None
         for k, row in enumerate(values):
-            bad = [i for i, loss in enumerate(row) if not math.isfinite(loss)]
-            if bad:
-                learner = self.plan.at(start + k)[0].trained[bad[0]]
-                where = f"Learner {learner + 1} of {len(self.learners)}"
-                raise self.diverged(f"the loss of {where} is {row[bad[0]]} at step {start + k}")
+            if not all(map(math.isfinite, row)):
+                i = next(i for i, loss in enumerate(row) if not math.isfinite(loss))
+                where = f"Learner {self.plan.at(start + k)[0].trained[i] + 1} of {len(self.learners)}"
+                bad = f"the loss of {where} is {row[i]} at step {start + k}"
+                values = values[:k]
+                rows[:] = [row for row in rows if row["step"] <= start + k]
+                break
         rows += [{"step": start + k, "loss": row} for k, row in enumerate(values)]
         rows.sort(key=lambda row: (row["step"], "loss" in row))
         if self.fabric.is_global_zero and rows:
             self.run.append_metrics(rows)
             tell(self.loggers, rows, self.reporter.warn)
+        if bad:
+            raise self.diverged(bad)
         self.reporter.update(self.step, rows, self.monitor.words())
         rows.clear()
         losses.clear()

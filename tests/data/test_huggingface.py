@@ -136,12 +136,16 @@ def test_files_of_a_split_with_other_columns_are_one_line(tmp_path, other):
     one_line(error)
 
 
-def test_a_label_that_is_too_large_is_one_line(tmp_path):
+def test_numbers_too_large_to_count_classes_by_are_names_of_them(tmp_path):
     pa = pytest.importorskip("pyarrow")
-    write_parquet(tmp_path / "train.parquet", {"image": cells(1, 2), "label": pa.array([2**63, 3], pa.uint64())})
-    with pytest.raises(InputError, match=r"label.*9223372036854775808") as error:
-        load(str(tmp_path))
-    one_line(error)
+    dates = pa.array([20240131, 2**63, 7, None, 20240131], pa.uint64())
+    write_parquet(tmp_path / "train.parquet", {"image": cells(1, 2, 3, 4, 5), "label": dates})
+    write_parquet(tmp_path / "test.parquet", {"image": cells(1, 2), "label": pa.array([5, 7], pa.uint64())})
+    train, test = load(str(tmp_path)), load(str(tmp_path), split="test")
+    assert train.classes == ("7", "20240131", str(2**63))
+    assert train.labels.tolist() == [1, 2, 0, -1, 1]
+    assert test.labels.tolist() == [3, 0]
+    assert test.classes == (*train.classes, "5")
 
 
 def test_a_table_without_images_does_not_hide_image_files(tmp_path):

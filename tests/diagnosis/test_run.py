@@ -8,6 +8,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import twinblock
 from twinblock import checkpoint, cli
@@ -188,3 +189,19 @@ def test_the_config_in_an_encoder_may_be_damaged(run, tmp_path):
         checkpoint.write(file, tensors, {"config": config})
         with pytest.raises(InputError, match=r"its config is damaged|holds no config"):
             twinblock.diagnose(file)
+
+
+def test_phases_measured_in_epochs_are_those_of_the_images_trained_on(tmp_path):
+    budgets = "scope={kind: blockwise, plan: sequential, budgets: [1epochs, 1epochs, 1epochs, 2epochs]}"
+    part = ["data.longtail={imbalance: 2, largest: 12}", "train.length=5epochs"]
+    own = twinblock.pretrain("simclr", out=tmp_path / "run", quiet=True, overrides=[*SMALL, *part, budgets])
+    here = twinblock.diagnose(own)
+    assert [v.headline for v in here.verdicts] == [
+        twinblock.diagnosis.verdict(own.history(i, start), finished=True).headline
+        for i, start in enumerate((0, 1, 2, 3))
+    ]
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for i, pixels in enumerate(load("photodigits").batch(range(80))):
+        Image.fromarray(pixels.numpy()).save(photos / f"{i}.png")
+    assert len(twinblock.diagnose(own, data=photos).verdicts) == 4

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from twinblock.diagnosis.measures import indicators
-from twinblock.diagnosis.verdict import verdict
+from twinblock.diagnosis.verdict import Verdict, verdict, worst
 
 
 def gaussian(n=256, width=64, seed=0):
@@ -180,3 +180,11 @@ def test_embeddings_that_are_exactly_constant_or_exactly_zero_have_collapsed(fin
         assert run(UNTRAINED, end, end, finished=finished).state == "complete collapse"
         assert verdict([{"projector": end}], finished=True).state == "complete collapse"
     assert "all zero" in run(UNTRAINED, zero, zero).evidence
+
+
+def test_of_several_learners_the_worst_is_told_and_named():
+    good, bad, worse = (Verdict(state, state, "why") for state in ("healthy", "diverging", "complete collapse"))
+    assert worst([bad]) == bad
+    assert worst([good, good]) == good
+    assert worst([worse, bad, good]).evidence == "Learner 1 of 3: why"
+    assert worst([bad, worse, worse]).evidence == "Learner 3 of 3: why"

@@ -125,8 +125,9 @@ def test_with_every_checkpoint_damaged_the_run_starts_again(config, straight, tm
 
 def test_a_run_that_was_killed_before_its_config_was_written_starts_again(config, straight, tmp_path):
     (tmp_path / ".lock").touch()
-    (tmp_path / "config.yaml.partial").write_text("data:\n  sou")
+    (tmp_path / "config.yaml.4711.partial").write_text("data:\n  sou")
     assert_same_end(go_on(config, tmp_path), straight)
+    assert not (tmp_path / "config.yaml.4711.partial").exists()
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 """Input that was made to hurt: generated configs, pickles, links that lead out of a run, image bombs."""
 
 import io
+import os
 import pickle
 import struct
 import zipfile
@@ -116,7 +117,7 @@ def test_a_run_from_someone_else_cannot_write_outside_itself(tmp_path):
     outside.mkdir()
     run = Run.open(tmp_path / "run")
     for name in ("config.yaml", "result.json", "metrics.jsonl", "skipped.txt"):
-        for link in (name, name + ".partial"):
+        for link in (name, f"{name}.{os.getpid()}.partial"):
             (outside / link).write_text("mine")
             (run.path / link).unlink(missing_ok=True)
             (run.path / link).symlink_to(outside / link)

@@ -75,9 +75,11 @@ class Images:
 
 
 def take(images: Images, rows: np.ndarray) -> Images:
-    """The images at these places; their pixels stay where they are."""
+    """The images at these places; their pixels stay where they are. Where none of them has a label, there are none."""
     pick = lambda column: None if column is None else column[rows]  # noqa: E731
     columns = {name: pick(getattr(images, name)) for name in ("labels", "aspect", "names")}
+    if columns["labels"] is not None and not (columns["labels"] >= 0).any():
+        columns["labels"] = None
     return replace(images, rows=rows if images.rows is None else images.rows[rows], **columns)
 
 

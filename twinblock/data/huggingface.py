@@ -17,6 +17,7 @@ from twinblock.errors import InputError
 TESTS = ("test", "validation", "valid", "val")  # names of a held-out split, the preferred one first
 IMAGES = ("image", "img", "images", "picture", "photo", "jpg", "jpeg", "png", "webp")  # usual names, best first
 LABELS = ("label", "labels", "fine_label", "target", "class", "category", "coarse_label")
+NUMBERED = 65_536  # so many classes may be numbered; of larger numbers, such as dates, each is a name
 ROWS = 100  # read at a time
 
 # Some Arrow tables of a split with these columns, one after the other: all, or a few spread over the split.
@@ -152,6 +153,7 @@ def _encoded(
                 for table in tables(name, [label], few):
                     yield from table.column(label).to_pylist()
 
+    known = lambda value: value is not None and (isinstance(value, str) or value >= 0)  # noqa: E731
     if split == "train":
         if train is None:
             raise InputError(f"data source {source!r} has no training split, but {', '.join(schemas)}")
@@ -161,7 +163,6 @@ def _encoded(
         if not tests:
             return None
         # Some sets publish their test images without labels.
-        known = lambda value: value is not None and (isinstance(value, str) or value >= 0)  # noqa: E731
         name = next((name for name in tests if any(map(known, values(name, few=True)))), tests[0])
     if not counts[name]:
         raise InputError(f"data source {source!r}: there are no images in split {name!r}")
@@ -172,22 +173,21 @@ def _encoded(
             f"data source {source!r}: of its splits {train} and {name} one has text for labels and the other numbers; "
             "write both alike"
         )
+    both = dict.fromkeys((train or name, name))
+    named = columns.text
+    if columns.label and not columns.text and not columns.classes:
+        named = any(value is not None and value >= NUMBERED for one in both for value in values(one))
     names: dict[str, int] = {}
-    if columns.text:  # numbered as in training; a name that is not there comes after all that are
-        for one in (train or name, name):
-            new = {str(value) for value in values(one) if value is not None} - names.keys()
-            names |= {text: i for i, text in enumerate(sorted(new), len(names))}
-    classes = tuple(map(printable, names)) if columns.text else columns.classes
+    if named:  # numbered as in training; a name that is not there comes after all that are
+        for one in both:
+            new = {str(value) for value in values(one) if known(value)} - names.keys()
+            names |= {text: i for i, text in enumerate(sorted(new, key=None if columns.text else int), len(names))}
+    classes = tuple(map(printable, names)) if named else columns.classes
 
     def number(value: Any) -> int:
-        if value is None:
+        if not known(value):
             return -1
-        if not columns.text and value >= 2**63:
-            raise InputError(
-                f"data source {source!r}: column {columns.label!r} holds {value}, which is no number of a class; "
-                "remove or rename that column"
-            )
-        return names[str(value)] if columns.text else max(value, -1)
+        return names[str(value)] if named else value
 
     def items() -> Iterator[Item]:
         row = 0
