@@ -4,9 +4,9 @@ import math
 import os
 import signal as signals
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, nullcontext
 from typing import Any
 
 import numpy as np
@@ -77,9 +77,7 @@ class Trainer:
             module.to(fabric.device, dtype)
             module.to(memory_format=layout)  # pyright: ignore[reportCallIssue]
         if config.train.compile:
-            for network in (m for learner in self.learners for m in learner.modules() if isinstance(m, Network)):
-                for block in network.blocks:  # of the target network, too
-                    block.compile()
+            compile_blocks(self.learners)
         self.plan: Plan = make_plan(config.scope, len(self.learners), steps, self.epoch_steps)
         self.optims = [config.of_block(k + 1).optim for k in range(len(self.learners))]
         self.optimizers = [optimizer_of(*pair) for pair in zip(self.learners, self.optims, strict=True)]
@@ -132,7 +130,10 @@ class Trainer:
         The first process looks for all: what each decides by it must be the same.
         """
         before = self.monitor.verdict().state
-        found = self.fabric.broadcast(self.monitor.measure() if self.fabric.is_global_zero else [])
+        # a network compiled once more, for a sample of another size, would cost more than all looks
+        eager = torch.compiler.set_stance("force_eager") if self.config.train.compile else nullcontext()
+        with eager:
+            found = self.fabric.broadcast(self.monitor.measure() if self.fabric.is_global_zero else [])
         row = self.monitor.note(self.step, found)
         now = self.monitor.verdict()
         if now.state != before and now.state in ("complete collapse", "diverging"):
@@ -296,6 +297,19 @@ class Trainer:
 def own_state(learner: Learner | Overlapping) -> dict[str, Tensor]:
     """A Learner's state without its blocks, which the encoder's state holds."""
     return {name: t for name, t in learner.state_dict().items() if "network.blocks." not in name}
+
+
+def compile_blocks(learners: Sequence[Learner | Overlapping]) -> None:
+    """Compile each block of each network, also of target networks, for batches of one size."""
+    networks = [m for learner in learners for m in learner.modules() if isinstance(m, Network)]
+    blocks = [block for network in networks for block in network.blocks]
+    for block in blocks:
+        block.compile(dynamic=False)
+    # to the compiler they are one function, which by default may have 8 versions; the others would run as they are.
+    # A block has up to 4: with and without gradient, trained and passing on, with its weights and with masked ones.
+    limits = torch._dynamo.config
+    limits.recompile_limit = max(limits.recompile_limit, 4 * len(blocks))
+    limits.accumulated_recompile_limit = max(limits.accumulated_recompile_limit, 4 * len(blocks))
 
 
 def optimizer_of(learner: Learner | Overlapping, spec: Optim) -> torch.optim.Optimizer:

@@ -1,0 +1,39 @@
+"""Compiled blocks: every block of every network, whatever their number, with the results of those that are not."""
+
+import pytest
+import tiny
+import torch
+
+
+@pytest.fixture
+def strict(monkeypatch):
+    """Blocks that the compiler would leave as they are, because there are too many, are errors; nothing is built."""
+    import torch._dynamo
+
+    compile_module, compiled = torch.nn.Module.compile, []
+
+    def compile(module, **options):
+        compiled.append(module)
+        compile_module(module, backend="eager", **options)
+
+    monkeypatch.setattr(torch.nn.Module, "compile", compile)
+    torch._dynamo.reset()
+    with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True, recompile_limit=8):
+        yield compiled
+    torch._dynamo.reset()
+
+
+@pytest.mark.parametrize(("method", "scope", "count"), [("byol", "simultaneous", 16), ("sdclr", "sequential", 8)])
+def test_compiled_blocks_train_as_others_do(strict, tmp_path, method, scope, count):
+    config = tiny.config(method, scope, train={"length": "8steps"}, encoder={"kind": "resnet18"})
+    config = config.model_copy(update={"scope": config.scope.model_copy(update={"cuts": "blocks"})})
+    plain = tiny.trainer(config, tmp_path / "plain")
+    plain.fit()
+    compiled = config.model_copy(update={"train": config.train.model_copy(update={"compile": True})})
+    trainer = tiny.trainer(compiled, tmp_path / "compiled")
+    trainer.fit()
+    assert len(strict) == count  # 8 blocks, and those of the target
+    before, after = tiny.state(plain), tiny.state(trainer)
+    assert before.keys() == after.keys()
+    assert all(torch.allclose(before[name].double(), after[name].double(), atol=1e-8) for name in before)
+    assert trainer.run.metrics()[0] == plain.run.metrics()[0]  # looks are not compiled
