@@ -5,6 +5,8 @@ import tiny
 import torch
 from torch import nn
 
+from twinblock import diagnosis
+from twinblock.api import pretrain
 from twinblock.branches import Shared
 from twinblock.errors import InputError
 from twinblock.heads import mlp
@@ -311,3 +313,12 @@ def test_an_expansion_has_the_norm_of_the_encoder():
     for norm, name in (("batch", "BatchNorm2d"), ("sync", "SyncBatchNorm"), ("none", "Identity")):
         _, _, learners = build("simclr", of_scope={"expand": 24}, encoder={"norm": norm})
         assert {type(learner.network.tap.expansion[1]).__name__ for learner in learners} == {name}
+
+
+def test_a_run_ends_with_the_verdict_of_its_worst_block(tmp_path, monkeypatch):
+    states = iter(("healthy", "complete collapse", "healthy", "healthy"))
+    monkeypatch.setattr(diagnosis, "verdict", lambda *_, **__: diagnosis.Verdict(state := next(states), state, "why"))
+    small = ["scope=blockwise", "data.batch=64", "train.length=1steps", "encoder.width=8", "train.precision=fp32"]
+    run = pretrain("simclr", out=tmp_path / "run", quiet=True, overrides=small)
+    assert run.failed
+    assert (run.result["headline"], run.result["evidence"]) == ("complete collapse", "Learner 2 of 4: why")

@@ -92,6 +92,7 @@ def test_fields_merge_and_a_path_is_a_recipe(tmp_path):
         (["optim.lr=.nan"], "optim.lr"),
         (["train.length=100"], "80steps, 10epochs or 25%"),
         (["data.batch=1"], "one sample has no batch statistics"),
+        (["data.batch=1", "encoder.norm=layer", "projector.norm=layer"], "objective.kind=nt_xent compares the images"),
         (["foo"], "a.b=c"),
         (["data.a.b=1"], "data.a: unknown field"),
         (["encoder.norm=bach"], "should be 'batch', 'sync'"),

@@ -131,3 +131,11 @@ def test_another_part_of_the_images_has_another_mark():
     images = Images(np.zeros((6, 8, 8, 3), np.uint8))
     marks = [longtail.take(images, np.array(rows)).mark() for rows in ([0, 1, 2], [3, 4, 5])]
     assert marks[0] != marks[1]
+
+
+def test_the_size_alone_leaves_the_images_as_they_are(tmp_path, source):
+    overrides = [*SMALL, "data.longtail={imbalance: 4}"]
+    run = twinblock.pretrain("simclr", out=tmp_path / "a", quiet=True, overrides=overrides)
+    for data, count in (({"size": 32}, len(longtail.training(run.config.data))), ({"source": "photos"}, len(source))):
+        forgotten.forgotten(run, data=data)
+        assert json.loads((run.path / "forgotten.json").read_text())["images"] == count

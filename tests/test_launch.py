@@ -3,7 +3,9 @@
 import os
 
 import pytest
+import tiny
 import torch
+from lightning_fabric import Fabric
 from torch import multiprocessing
 
 from twinblock.errors import InputError
@@ -56,3 +58,14 @@ def task(rank: int, port: int, folder) -> None:
 def test_two_tasks_of_srun_find_each_other(tmp_path, free_port):
     multiprocessing.spawn(task, (free_port, tmp_path), nprocs=2)
     assert [(tmp_path / rank).read_text() for rank in "01"] == ["2 [0, 1]"] * 2
+
+
+@pytest.mark.parametrize("norm", ["batch", "sync"])
+def test_one_image_a_process_has_no_statistics_of_its_own(tmp_path, monkeypatch, norm):
+    monkeypatch.setattr(Fabric, "world_size", 16)
+    config = tiny.config("simclr", norm=norm)
+    if norm == "sync":
+        assert tiny.trainer(config, tmp_path / "run").local == 1
+    else:
+        with pytest.raises(InputError, match=r"16 over 16 processes is one image each.*encoder\.norm=batch.*norm sync"):
+            tiny.trainer(config, tmp_path / "run")

@@ -139,6 +139,9 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_good_state(tmp_pa
         trainer.fit()
     _, meta = checkpoint.read(tmp_path / "run" / "checkpoint" / checkpoint.LAST)
     assert meta["step"] == 12
+    rows = trainer.run.metrics()  # up to the last step whose losses are numbers
+    assert [row["step"] for row in rows if "loss" in row] == list(range(13))
+    assert max(row["step"] for row in rows) <= 13
 
 
 def test_however_a_training_ends_the_terminal_is_given_back(tmp_path, monkeypatch):

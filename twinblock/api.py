@@ -153,7 +153,7 @@ def finish(run: Run, trainer, images: Images, reporter: Reporter) -> None:
     """Write the encoder, measure it quickly, draw its curves, and say in one line what came of the run."""
     from twinblock import checkpoint
     from twinblock.curves import draw
-    from twinblock.diagnosis.verdict import verdict, worst
+    from twinblock.diagnosis import verdict, worst
     from twinblock.evaluation.run import quick_knn
 
     config = trainer.config

@@ -62,7 +62,7 @@ def cut_network(model: nn.Module, kind: str, size: int, cuts: Cuts) -> tuple[lis
     for i in first[1:]:  # an activation that works in place would change what the block before it gave
         begins = _module(model, units[i])
         if getattr(begins, "inplace", False):
-            begins.inplace = False  # pyright: ignore[reportAttributeAccessIssue]
+            begins.inplace = False  # pyright: ignore[reportArgumentType]
     stops = [*first[1:], len(units)]
     return [units[i:j] for i, j in zip(first, stops, strict=True)], [shapes[j - 1] for j in stops]
 

@@ -1,5 +1,7 @@
 """Subsets: the published counts, nested choices, lists of indices, and what cannot be made."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import tiny
@@ -129,3 +131,9 @@ def test_overrides_reach_the_tail():
         compose("simclr", overrides=["data.longtail={imbalance: 0.5}"])
     with pytest.raises(InputError, match="did you mean seed"):
         compose("simclr", overrides=["data.longtail={imbalance: 9, sed: 1}"])
+
+
+def test_a_part_of_which_no_image_has_a_label_has_none():
+    images = replace(tiny.images(6), labels=np.array([-1, 2, -1, 0, -1, -1]))
+    assert longtail.take(images, np.array([0, 2, 4])).labels is None
+    assert longtail.take(images, np.array([0, 1])).labels.tolist() == [-1, 2]

@@ -2,6 +2,6 @@
 
 from twinblock.diagnosis.advice import advice
 from twinblock.diagnosis.measures import indicators
-from twinblock.diagnosis.verdict import Verdict, verdict
+from twinblock.diagnosis.verdict import Verdict, verdict, worst
 
-__all__ = ["Verdict", "advice", "indicators", "verdict"]
+__all__ = ["Verdict", "advice", "indicators", "verdict", "worst"]
