@@ -58,11 +58,11 @@ def evaluate(
         list[str] | None,
         typer.Argument(metavar="[data=...] [data.size=N]", help="Other data; images of another size."),
     ] = None,
-    published: Annotated[bool, typer.Option("--published", help="Also the SGD probes on augmented images.")] = False,
-    blocks: Annotated[bool, typer.Option("--blocks", help="Every block, also after end-to-end training.")] = False,
-    taps: Annotated[bool, typer.Option("--taps", help="Blocks as their taps see them, expanded.")] = False,
-    beside: Annotated[list[str] | None, typer.Option(help="A run to draw beside it; may be repeated.")] = None,
-    shots: Annotated[list[int] | None, typer.Option(help="A probe of so many images a class; may be repeated.")] = None,
+    published: Annotated[bool, typer.Option("--published", help="Also the published SGD probes; slow.")] = False,
+    blocks: Annotated[bool, typer.Option("--blocks", help="Every block, also where none was trained alone.")] = False,
+    taps: Annotated[bool, typer.Option("--taps", help="Every block through the tap it was trained by.")] = False,
+    beside: Annotated[list[str] | None, typer.Option(help="A run to draw in the same figure; repeatable.")] = None,
+    shots: Annotated[list[int] | None, typer.Option(help="A probe of so many images a class; repeatable.")] = None,
 ):
     """Measure a run's encoder by kNN and linear probe.
 
