@@ -152,10 +152,8 @@ def _views_apart(encoder: Encoder, images: Images, config: Config, device: torch
     views = Views(config.views if len(config.views) == 2 else config.views * 2, config.data.size, MEAN, STD)
     found, together = [], at_once(config.data.size)
     for step, index in enumerate(np.array_split(np.arange(len(images)), -(-len(images) // together))):
-        aspect = None if images.aspect is None else torch.from_numpy(images.aspect[index]).to(device)
-        pair = views(
-            images.batch(index).to(device), seed=config.train.seed, epoch=0, step=step, batch=len(index), aspect=aspect
-        )
+        where = {"seed": config.train.seed, "epoch": 0, "step": step, "batch": len(index)}
+        pair = views(images.batch(index).to(device), aspect=images.aspects(index), **where)
         with torch.no_grad(), evaluating(encoder):
             found.append(1 - cosine_similarity(*(encoder(view).float().cpu() for view in pair)))
     return torch.cat(found)

@@ -201,12 +201,12 @@ class Trainer:
             self._order = epoch, order(self.config.train.seed, epoch, len(self.images))
         start = i * self.config.data.batch + self.offset
         index = self._order[1][start : start + self.local]
-        labels, aspect = self.images.labels, self.images.aspect
+        labels = self.images.labels
         images = self.images.batch(index)
         return (
             images.pin_memory() if self.fabric.device.type == "cuda" else images,  # else its copy would be waited for
             None if labels is None else torch.from_numpy(np.ascontiguousarray(labels[index])),
-            None if aspect is None else torch.from_numpy(np.ascontiguousarray(aspect[index])),
+            self.images.aspects(index),
         )
 
     # state

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from jaxtyping import Int, UInt8
+from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 __all__ = ["Images", "Names", "about", "load", "take"]
@@ -72,6 +72,10 @@ class Images:
         """The images at these places, copied."""
         index = np.asarray(index, dtype=np.int64)
         return torch.from_numpy(np.take(self.pixels, index if self.rows is None else self.rows[index], axis=0))
+
+    def aspects(self, index: Sequence[int] | np.ndarray | Tensor) -> Float[Tensor, " n"] | None:
+        """`aspect` of the images at these places, as views take it."""
+        return None if self.aspect is None else torch.from_numpy(np.take(self.aspect, np.asarray(index)))
 
 
 def take(images: Images, rows: np.ndarray) -> Images:

@@ -72,7 +72,7 @@ class Monitor:
         index = np.sort(order(config.train.seed, -1, len(images))[:count])
         self.pixels = images.batch(index)
         self.labels = None if images.labels is None else torch.from_numpy(images.labels[index])
-        self.aspect = None if images.aspect is None else torch.from_numpy(images.aspect[index])
+        self.aspect = images.aspects(index)
         self.starts = [next(_starts(plan, i)) for i in self.wholes]
         self.due_at = {start + round(part * min(phase.steps, LONG)) for start, phase in _phases(plan) for part in EARLY}
         left = cost / count - len(self.due_at) - 1  # looks; one is for the end

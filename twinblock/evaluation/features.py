@@ -106,5 +106,4 @@ def _central(
     batch = batch or at_once(size)
     for start in range(0, len(images), batch):
         index = np.arange(start, min(start + batch, len(images)))
-        aspect = None if images.aspect is None else torch.from_numpy(images.aspect[index])
-        yield centre(images.batch(index).to(device), size, mean, std, aspect)
+        yield centre(images.batch(index).to(device), size, mean, std, images.aspects(index))

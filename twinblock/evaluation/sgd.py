@@ -57,13 +57,7 @@ def augmented(
     encoder.eval()
     g, pad, rows = generator("augment", seed, epoch), size // 8, []
     for index in torch.arange(len(images)).split(at_once(size)):
-        x = centre(
-            images.batch(index).to(device),
-            size,
-            MEAN,
-            STD,
-            None if images.aspect is None else torch.from_numpy(images.aspect[index.numpy()]),
-        )
+        x = centre(images.batch(index).to(device), size, MEAN, STD, images.aspects(index))
         top, left = (torch.randint(2 * pad + 1, (len(x), 1, 1), generator=g).to(device) for _ in range(2))
         turned = (torch.rand(len(x), generator=g) < 0.5) & flip
         # the published crop pads before it normalises: the padding is black, not grey
