@@ -92,6 +92,11 @@ def settle(folder: Path) -> list[str]:
     return complaints
 
 
+def below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors whose names begin so, by what follows."""
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
 def fill(
     module: torch.nn.Module, tensors: Mapping[str, Tensor], file: Path, prefix: str = "", elsewhere: str | None = None
 ) -> None:
@@ -100,7 +105,7 @@ def fill(
     Raises InputError for tensors of another architecture.
     """
     own = {name: t for name, t in module.state_dict().items() if elsewhere is None or elsewhere not in name}
-    mine = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+    mine = below(prefix, tensors)
     for name in sorted(own.keys() | mine.keys()):
         there, here = (tuple(t[name].shape) if name in t else "missing" for t in (mine, own))
         if there != here:

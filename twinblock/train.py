@@ -286,12 +286,12 @@ class Trainer:
         self.monitor.recall(row for row in self.run.metrics() if "diagnosis" in row)
 
     def restore(self, tensors: dict[str, Tensor]) -> None:
-        self.encoder.load_state_dict(_below("encoder.", tensors))
+        self.encoder.load_state_dict(checkpoint.below("encoder.", tensors))
         for i, (learner, optimizer) in enumerate(zip(self.learners, self.optimizers, strict=True)):
-            mine, saved = own_state(learner), _below(f"learners.{i}.", tensors)
+            mine, saved = own_state(learner), checkpoint.below(f"learners.{i}.", tensors)
             assert mine.keys() == saved.keys(), "the checkpoint belongs to another config"
             learner.load_state_dict(saved, strict=False)
-            checkpoint.restore_optimizer(optimizer, _below(f"optimizers.{i}.", tensors))
+            checkpoint.restore_optimizer(optimizer, checkpoint.below(f"optimizers.{i}.", tensors))
 
 
 def own_state(learner: Learner | Overlapping) -> dict[str, Tensor]:
@@ -316,7 +316,3 @@ def optimizer_of(learner: Learner | Overlapping, spec: Optim) -> torch.optim.Opt
     bias = 1.0 if spec.lr_bias is None else spec.lr_bias / spec.lr
     groups = parameter_groups(learner, spec.weight_decay, spec.exclude_bias_and_norm, bias_lr_scale=bias)
     return make_optimizer(groups, spec.kind, lr=spec.lr, momentum=spec.momentum)
-
-
-def _below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
