@@ -18,7 +18,7 @@ from twinblock.errors import InputError, first_line
 from twinblock.precision import precision_of
 from twinblock.recipes import compose
 from twinblock.report import Reporter, last_line
-from twinblock.run import Run, to_yaml
+from twinblock.run import Run
 
 NATIVE_SIDE = 128  # images of one size up to this side are trained on at that size
 LARGE_SIDE = 224
@@ -157,9 +157,11 @@ def finish(run: Run, trainer, images: Images, reporter: Reporter) -> None:
     from twinblock.evaluation.run import quick_knn
 
     config = trainer.config
-    meta = {"config": to_yaml(config), **trainer.known()}
-    checkpoint.write(run.path / "encoder.safetensors", trainer.encoder.state_dict(), meta)
-    histories = [run.history(i, start) for i, start in enumerate(trainer.monitor.starts)]
+    checkpoint.write(run.path / "encoder.safetensors", trainer.encoder.state_dict(), trainer.known())
+    starts = trainer.monitor.starts
+    if not run.history(-1, starts[-1]):  # its metrics are lost
+        run.append_metrics([trainer.look()])
+    histories = [run.history(i, start) for i, start in enumerate(starts)]
     judged = worst([verdict(history, finished=True, config=config) for history in histories])
     found = histories[-1][-1]["encoder"]
     try:

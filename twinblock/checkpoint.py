@@ -6,20 +6,44 @@ the one before is kept. `settle` finds the newest that is whole.
 
 import hashlib
 import json
+import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import BaseModel, Field
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from twinblock.errors import InputError
 
+log = logging.getLogger(__name__)
+
 FRESH, LAST, PREVIOUS = "fresh.safetensors", "last.safetensors", "previous.safetensors"
+
+
+STATE = ("momentum", "momentum_buffer", "exp_avg", "exp_avg_sq", "step")  # what optimizers keep of a parameter
+
+
+class Mark(BaseModel):
+    """Which images a run trains on."""
+
+    images: int
+    digest: str
+
+
+class Meta(BaseModel, extra="allow"):
+    """What a file says of itself beside its tensors."""
+
+    step: Annotated[int, Field(ge=0, le=2**53)] = 0  # steps taken
+    data: Mark | None = None
+    classes: Annotated[int, Field(ge=1, le=65_536)] | None = None  # of the labels that were trained on
+    epoch_steps: Annotated[int, Field(ge=1, le=2**53)] = 1
+    config: str | None = None
 
 
 class Damaged(InputError):
@@ -44,7 +68,7 @@ def write(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) ->
         with suppress(OSError):
             partial.unlink(missing_ok=True)
         raise InputError(
-            f"cannot write {path}: {error}; what was saved before is untouched, and the same command goes on from there"
+            f"cannot write {path}: {error}; what was saved before is untouched: mend that, and give the command again"
         ) from None
 
 
@@ -60,29 +84,57 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise Damaged(f"{path} was not written by twinblock")
     if _digest(tensors, head["twinblock"]) != head["sha256"]:
         raise Damaged(f"{path} is damaged: its checksum does not match")
-    return tensors, json.loads(head["twinblock"])
+    try:
+        return tensors, Meta.model_validate(json.loads(head["twinblock"]), strict=True).model_dump(exclude_unset=True)
+    except (ValueError, RecursionError) as error:
+        raise Damaged(f"{path} says nothing sensible of itself ({' '.join(str(error).split())[:120]})") from None
 
 
 def save(folder: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
     """Write the newest checkpoint of a run and keep the one before it."""
-    folder.mkdir(exist_ok=True)
+    try:
+        folder.mkdir(exist_ok=True)
+    except OSError as error:
+        raise InputError(f"cannot write {folder}: {error.strerror}") from None
     write(folder / FRESH, tensors, meta)
     if (folder / LAST).exists():
         os.replace(folder / LAST, folder / PREVIOUS)
     os.replace(folder / FRESH, folder / LAST)
 
 
-def settle(folder: Path) -> list[str]:
+def newest(folder: Path, *better: Path) -> tuple[Path, tuple[dict[str, Tensor], dict[str, Any]]]:
+    """The newest whole checkpoint of a run, and what it holds; of the `better` files the first that is whole.
+
+    Those that are damaged are told, and passed over. Raises InputError where there is none.
+    """
+    problems = []
+    for path in (*better, *(folder / name for name in (FRESH, LAST, PREVIOUS))):
+        if path.is_file():
+            try:
+                found = read(path)
+            except Damaged as error:
+                problems.append(error)
+            else:
+                for problem in problems:
+                    log.warning(f"{problem}; {path} is taken instead")
+                return path, found
+    nothing = InputError(f"{folder.parent} has no checkpoint yet; let the run get to its first one")
+    raise problems[0] if problems else nothing
+
+
+def settle(folder: Path, foreign: Callable[[Mapping[str, Any]], str] = lambda meta: "") -> list[str]:
     """Make `last` the newest whole checkpoint, if there is one; set damaged files aside, with a line for each.
 
-    A crash between the two renames of `save` leaves the newest under its first name: it is tried first.
+    `foreign`: what makes a file one of another run, by what it says of itself; nothing where it is not. A crash between
+    the two renames of `save` leaves the newest under its first name: it is tried first.
     """
     complaints: list[str] = []
     for name in (FRESH, LAST, PREVIOUS):
         path = folder / name
         if path.exists():
             try:
-                read(path)
+                if why := foreign(read(path)[1]):
+                    raise Damaged(f"{path} is of another run ({why})")
             except Damaged as error:
                 os.replace(path, path.with_name(name + ".damaged"))
                 complaints.append(str(error))
@@ -126,12 +178,17 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Te
     """Give an optimizer the state that `flatten_optimizer` took, in the memory layout of its parameters.
 
     Fused optimizers walk through both side by side: those of CUDA refuse another layout, those of the CPU misread it.
+    Raises ValueError for what is no state of this optimizer.
     """
     params = [p for group in optimizer.param_groups for p in group["params"]]
     state: dict[int, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
         i, key = name.split(".", 1)
+        if not i.isdecimal() or int(i) >= len(params) or key not in STATE:
+            raise ValueError(f"{name} is of no parameter")
         p = params[int(i)]
+        if tensor.shape not in (p.shape, ()):
+            raise ValueError(f"{name} is {tuple(tensor.shape)} for a parameter of {tuple(p.shape)}")
         laid_out = torch.empty_like(p, dtype=tensor.dtype).copy_(tensor) if tensor.shape == p.shape else tensor
         state.setdefault(int(i), {})[key] = laid_out
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

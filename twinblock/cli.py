@@ -70,13 +70,18 @@ def evaluate(
     drawn in depth.png; runs on classes of unequal size by class and group, and drawn in classes.png.
     """
     from twinblock.evaluation.run import evaluate, group_rows
-    from twinblock.report import print_table
+    from twinblock.report import Reporter, print_table
     from twinblock.run import Run
 
     data = _fields(overrides, "data").get("data")
     how = {"blocks": blocks or None, "taps": taps, "beside": beside or (), "shots": shots or ()}
+    run_, reporter = Run(run), Reporter()
+    if run_.begun and not run_.finished:
+        reporter.warn(f"{run} is not finished: its last checkpoint is measured")
+    elif run_.failed:
+        reporter.warn(f"{run} ended in failure: {(run_.result or {})['headline']}")
     print_table(run, evaluate(run, data, published=published, **how))
-    if groups := group_rows(Run(run)):
+    if groups := group_rows(run_):
         print_table("accuracy of the groups of classes, in %; std: their standard deviation", groups)
 
 

@@ -109,7 +109,7 @@ class InfoNCESpec(ObjectiveSpec):
     kind: Literal["info_nce"]
     temperature: Positive
     queue: Annotated[int, Field(ge=1, le=2**22)]
-    negatives: Annotated[int, Field(ge=1)] | None = None  # EqCo: count the queue as so many; null: as it is
+    negatives: Annotated[int, Field(ge=1, le=2**53)] | None = None  # EqCo: count the queue as so many; null: as it is
 
 
 class RegressionSpec(ObjectiveSpec):
@@ -224,6 +224,12 @@ class Train(Part):
     compile: bool = False  # torch.compile the encoder
     loggers: tuple[Logger, ...] = ()
     on_collapse: Literal["warn", "stop"] = "warn"  # warn: go on; stop: save and end; exit code 3 for both
+
+    @model_validator(mode="after")
+    def _some_time(self):
+        if not self.checkpoint_every.amount:
+            raise ValueError("checkpoint_every is the time from one to the next; 100% is the end alone")
+        return self
 
 
 Objective = Annotated[

@@ -23,7 +23,7 @@ class Duration:
         """The duration that a text names; InputError that shows the three forms for anything else."""
         if isinstance(value, Duration):
             return value
-        match = re.fullmatch(r"(\d+(?:\.\d+)?) ?(steps?|epochs?|%)", str(value).strip(), re.ASCII)
+        match = re.fullmatch(r"(\d{1,12}(?:\.\d{1,12})?) ?(steps?|epochs?|%)", str(value).strip(), re.ASCII)
         if not match:
             raise InputError(f"not a duration: {value!r}; write it as 80steps, 10epochs or 25%")
         amount, unit = Decimal(match[1]), match[2]

@@ -9,8 +9,10 @@ import timm
 import torch
 import torchvision
 from jaxtyping import Float
+from timm.layers.drop import DropPath
 from timm.models import VisionTransformer, is_model_in_modules
 from torch import Tensor, nn
+from torchvision.ops import StochasticDepth
 
 from twinblock.cuts import EMBEDDING, Cuts, cut_network, embedding
 from twinblock.errors import InputError, first_line
@@ -97,6 +99,7 @@ def build_encoder(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = _create(kind, width, size)
+        _leave_nothing_to_chance(model)
         if stem != "standard":
             _small_stem(model, kind, stride=2 if stem == "cifar_stride2" else 1)
         if norm != "batch":
@@ -115,7 +118,8 @@ def _create(kind: str, width: int | None, size: int) -> nn.Module:
     library, _, name = kind.rpartition("/")
     known = torchvision.models.list_models(torchvision.models) if library == "torchvision" else timm.list_models()
     if name not in known or library not in ("", "timm", "torchvision"):
-        near = difflib.get_close_matches(name, [*known, "resnet10"], n=3)
+        near = difflib.get_close_matches(name.lower(), known, n=3)
+        near = [f"torchvision/{other}" for other in near] if library == "torchvision" else near
         hint = f"; did you mean {', '.join(near)}?" if near else ""
         raise InputError(f"encoder.kind: no backbone named {kind!r} in {library or 'timm'}{hint}")
     if width is not None:
@@ -132,6 +136,18 @@ def _create(kind: str, width: int | None, size: int) -> nn.Module:
     if size % patch:
         raise InputError(f"encoder.kind={kind} takes patches of {patch} px: set data.size to a multiple, not {size}")
     return model
+
+
+def _leave_nothing_to_chance(model: nn.Module) -> None:
+    """Dropout and stochastic depth, which torchvision's recipes have, draw from the generator that a process shares.
+
+    No run could be repeated, resumed or split over processes with them; in timm they are off, too.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.modules.dropout._DropoutNd | StochasticDepth):
+            module.p = 0.0
+        elif isinstance(module, DropPath):
+            module.drop_prob = 0.0
 
 
 def _shape(kind: str, width: int | None) -> dict[str, Any]:

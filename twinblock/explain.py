@@ -28,6 +28,8 @@ def explain(error: ValidationError, model: type[BaseModel], prefix: str = "") ->
     message = fault["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
     if fault["type"] in ("model_type", "model_attributes_type", "dict_type"):
         message = "a mapping of fields"
+    if fault["type"] == "tuple_type":
+        message = f"a list, such as [{fault['input']}]"
     if fault["type"] == "missing":
         return f"{where}: required, but missing"
     value = f" (got {fault['input']!r})" if isinstance(fault["input"], str | int | float | bool | None) else ""

@@ -108,10 +108,10 @@ def measure(
 
 def _trained(run: Run) -> PrunedEncoder | None:
     """The run's own pruned network; None where it has none, or, of pairs that overlap, two of each block."""
-    last = run.checkpoints / checkpoint.LAST
-    if run.config.branch.kind != "pruned" or run.config.scope.kind == "overlapping" or not last.exists():
+    if run.config.branch.kind != "pruned" or run.config.scope.kind == "overlapping":
         return None
-    encoder, learners = restored(run.config, last, *checkpoint.read(last))
+    file, held = checkpoint.newest(run.checkpoints)
+    encoder, learners = restored(run.config, file, *held)
     parts = [part for learner in learners for part in learner.parts]
     return PrunedEncoder(encoder, [part.network for part in parts], [part.branch for part in parts])
 

@@ -3,6 +3,7 @@
 import inspect
 import os
 import signal as signals
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -16,13 +17,14 @@ from torch.nn.parallel import DistributedDataParallel
 
 from twinblock.errors import InputError
 
+PATIENCE = 30.0  # seconds in which a run should come to its stop
+
 
 def make_fabric() -> Fabric:
     """One process, or as many as torchrun or SLURM's srun started."""
     if "WORLD_SIZE" not in os.environ:
         os.environ |= _from_srun(os.environ)
-    world = int(os.environ.get("WORLD_SIZE", 1))
-    local = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    world, local = _counts(os.environ)
     # each process keeps its own buffers: synchronised norms agree by themselves, others are local by definition
     known = inspect.signature(DistributedDataParallel).parameters
     name = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"  # from torch 2.15 on
@@ -34,6 +36,21 @@ def make_fabric() -> Fabric:
     )
     fabric.launch()
     return fabric
+
+
+def _counts(given: Mapping[str, str]) -> tuple[int, int]:
+    """Processes in all and on this machine. Raises InputError for a part of torchrun's variables."""
+    numbers = ("WORLD_SIZE", "LOCAL_WORLD_SIZE", "RANK", "LOCAL_RANK")
+    if given.get("WORLD_SIZE", "1") == "1":
+        return 1, 1
+    wrong = [name for name in (*numbers, "MASTER_PORT") if not given.get(name, "").isdecimal()]
+    wrong += ["MASTER_ADDR"] if not given.get("MASTER_ADDR") else []
+    if wrong:
+        raise InputError(
+            f"WORLD_SIZE={given['WORLD_SIZE']} is set, but {', '.join(wrong)} are not, as torchrun sets them: start "
+            "with torchrun, or unset WORLD_SIZE"
+        )
+    return int(given["WORLD_SIZE"]), int(given["LOCAL_WORLD_SIZE"])
 
 
 def _from_srun(given: Mapping[str, str]) -> dict[str, str]:
@@ -57,12 +74,20 @@ def _from_srun(given: Mapping[str, str]) -> dict[str, str]:
 
 @contextmanager
 def stop_signals() -> Iterator[list[int]]:
-    """The signals that ask for a stop (Ctrl-C, SIGTERM, SIGUSR1), as they come; a second Ctrl-C stops at once."""
+    """The signals that ask for a stop (Ctrl-C, SIGTERM, SIGUSR1), as they come.
+
+    A second Ctrl-C stops at once; so does any of them half a minute after the first: something hangs then, such as
+    another process of the run. Sooner it may be the same one, told by a launcher once more.
+    """
     received: list[int] = []
+    began = 0.0
 
     def note(signum: int, frame: Any) -> None:
-        if signum == signals.SIGINT and received:
-            raise KeyboardInterrupt
+        nonlocal began
+        if received and (signum == signals.SIGINT or time.monotonic() - began > PATIENCE):
+            signals.signal(signum, signals.SIG_DFL if signum != signals.SIGINT else signals.default_int_handler)
+            signals.raise_signal(signum)
+        began = began if received else time.monotonic()
         received.append(signum)
 
     names = (signals.SIGINT, signals.SIGTERM, signals.SIGUSR1)

@@ -32,7 +32,11 @@ class LARS(Optimizer):
         adapt: bool = True,
     ):
         defaults = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "eta": eta, "adapt": adapt}
+        if not lr >= 0:
+            raise InputError(f"lr={lr}: a learning rate is not negative")
         super().__init__(params, defaults)
+        for group in self.param_groups:
+            group["lr"] *= group.get("lr_scale", 1.0)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:

@@ -80,5 +80,5 @@ def _set(tree: Any, name: str, value: Any) -> None:
 
 def _child(node: Any, part: str) -> Any:
     if isinstance(node, list):
-        return node[int(part)] if part.isdigit() and int(part) < len(node) else None
+        return node[int(part)] if part.isascii() and part.isdecimal() and int(part) < len(node) else None
     return node.get(part)

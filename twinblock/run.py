@@ -68,7 +68,7 @@ class Run:
     @property
     def result(self) -> dict[str, Any] | None:
         """What the finished run reported; None while it is not finished."""
-        return self._json("result.json")
+        return self._json("result.json", "state", "headline", "evidence", "advice", "effective_rank", "width")
 
     @property
     def evaluation(self) -> dict[str, Any] | None:
@@ -77,7 +77,10 @@ class Run:
 
     @property
     def begun(self) -> bool:
-        return (self.path / "config.yaml").is_file()
+        try:
+            return (self.path / "config.yaml").is_file()
+        except OSError as error:  # a name that is too long
+            raise InputError(f"{self.path}: {error.strerror}") from None
 
     @property
     def finished(self) -> bool:
@@ -90,9 +93,7 @@ class Run:
 
     def metrics(self) -> list[dict[str, Any]]:
         """The rows so far; a last line that is only half written, as beside a running training, is left out."""
-        file = self.path / "metrics.jsonl"
-        lines = file.read_text().splitlines() if file.exists() else []
-        return [row for row in map(_row, lines) if row is not None]
+        return [row for row in map(_row, self._lines()) if row is not None]
 
     def history(self, learner: int = -1, start: int = 0) -> list[dict[str, Any]]:
         """What the monitor saw of one Learner from step `start` on, in order, as `diagnosis.verdict` takes it."""
@@ -104,14 +105,9 @@ class Run:
 
     def encoder(self) -> Encoder:
         """The trained encoder, in evaluation mode; of an unfinished run, as its last checkpoint has it."""
-        encoder = encoder_of(self.config)
-        file, last = self.path / "encoder.safetensors", self.checkpoints / checkpoint.LAST
-        if file.exists():
-            checkpoint.fill(encoder, checkpoint.read(file)[0], file)
-        elif last.exists():
-            checkpoint.fill(encoder, checkpoint.read(last)[0], last, "encoder.")
-        else:
-            raise InputError(f"{self.path} has no checkpoint yet; let the run get to its first one")
+        encoder, own = encoder_of(self.config), self.path / "encoder.safetensors"
+        file, (tensors, _) = checkpoint.newest(self.checkpoints, own)
+        checkpoint.fill(encoder, tensors, file, "" if file == own else "encoder.")
         return encoder.eval()
 
     # writing: only the first process of a run does
@@ -121,13 +117,15 @@ class Run:
         self._made = not self.path.exists()
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            lock = os.open(self.path / ".lock", os.O_CREAT | os.O_WRONLY | os.O_NOFOLLOW, 0o644)
+            lock = os.open(self.path / ".lock", os.O_CREAT | os.O_WRONLY | os.O_NOFOLLOW | os.O_NONBLOCK, 0o644)
             self._release = weakref.finalize(self, os.close, lock)
         except (OSError, FileExistsError) as error:
             raise InputError(f"out={self.path}: cannot write there ({error.strerror}); choose another folder") from None
         for path in self.path.iterdir():  # a run from someone else must not lead out of its folder
             if path.is_symlink():
                 raise InputError(f"{path} is a link to somewhere else; replace it by what it leads to, or remove it")
+            if not path.is_file() and not path.is_dir():
+                raise InputError(f"{path} is neither a file nor a folder; remove it")
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -165,9 +163,7 @@ class Run:
 
     def write_skipped(self, skipped) -> None:
         if skipped:
-            # names may hold line breaks: one line each all the same
-            lines = (f"{json.dumps(name, ensure_ascii=False)}\t{reason}\n" for name, reason in skipped)
-            self.write("skipped.txt", "".join(lines))
+            self.write("skipped.txt", "".join(f"{name}\t{reason}\n" for name, reason in skipped))
 
     def append_metrics(self, rows: list[dict[str, Any]]) -> None:
         try:
@@ -176,10 +172,16 @@ class Run:
         except OSError as error:
             raise InputError(f"cannot write {self.path / 'metrics.jsonl'}: {error.strerror}") from None
 
+    def sync_metrics(self) -> None:
+        """See to it that the rows are on the disk."""
+        file = self.path / "metrics.jsonl"
+        if file.is_file():
+            with open(file, "rb") as rows:
+                os.fsync(rows.fileno())
+
     def truncate_metrics(self, step: int) -> None:
         """Forget the rows from `step` on: they will be written again."""
-        file = self.path / "metrics.jsonl"
-        lines = file.read_text().splitlines() if file.exists() else []
+        lines = self._lines()
         kept = [line for line in lines if (row := _row(line)) is not None and row["step"] < step]
         if len(kept) < len(lines):
             self.write("metrics.jsonl", "".join(line + "\n" for line in kept))
@@ -189,11 +191,20 @@ class Run:
         with replacing(self.path / name) as file:
             file.write(content.encode("utf-8", "surrogateescape") if isinstance(content, str) else content)
 
-    def _json(self, name: str) -> Any:
+    def _lines(self) -> list[str]:
+        """Of the metrics."""
+        file = self.path / "metrics.jsonl"
+        return file.read_text(errors="replace").splitlines() if file.is_file() else []
+
+    def _json(self, name: str, *needed: str) -> Any:
+        """A mapping with the needed keys; None where there is no such file."""
         file = self.path / name
         try:
-            return json.loads(file.read_text()) if file.exists() else None
-        except ValueError:
+            found = json.loads(file.read_text()) if file.is_file() else None
+            if found is not None and not (isinstance(found, dict) and found.keys() >= {*needed}):
+                raise ValueError
+            return found
+        except (ValueError, RecursionError):
             raise InputError(f"{file} is damaged; delete it and run again") from None
 
 
@@ -257,6 +268,11 @@ def _row(line: str) -> dict[str, Any] | None:
     """A line of the metrics; None where it is none: the last one of a killed process may be cut."""
     try:
         row = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
-    return row if isinstance(row, dict) and isinstance(row.get("step"), int) else None
+    if not isinstance(row, dict) or not isinstance(row.get("step"), int):
+        return None
+    losses, looks = row.get("loss", [0.0]), row.get("diagnosis", [{}])
+    whole = isinstance(losses, list) and isinstance(looks, list) and losses and looks
+    numbers = whole and all(isinstance(loss, int | float) for loss in losses)
+    return row if numbers and all(isinstance(look, dict) for look in looks) else None

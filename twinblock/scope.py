@@ -109,6 +109,11 @@ def make_learners(
             torch.manual_seed(hashed("heads", config.train.seed, k))
             tap = tap_of(scope, config.encoder.norm, shapes[covered[-1]], encoder.prefix, covered[-1] + 1)
             projector, dim = _head(own.projector, tap.width, classes)
+            if own.objective.kind == "supervised" and dim != classes:
+                raise InputError(
+                    f"projector.dims of block {k + 1} ends in {dim}, but the data has {classes} classes: let it end in "
+                    "classes"
+                )
             predictor, predicted = (None, dim) if own.predictor is None else _head(own.predictor, dim, classes)
             if predicted != dim:
                 raise InputError(

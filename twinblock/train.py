@@ -4,7 +4,7 @@ import math
 import os
 import signal as signals
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, nullcontext
 from typing import Any
@@ -28,7 +28,7 @@ from twinblock.optim import make_optimizer, parameter_groups, set_lr, warmup_cos
 from twinblock.overlapping import Overlapping
 from twinblock.precision import autocast_of
 from twinblock.report import Reporter
-from twinblock.run import Run, encoder_of
+from twinblock.run import Run, differences, encoder_of, from_yaml, to_yaml
 from twinblock.scope import Plan, make_learners, make_plan
 from twinblock.seeding import order
 from twinblock.views import Views
@@ -96,6 +96,8 @@ class Trainer:
         losses: list[Tensor] = []
         if self.fabric.is_global_zero:  # not before the run has its config: what they write would be in its way
             self.loggers += make_loggers(self.config.train.loggers, self.run.path)
+        if all(self.warmup(i, phase.steps) == phase.steps for phase in self.plan.phases for i in phase.trained):
+            self.reporter.warn(f"optim.warmup={self.optims[0].warmup} fills the training: no time is left to learn in")
         self.reporter.start(self.plan.total, self.step, self.config.data.batch)
         with stop_signals() as stop, ThreadPoolExecutor(1) as pool, closing(self.reporter):
             loader = self.batches(pool)
@@ -171,12 +173,15 @@ class Trainer:
         learner, optimizer, optim, batch = self.learners[i], self.optimizers[i], self.optims[i], self.config.data.batch
         if optim.clip is not None:
             torch.nn.utils.clip_grad_norm_(learner.parameters(), optim.clip)
-        warmup = min(optim.warmup.steps(self.epoch_steps, total), total)
         peak = optim.lr * batch / 256
-        set_lr(optimizer, warmup_cosine(step, total, warmup, peak, end=optim.end * peak))
+        set_lr(optimizer, warmup_cosine(step, total, self.warmup(i, total), peak, end=optim.end * peak))
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         learner.after_step(step, total)
+
+    def warmup(self, i: int, total: int) -> int:
+        """Steps in which a Learner's learning rate rises, of the `total` in which it is trained."""
+        return min(self.optims[i].warmup.steps(self.epoch_steps, total), total)
 
     def batches(self, pool: ThreadPoolExecutor) -> Iterator[tuple[Tensor, Tensor | None, Tensor | None]]:
         """This process's part of each global batch from the current step on; the next is gathered meanwhile."""
@@ -243,13 +248,20 @@ class Trainer:
         return tensors
 
     def known(self) -> dict[str, Any]:
-        """What `restored` needs to know of the images that were trained on."""
-        return {"classes": self.classes, "epoch_steps": self.epoch_steps}
+        """What a file of this run says of it: its config, and what `restored` needs to know of the images."""
+        return {"config": to_yaml(self.config), "classes": self.classes, "epoch_steps": self.epoch_steps}
+
+    def foreign(self, meta: Mapping[str, Any]) -> str:
+        """In which fields a checkpoint is of another config than this run."""
+        try:
+            return "; ".join(differences(from_yaml(meta["config"]), self.config)) if "config" in meta else ""
+        except ValueError:
+            return "its config is damaged"
 
     def diverged(self, what: str) -> InputError:
         """The end of a training that cannot be mended by going on."""
         last = self.run.checkpoints / checkpoint.LAST
-        kept = f"the last good state is {last}" if last.exists() else "nothing good was saved yet"
+        kept = f"the last state that was saved is {last}" if last.exists() else "nothing was saved yet"
         advice = "lower optim.lr or raise optim.warmup, and choose another out"
         return InputError(f"{what}: training diverged; {advice}; {kept}")
 
@@ -260,17 +272,19 @@ class Trainer:
         if bad is not None:
             raise self.diverged(f"{bad} holds NaN or infinity after step {self.step}")
         if self.fabric.is_global_zero:
+            self.run.sync_metrics()  # a checkpoint on the disk has the rows before it there, too
             checkpoint.save(self.run.checkpoints, state, {"step": self.step, "data": self.mark, **self.known()})
         self.fabric.barrier()
 
     def resume(self) -> None:
         """Go on from the newest whole checkpoint, if there is one."""
-        complaints = checkpoint.settle(self.run.checkpoints) if self.fabric.is_global_zero else []
+        complaints = checkpoint.settle(self.run.checkpoints, self.foreign) if self.fabric.is_global_zero else []
         self.fabric.barrier()
         for line in complaints:
             self.reporter.warn(f"{line}; going back to the checkpoint before it")
-        if (self.run.checkpoints / checkpoint.LAST).exists():
-            tensors, meta = checkpoint.read(self.run.checkpoints / checkpoint.LAST)
+        last = self.run.checkpoints / checkpoint.LAST
+        if last.exists():
+            tensors, meta = checkpoint.read(last)
             then, now = meta.get("data"), self.mark
             if then is not None and then != now:
                 raise InputError(
@@ -278,20 +292,28 @@ class Trainer:
                     f"{then['images']:,} then): put those back, or choose another out"
                 )
             self.restore(tensors)
-            self.step = meta["step"]
+            self.step = meta.get("step", 0)
+            if self.step > self.plan.total:
+                raise InputError(f"{last} is of step {self.step}, but this run has {self.plan.total}")
             self.reporter.say(f"resuming at step {self.step} of {self.plan.total}")
         if self.fabric.is_global_zero and self.step < self.plan.total:  # else the last look is in them already
             self.run.truncate_metrics(self.step)
         self.fabric.barrier()
-        self.monitor.recall(row for row in self.run.metrics() if "diagnosis" in row)
+        rows = self.run.metrics()
+        if lost := self.step - sum("loss" in row for row in rows):
+            self.reporter.warn(f"{self.run.path / 'metrics.jsonl'} lacks {lost} of the {self.step} steps so far")
+        self.monitor.recall(row for row in rows if "diagnosis" in row)
 
     def restore(self, tensors: dict[str, Tensor]) -> None:
-        self.encoder.load_state_dict(checkpoint.below("encoder.", tensors))
+        """Take over a state. Raises InputError for that of another config."""
+        file = self.run.checkpoints / checkpoint.LAST
+        checkpoint.fill(self.encoder, tensors, file, "encoder.")
         for i, (learner, optimizer) in enumerate(zip(self.learners, self.optimizers, strict=True)):
-            mine, saved = own_state(learner), checkpoint.below(f"learners.{i}.", tensors)
-            assert mine.keys() == saved.keys(), "the checkpoint belongs to another config"
-            learner.load_state_dict(saved, strict=False)
-            checkpoint.restore_optimizer(optimizer, checkpoint.below(f"optimizers.{i}.", tensors))
+            checkpoint.fill(learner, tensors, file, f"learners.{i}.", elsewhere="network.blocks.")
+            try:
+                checkpoint.restore_optimizer(optimizer, checkpoint.below(f"optimizers.{i}.", tensors))
+            except ValueError as error:
+                raise InputError(f"{file} holds the state of another optimizer: {error}") from None
 
 
 def own_state(learner: Learner | Overlapping) -> dict[str, Tensor]:

@@ -10,6 +10,8 @@ import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
+MARKED = 64  # images whose pixels are compared when a run goes on
+
 __all__ = ["Images", "Names", "about", "load", "take"]
 
 
@@ -62,10 +64,14 @@ class Images:
         return len(self.pixels if self.rows is None else self.rows)
 
     def mark(self) -> dict[str, Any]:
-        """Their number, and a digest of labels, names and rows: whether they are still those of another time."""
+        """Their number, and a digest: whether they are still those of another time.
+
+        The digest is of labels, names and rows, and of the pixels of a few of them.
+        """
         digest = blake2b(digest_size=16)
         for column in (self.labels, None if self.names is None else self.names.text, self.rows):
             digest.update(b"" if column is None else np.ascontiguousarray(column).data)
+        digest.update(self.batch(np.linspace(0, len(self) - 1, min(len(self), MARKED)).astype(int)).numpy().data)
         return {"images": len(self), "digest": digest.hexdigest()}
 
     def batch(self, index: Sequence[int] | np.ndarray | Tensor) -> UInt8[Tensor, "n h w c"]:

@@ -37,6 +37,8 @@ def load(
         from twinblock.data.photodigits import photodigits
 
         return photodigits(split)
+    if root is not None and not os.path.isdir(os.path.expanduser(root)):  # never made: it may stand in others' configs
+        raise InputError(f"data.root={root}: there is no such folder; make it, or leave data.root out")
     if source in ("cifar10", "cifar100"):
         return _cifar(source, Path(root or cache() / source).expanduser(), split, download)
     if source == "stl10":

@@ -80,30 +80,34 @@ def diagnose(
         return _of_features(_read_features(path), str(path))
     if path.is_dir():
         run = Run.open(path)
-        file = run.checkpoints / checkpoint.LAST
-        if not file.exists():
-            raise InputError(f"{path} has no checkpoint yet; let the run get to its first one")
-        return _of_run(run, file, data)
+        return _of_run(run, *checkpoint.newest(run.checkpoints), data, last=True)
     if path.suffix == ".safetensors" and path.is_file():
         home = path.parent.parent
         if path.parent.name == "checkpoint" and (home / "config.yaml").is_file():
-            return _of_run(Run(home), path, data)
+            return _of_run(Run(home), path, checkpoint.read(path), data, last=path.name == checkpoint.LAST)
         return _of_encoder(path, data)
     if not path.exists():
         raise InputError(f"nothing to diagnose at {path}: there is no such file or folder")
     raise InputError(f"{path}: give the folder of a run, a .safetensors checkpoint or a .npy file of features")
 
 
-def _of_run(run: Run, file: Path, data: str | Path | Mapping[str, Any] | None) -> Diagnosis:
+def _of_run(
+    run: Run,
+    file: Path,
+    held: tuple[Mapping[str, Tensor], Mapping[str, Any]],
+    data: str | Path | Mapping[str, Any] | None,
+    last: bool,
+) -> Diagnosis:
+    """`held`: what the file holds; `last`: where the history of the run ends."""
     config = run.config
-    monitor = _monitor(config, file, *checkpoint.read(file), data)
+    monitor = _monitor(config, file, *held, data)
     found = _measure(monitor)
     seen = [run.history(i, start) for i, start in enumerate(monitor.starts)]
-    if file.name == checkpoint.LAST and data is None and all(seen):  # the history is of the run's own images
+    if last and data is None and all(seen):  # the history is of the run's own images
         judged = [verdict(rows, finished=run.finished, config=config) for rows in seen]
     else:
         judged = [verdict([row], finished=True, config=config) for row in found]
-    return Diagnosis(str(run.path if file.name == checkpoint.LAST else file), found, judged)
+    return Diagnosis(str(run.path if last else file), found, judged)
 
 
 def _of_encoder(file: Path, data: str | Path | Mapping[str, Any] | None) -> Diagnosis:

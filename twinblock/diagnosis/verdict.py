@@ -18,6 +18,7 @@ LEFT = 0.95  # mean cosine between images below which a collapse lies behind
 SHRUNK = 0.2  # part of the first distances below which a cosine above LEFT is a collapse, to a point, not a direction
 GONE = 1e-6  # part of the first length below which embeddings are zero
 EXPLODED = 1e4  # root mean square of an embedding's entries; up to 10 in healthy runs, 100 in collapsed ones
+MORE = 0.02  # agreement of views beyond that at first, on the scale from 0 to 1, that is none of chance
 FEW = 3.0, 0.02  # directions, and share of the possible ones, below which features are poor
 
 
@@ -38,7 +39,8 @@ class Verdict:
 def verdict(history: Sequence[Mapping[str, Any]], finished: bool = False, config: Config | None = None) -> Verdict:
     """Judge one Learner by its rows in order of time, the first from before training; `finished`: it ended.
 
-    A row may hold `step`, `loss`, and what `indicators` gives for the outputs of `encoder` and `projector`.
+    A row may hold `step`, `loss`, and what `indicators` gives for the outputs of `encoder` and `projector`, or, of the
+    embeddings alone, in the row itself.
     Collapse is judged by the projector: objectives see its output, and features behind a ReLU are alike even
     untrained. Directions are counted at the encoder: it is what one keeps, and an objective may ask for few.
     The headline of a healthy run says that it learns once views agree more than in the untrained encoder.
@@ -58,6 +60,7 @@ def worst(verdicts: Sequence[Verdict]) -> Verdict:
 
 
 def _judge(history: Sequence[Mapping[str, Any]], finished: bool) -> Verdict:
+    history = [{"projector": row, **row} if "std" in row else row for row in history]  # indicators alone
     looks = [row for row in history if "projector" in row or "encoder" in row]
     losses = [row["loss"] for row in history if "loss" in row]
     if losses and not math.isfinite(losses[-1]):
@@ -105,7 +108,7 @@ def _judge(history: Sequence[Mapping[str, Any]], finished: bool) -> Verdict:
     if len(looks) == 1:
         return _verdict("healthy", f"{cosines}, {directions}", "not collapsed")
     evidence = f"{cosines}, {directions}, views agree to {now:.2f} after {before:.2f} at first"
-    headline = "not collapsed" if now <= before else "learned" if finished else "learning"
+    headline = "not collapsed" if now <= before + MORE else "learned" if finished else "learning"
     if fallen[-1]:
         headline = "perhaps collapsing"
     return _verdict("healthy", f"recovered from a collapse: {evidence}" if was_collapsed else evidence, headline)

@@ -48,10 +48,10 @@ def trained_taps(run: Run) -> list[Tap]:
 
     The published probe of blockwise learning looks there. Raises InputError where not every block has a tap.
     """
-    last = run.checkpoints / checkpoint.LAST
-    if run.config.scope.kind != "blockwise" or not last.exists():
+    if run.config.scope.kind != "blockwise":
         raise InputError(f"taps: {run.path} holds no tap for each block; evaluate a run with scope.kind=blockwise")
-    _, learners = restored(run.config, last, *checkpoint.read(last))
+    file, held = checkpoint.newest(run.checkpoints)
+    _, learners = restored(run.config, file, *held)
     return [part.network.tap for learner in learners for part in learner.parts]
 
 

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from twinblock.errors import InputError
 from twinblock.objectives.objective import Objective, full_precision
 
 
@@ -28,6 +29,8 @@ class InfoNCE(Objective):
 
     def __init__(self, dim: int, size: int, temperature: float, seed: int = 0, negatives: int | None = None):
         super().__init__()
+        if size < 1:
+            raise InputError(f"size={size}: a queue holds at least one key")
         self.temperature, self.margin = temperature, math.log((negatives or size) / size)
         rows = torch.randn(size, dim, generator=torch.Generator().manual_seed(seed), device="cpu")
         self.register_buffer("queue", F.normalize(rows, dim=1))
@@ -46,5 +49,6 @@ class InfoNCE(Objective):
         size, n = len(self.queue), len(t)
         keys = F.normalize(t.to(self.queue.dtype), dim=1)
         rows = (self.pointer + torch.arange(n, device=t.device)) % size
-        self.queue.index_copy_(0, rows[-size:], keys[-size:])
+        # not in place: a backward that is still to come needs the queue that its loss met
+        self.queue = self.queue.index_copy(0, rows[-size:], keys[-size:])
         self.pointer.copy_((self.pointer + n) % size)

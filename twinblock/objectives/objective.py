@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from twinblock.errors import InputError
+
 HALF = (torch.float16, torch.bfloat16)
 
 
@@ -32,10 +34,15 @@ class Objective(nn.Module):
 def full_precision(
     forward: Callable[[Any, Tensor, Tensor], Tensor],
 ) -> Callable[[Any, Tensor, Tensor], Tensor]:
-    """Runs an objective's forward with autocast off and half-precision inputs raised to float32."""
+    """Runs an objective's forward with autocast off and half-precision inputs raised to float32.
+
+    Raises InputError for embeddings of different shapes, which would be broadcast.
+    """
 
     @functools.wraps(forward)
     def run(self: Any, z: Tensor, t: Tensor) -> Tensor:
+        if z.shape != t.shape and not self.labelled:
+            raise InputError(f"{type(self).__name__} compares embeddings of {tuple(z.shape)} with {tuple(t.shape)}")
         with torch.autocast(z.device.type, enabled=False):
             return forward(self, *(x.float() if x.dtype in HALF else x for x in (z, t)))
 

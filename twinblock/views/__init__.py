@@ -34,7 +34,7 @@ UNIFORM = (2 * TRIES, 2, 5, 4, 4, 1)
 CHUNK = 1_200_000  # values worked on at once on the CPU, so that they stay in its cache
 
 Probability = Annotated[float, Field(ge=0, le=1)]
-Strength = Annotated[float, Field(ge=0)]
+Strength = Annotated[float, Field(ge=0, le=1e3)]
 HueStrength = Annotated[float, Field(ge=0, le=0.5)]
 
 
@@ -81,6 +81,7 @@ class Views:
 
         `step` counts within the epoch. `aspect`: width/height of images before they were squashed, on the CPU.
         """
+        assert images.ndim == 4 and images.shape[3] == 3, f"images are (n, h, w, 3), not {tuple(images.shape)}"
         n, height, width, _ = images.shape
         assert images.dtype == torch.uint8, f"views are made of uint8 images, not {images.dtype}"
         assert offset + n <= batch, f"positions {offset} to {offset + n} in a batch of {batch}"
