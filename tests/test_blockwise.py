@@ -1,5 +1,8 @@
 """Blockwise training: isolation, overlap, settings of single blocks, phases, and what is refused."""
 
+import weakref
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import tiny
 import torch
@@ -8,6 +11,7 @@ from torch import nn
 from twinblock import diagnosis
 from twinblock.api import pretrain
 from twinblock.branches import Shared
+from twinblock.encoders import build_encoder
 from twinblock.errors import InputError
 from twinblock.heads import mlp
 from twinblock.learner import Batch, Learner, Network, Signal
@@ -283,7 +287,7 @@ def test_what_is_wrong_is_said_in_one_line(overrides, words):
     [
         ({"cuts": ["layer9"]}, {}, "no block can begin at 'layer9'"),
         ({"per_block": {5: {"objective": {"temperature": 1}}}}, {}, "scope.per_block.5: there are 4 blocks"),
-        ({"pool": "local", "grid": 3}, {}, "scope.grid=3 does not divide the 16 x 16 map of block 1"),
+        ({"pool": "local", "grid": 3}, {}, "scope.grid=3 is more than the 2 x 2 map of block 4 has"),
         ({"pool": "local", "grid": 2}, VIT, "scope.pool=local is for maps"),
         ({"expand": 8}, VIT, "scope.expand=8 is for maps"),
     ],
@@ -322,3 +326,41 @@ def test_a_run_ends_with_the_verdict_of_its_worst_block(tmp_path, monkeypatch):
     run = pretrain("simclr", out=tmp_path / "run", quiet=True, overrides=small)
     assert run.failed
     assert (run.result["headline"], run.result["evidence"]) == ("complete collapse", "Learner 2 of 4: why")
+
+
+def test_a_network_without_batch_norms_gets_none_by_its_expansion():
+    config = compose("simclr", overrides=["scope=blockwise", "scope.expand=16", "data.size=32"])
+    for kind, norm in (("convnext_atto", nn.GroupNorm), ("resnet18", nn.BatchNorm2d)):
+        encoder = build_encoder(kind, "standard", "batch", None, 32, seed=0)
+        for learner in make_learners(config, encoder, None, None):
+            assert [type(m) for m in learner.network.tap.expansion] == [nn.Conv2d, norm, nn.ReLU]
+
+
+@pytest.mark.parametrize("dims", [[2], [64]])
+def test_a_classifier_has_as_many_outputs_as_there_are_classes(dims):
+    config = tiny.trainer_config("supervised", "end_to_end", projector={"dims": dims})
+    with pytest.raises(InputError, match=rf"ends in {dims[-1]}, but the data has 3 classes: let it end in classes"):
+        make_learners(config, encoder_of(config), 3, None)
+
+
+def test_what_a_finished_phase_held_is_let_go(tmp_path):
+    trainer = tiny.trainer(tiny.config("simclr", "sequential", train={"length": "8steps"}), tmp_path / "run")
+    trainer.fit()
+    assert [bool(optimizer.state) for optimizer in trainer.optimizers] == [False, False, False, True]
+
+
+def test_views_are_let_go_when_the_first_block_has_learned(tmp_path):
+    trainer = tiny.trainer(tiny.config("simclr", "simultaneous", train={"length": "1steps"}), tmp_path / "run")
+    make, last, alive = trainer.views, trainer.forwards[-1], []
+
+    def views(*args, **kwargs):
+        made = make(*args, **kwargs)
+        alive.extend(map(weakref.ref, made))
+        return made
+
+    def forward(*args):
+        assert len(alive) == 2 and not any(ref() is not None for ref in alive)
+        return last(*args)
+
+    trainer.views, trainer.forwards[-1] = views, forward
+    trainer.train_step(*next(trainer.batches(ThreadPoolExecutor(1))))

@@ -134,3 +134,9 @@ def test_a_block_that_begins_with_an_activation_leaves_what_it_is_given(kind, cu
         assert torch.equal(first, encoder.as_blocks()[0](x))
         assert (first < 0).any()
         assert torch.equal(last, encoder.as_blocks()[1](first))
+
+
+def test_what_has_nothing_to_learn_is_no_block_of_its_own():
+    encoder = build("torchvision/vgg11_bn", "stages")
+    assert encoder.cuts[-1][-1] == "features.28"  # the last pooling
+    assert all(any(True for _ in block.parameters()) for block in encoder.as_blocks())

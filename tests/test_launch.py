@@ -1,6 +1,9 @@
 """How many processes a run has: torchrun's variables, srun's, or one."""
 
 import os
+import signal as signals
+import subprocess
+import sys
 
 import pytest
 import tiny
@@ -69,3 +72,28 @@ def test_one_image_a_process_has_no_statistics_of_its_own(tmp_path, monkeypatch,
     else:
         with pytest.raises(InputError, match=r"16 over 16 processes is one image each.*encoder\.norm=batch.*norm sync"):
             tiny.trainer(config, tmp_path / "run")
+
+
+def test_a_part_of_the_variables_of_torchrun_is_one_line(monkeypatch):
+    for name in ("RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "0")
+    with pytest.raises(InputError, match="WORLD_SIZE=2 is set, but LOCAL_WORLD_SIZE, LOCAL_RANK, MASTER_PORT, MASTER_"):
+        make_fabric()
+
+
+@pytest.mark.parametrize(("patience", "code"), [(0.0, -signals.SIGTERM), (60.0, 7)])
+def test_a_second_signal_ends_a_run_that_hangs(patience, code):
+    text = f"""
+import os, signal, sys, time
+from twinblock import launch
+launch.PATIENCE = {patience}
+with launch.stop_signals() as stop:
+    for _ in range(2):
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.05)
+    assert stop == [signal.SIGTERM] * 2
+sys.exit(7)
+"""
+    assert subprocess.run([sys.executable, "-c", text]).returncode == code

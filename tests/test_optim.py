@@ -205,3 +205,15 @@ def test_schedules_hold_their_end():
     assert warmup_cosine(13, 10, 2, 1, end=0.25) == 0.25
     assert warmup_cosine(10, 10, 10, 1, end=0.25) == 0.25  # nothing but warm-up
     assert ema_momentum(13, 10, 0.9) == 1
+
+
+def test_lars_learns_biases_at_their_own_rate():
+    layer = nn.Linear(2, 2)
+    optimizer = LARS(parameter_groups(layer, 0.0, bias_lr_scale=0.5), lr=0.2, momentum=0.0)
+    assert [group["lr"] for group in optimizer.param_groups] == [0.2, 0.1]
+    before = layer.bias.detach().clone()
+    layer.bias.grad = torch.ones(2)
+    optimizer.step()
+    torch.testing.assert_close(layer.bias.detach(), before - 0.1)
+    with pytest.raises(InputError, match="not negative"):
+        LARS(layer.parameters(), lr=-1.0)

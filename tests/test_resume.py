@@ -239,7 +239,7 @@ def test_a_state_that_is_not_finite_is_never_saved(tmp_path):
     trainer.train_step = bad
     last = tmp_path / "run" / "checkpoint" / checkpoint.LAST
     with pytest.raises(
-        InputError, match=rf"running_var holds NaN or infinity after step 4: .*; .*good state is {last}"
+        InputError, match=rf"running_var holds NaN or infinity after step 4: .*; .*last state that was saved is {last}"
     ):
         trainer.fit()
     assert checkpoint.read(last)[1]["step"] == 2
@@ -282,3 +282,13 @@ def test_real_kills_of_the_command(tmp_path):
         b = checkpoint.read(out / "encoder.safetensors")[0]
         assert all(torch.equal(a[name], b[name]) for name in a)
         assert Run(out).metrics() == Run(tmp_path / "straight").metrics()
+
+
+def test_other_pixels_under_the_same_names_are_other_images(tmp_path):
+    images = tiny.images()
+    config = tiny.config("simclr")
+    trainer = fit(config, tmp_path / "run")
+    other = replace(images, pixels=255 - images.pixels)
+    again = tiny.trainer(trainer.config, tmp_path / "run", other)
+    with pytest.raises(InputError, match="holds other images than this run began with"):
+        again.resume()

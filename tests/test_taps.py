@@ -101,3 +101,23 @@ def test_expansion_comes_before_pooling():
     assert tap.width == 32
     torch.testing.assert_close(tap(x), tap.expansion(x).mean((2, 3)))
     assert [type(m).__name__ for m in tap.expansion] == ["Conv2d", "BatchNorm2d", "ReLU"]
+
+
+@pytest.mark.parametrize("side", [7, 8])
+def test_windows_are_those_of_adaptive_pooling(side):
+    x = torch.randn(2, 3, side, side, dtype=torch.float64)
+    for grid in (2, 3):
+        mean = torch.nn.functional.adaptive_avg_pool2d(x, grid)
+        torch.testing.assert_close(Tap(3, "local", grid)(x), mean.flatten(1))
+    corner = x[:, :, :4, -4:].square().sum((2, 3)).sqrt()
+    torch.testing.assert_close(Tap(3, "l2", 2)(x).view(2, 3, 4)[:, :, 1], corner)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_a_part_of_the_batch_has_its_part_of_the_noise_and_no_more_memory(layout):
+    x = torch.zeros(40, 3, 4, 4).contiguous(memory_format=layout)
+    draws = Noise(0.25).draws(x, (0, 1), 0)
+    for first, last in ((0, 40), (5, 9), (5, 21), (16, 32), (30, 40)):
+        part = Noise(0.25).draws(x[first:last].contiguous(memory_format=layout), (0, 1), first)
+        assert torch.equal(part, draws[first:last])
+        assert part.untyped_storage().nbytes() == part.nbytes

@@ -160,6 +160,7 @@ def finish(run: Run, trainer, images: Images, reporter: Reporter) -> None:
     checkpoint.write(run.path / "encoder.safetensors", trainer.encoder.state_dict(), trainer.known())
     starts = trainer.monitor.starts
     if not run.history(-1, starts[-1]):  # its metrics are lost
+        run.truncate_metrics(trainer.plan.total + 1)  # away with what is no row
         run.append_metrics([trainer.look()])
     histories = [run.history(i, start) for i, start in enumerate(starts)]
     judged = worst([verdict(history, finished=True, config=config) for history in histories])

@@ -59,6 +59,8 @@ def cut_network(model: nn.Module, kind: str, size: int, cuts: Cuts) -> tuple[lis
         stem = units[: first[1]] if len(first) > 1 else []
         if stem and not any(_holds_blocks(model.get_submodule(path)) for path in stem):
             del first[1]
+        stops = [*first[1:], len(units)]  # what has nothing to learn, as a last pooling, goes with what is before it
+        first = [i for i, stop in zip(first, stops, strict=True) if i == 0 or _learns(model, units[i:stop])]
     for i in first[1:]:  # an activation that works in place would change what the block before it gave
         begins = _module(model, units[i])
         if getattr(begins, "inplace", False):
@@ -130,6 +132,10 @@ def _unfold(path: str, module: nn.Module, x: Tensor, closed: frozenset[type]) ->
 def _is_block(module: nn.Module) -> bool:
     """Layers within; what is left of these after unfolding is a residual block."""
     return any(True for child in module.children() for _ in child.parameters())
+
+
+def _learns(model: nn.Module, units: Sequence[str]) -> bool:
+    return any(True for unit in units for _ in _module(model, unit).parameters())
 
 
 def _named(units: Sequence[str], names: Sequence[str]) -> list[int]:

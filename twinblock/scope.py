@@ -85,6 +85,8 @@ def make_learners(
     """
     blocks, shapes = encoder.as_blocks(), encoder.shapes
     scope, count = config.scope, len(blocks)
+    own_batch_norms = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in encoder.modules())
+    norm = config.encoder.norm if own_batch_norms or config.encoder.norm != "batch" else "layer"
     if isinstance(scope, c.EndToEnd):
         scope = c.Blockwise(kind="blockwise")
         blocks, shapes, ranges = [nn.Sequential(*blocks)], shapes[-1:], [range(1)]
@@ -107,7 +109,7 @@ def make_learners(
             raise InputError(f"objective.kind=supervised of block {k + 1} needs labels, and this data has none")
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(hashed("heads", config.train.seed, k))
-            tap = tap_of(scope, config.encoder.norm, shapes[covered[-1]], encoder.prefix, covered[-1] + 1)
+            tap = tap_of(scope, norm, shapes[covered[-1]], encoder.prefix, covered[-1] + 1)
             projector, dim = _head(own.projector, tap.width, classes)
             if own.objective.kind == "supervised" and dim != classes:
                 raise InputError(
@@ -138,7 +140,7 @@ def make_learners(
 
 
 def tap_of(scope: c.InBlocks, norm: str, shape: tuple[int, ...], prefix: int, number: int) -> Tap:
-    """The tap of block `number`, which gives `shape`; an expansion has the norm of the encoder."""
+    """The tap of block `number`, which gives `shape`; an expansion has the norm `norm`."""
     if len(shape) == 2:
         for name, value in (("pool", scope.pool != "gap"), ("expand", scope.expand)):
             if value:
@@ -146,8 +148,8 @@ def tap_of(scope: c.InBlocks, norm: str, shape: tuple[int, ...], prefix: int, nu
                 raise InputError(f"{given} is for maps, but this encoder gives tokens; leave {name} out")
         return Tap(shape[1], prefix=prefix)
     channels, height, width = shape
-    if height % scope.grid or width % scope.grid:
-        raise InputError(f"scope.grid={scope.grid} does not divide the {height} x {width} map of block {number}")
+    if scope.grid > min(height, width):
+        raise InputError(f"scope.grid={scope.grid} is more than the {height} x {width} map of block {number} has")
     if scope.noise and scope.noise_over == "hw" and height * width == 1:
         raise InputError(f"scope.noise_over=hw: the map of block {number} is one place, which has no spread; use all")
     return Tap(channels, scope.pool, scope.grid, scope.expand, norm)

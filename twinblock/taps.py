@@ -1,6 +1,6 @@
 """What a block shows to its head: pooling, an optional 1x1 expansion, and noise on the block's output."""
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -23,8 +23,9 @@ def average(x: Tensor, prefix: int = 0) -> Float[Tensor, "n d"]:
 class Tap(nn.Module):
     """Map -> vector: [1x1 convolution to `expand` channels, norm, ReLU], then pooling over `grid` x `grid` windows.
 
-    `gap` averages the whole map; `local` averages each window; `l2` takes the root of its sum of squares.
-    Tokens (n, t, d) are averaged after the first `prefix`; they know no windows and no expansion.
+    `gap` averages the whole map; `local` averages each window; `l2` takes the root of its sum of squares. Windows of
+    a side that `grid` does not divide overlap by one place, as in torch's adaptive pooling. Tokens (n, t, d) are
+    averaged after the first `prefix`; they know no windows and no expansion.
     Blockwise Self-Supervised Learning at Scale, section 3 (conv-based expansion with global spatial pooling).
     """
 
@@ -47,14 +48,17 @@ class Tap(nn.Module):
         x = self.expansion(x)
         if self.pool == "gap":
             return average(x, self.prefix)
-        height, width = x.shape[2] // self.grid, x.shape[3] // self.grid
-        assert height * self.grid == x.shape[2] and width * self.grid == x.shape[3], "windows must be equal"
-        windows = x.unflatten(3, (self.grid, width)).unflatten(2, (self.grid, height))
+        rows, columns = (_windows(side, self.grid) for side in x.shape[2:])
+        windows = [x[:, :, row, column] for row in rows for column in columns]
         if self.pool == "local":
-            return windows.mean((3, 5)).flatten(1)
-        squares = windows.square().sum((3, 5))
+            return torch.stack([window.mean((2, 3)) for window in windows], 2).flatten(1)
+        squares = torch.stack([window.square().sum((2, 3)) for window in windows], 2)
         # the gradient of a root at zero is infinite; an all-zero window has none
         return torch.where(squares > 0, squares, 1).sqrt().mul(squares > 0).flatten(1)
+
+
+def _windows(side: int, grid: int) -> list[slice]:
+    return [slice(i * side // grid, -(-(i + 1) * side // grid)) for i in range(grid)]
 
 
 def _expansion(channels: int, width: int, norm: str) -> nn.Sequential:
@@ -80,17 +84,18 @@ class Noise(nn.Module):
 
     def draws(self, x: Tensor, key: tuple[int, ...], offset: int) -> Tensor:
         """Standard normal numbers of the shape of `x`. A generator serves `CHUNK` samples of the global batch."""
-        first, last = offset // CHUNK, (offset + len(x) - 1) // CHUNK
         channels_last = x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last)
-        rows = torch.empty(
-            ((last - first + 1) * CHUNK, *x.shape[1:]),
-            dtype=x.dtype,
-            device=x.device,
-            memory_format=torch.channels_last if channels_last else torch.contiguous_format,
-        )
-        for number, chunk in enumerate(rows.split(CHUNK), start=first):
+        how: dict[str, Any] = {"memory_format": torch.channels_last if channels_last else torch.contiguous_format}
+        rows = torch.empty_like(x, **how)  # as many as there are samples: backward holds them
+        for number in range(offset // CHUNK, (offset + len(x) - 1) // CHUNK + 1):
+            start = number * CHUNK - offset
+            own = rows[max(start, 0) : start + CHUNK]
+            whole = len(own) == CHUNK
+            chunk = own if whole else torch.empty((CHUNK, *x.shape[1:]), dtype=x.dtype, device=x.device, **how)
             chunk.normal_(generator=generator(*key, number, device=x.device))
-        return rows[offset - first * CHUNK :][: len(x)]
+            if not whole:
+                own.copy_(chunk[max(-start, 0) :][: len(own)])
+        return rows
 
     def std(self, x: Tensor) -> Tensor:
         places, channels = ((2, 3), 1) if x.ndim == 4 else (1, 2)

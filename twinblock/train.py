@@ -151,6 +151,7 @@ class Trainer:
         if config.train.precision == "fp64":
             views = [view.double() for view in views]
         signal, about = Signal.from_views(views), Batch(labels, (seed, self.step), self.offset)
+        del views, images  # they live as long as the signal needs them
         phase, k = self.plan.at(self.step)
         losses = []
         for i, (learner, forward) in enumerate(zip(self.learners, self.forwards, strict=True)):
@@ -160,6 +161,7 @@ class Trainer:
                 assert isinstance(learner, Learner), "Learners that overlap train together"
                 if k == 0:  # from here on its statistics are those that a checkpoint holds
                     share_buffers(learner)
+                    self.optimizers[i].state.clear()  # it is not needed any more
                 signal = learner.eval().pass_on(signal, about)
                 continue
             loss, signal = forward(signal, about)  # one wrapped forward

@@ -95,6 +95,9 @@ def test_without_download_the_network_is_not_tried(tmp_path, monkeypatch):
 
 def test_of_several_that_ask_at_once_one_downloads(cifar, tmp_path, monkeypatch):
     there, downloads = tmp_path / "elsewhere", []
+    with pytest.raises(InputError, match=r"data\.root=.*elsewhere: there is no such folder; make it"):
+        load("cifar10", str(there))  # it may come from the config of someone else's run
+    there.mkdir()
 
     def download(url, root, **_):
         downloads.append(url)

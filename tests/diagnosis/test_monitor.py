@@ -205,3 +205,23 @@ def test_a_real_run_without_contrast_and_predictor_is_called_collapsed(tmp_path)
     trainer.fit()
     assert trainer.monitor.verdict().state == "complete collapse"
     assert trainer.monitor.verdict().advice.startswith("predictor=null: regression without a predictor")
+
+
+def test_a_look_takes_its_sample_in_pieces(tmp_path):
+    trainer = tiny.trainer(tiny.config("byol", "simultaneous"), tmp_path)
+    monitor = trainer.monitor
+    whole = monitor.outputs(range(2))
+    monitor.piece = 5
+    for one, other in zip(whole, monitor.outputs(range(2)), strict=True):
+        for name in ("encoder", "projector", "predictor"):
+            for a, b in zip(one[name], other[name], strict=True):
+                torch.testing.assert_close(a, b)
+
+
+def test_phases_that_take_less_time_have_fewer_looks(tmp_path):
+    intervals = {}
+    for scope in ("simultaneous", "sequential"):
+        config = tiny.config("simclr", scope, train={"length": "20000steps"})
+        intervals[scope] = tiny.trainer(config, tmp_path / scope).monitor.interval
+    # of four blocks, 0, 1, 2 and 3 only pass on, in place of three passes of each: 18 of 48
+    assert intervals["sequential"] == pytest.approx(intervals["simultaneous"] * 48 / 18, rel=0.15)

@@ -188,3 +188,12 @@ def test_of_several_learners_the_worst_is_told_and_named():
     assert worst([good, good]) == good
     assert worst([worse, bad, good]).evidence == "Learner 1 of 3: why"
     assert worst([bad, worse, worse]).evidence == "Learner 3 of 3: why"
+
+
+def test_rows_of_indicators_alone_are_of_embeddings():
+    g = torch.Generator().manual_seed(0)
+    views = torch.randn(2, 64, 16, generator=g)
+    point = torch.ones(2, 64, 16) + 1e-4 * views
+    rows = [{"step": step, **indicators(*z)} for step, z in enumerate((views, point, point))]
+    assert verdict(rows, finished=True).state == "complete collapse"
+    assert verdict([{"step": 0, "projector": rows[0]}, rows[1], rows[2]], finished=True).state == "complete collapse"

@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from jaxtyping import TypeCheckError
 
+from twinblock.errors import InputError
 from twinblock.objectives import BarlowTwins, InfoNCE, NTXent, Regression, Supervised, VICReg
 
 
@@ -151,3 +153,22 @@ def test_supervised_without_any_label_is_zero_and_can_be_differentiated():
     loss, gradient = value_and_gradients(lambda z: Supervised()(z, torch.full((4,), -1)), draw(4, 3))
     assert loss == 0
     assert gradient.eq(0).all()
+
+
+@pytest.mark.parametrize("objective", [NTXent(0.2), Regression(), BarlowTwins(0.005), VICReg(), InfoNCE(16, 64, 0.2)])
+def test_embeddings_of_other_shapes_are_not_broadcast(objective):
+    z = torch.randn(8, 16)
+    for t in (z[:1], z[:, :1], z[:4]):
+        with pytest.raises((InputError, TypeCheckError), match=r"compares embeddings of|Type-check"):
+            objective(z, t)
+
+
+def test_a_queue_may_be_filled_before_the_backward_that_its_loss_belongs_to():
+    objective, q, k = InfoNCE(16, 64, 0.2), torch.randn(8, 16, requires_grad=True), torch.randn(8, 16)
+    loss = objective(q, k)
+    (expected,) = torch.autograd.grad(loss, q, retain_graph=True)
+    objective.after_step(k)
+    loss.backward()
+    assert torch.equal(q.grad, expected)
+    with pytest.raises(InputError, match="at least one key"):
+        InfoNCE(16, 0, 0.2)

@@ -1,6 +1,7 @@
 """The diagnosis that is always on: a fixed sample of images, looked at now and then, for about 1 % of the time."""
 
 import math
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -66,7 +67,10 @@ class Monitor:
         self.wholes = [i for i, whole in enumerate(learners) for _ in whole.parts]  # what the plan counts
         self.views = Views(views.specs[:1], views.size, views.mean, views.std)
         batch = config.data.batch
-        cost = SHARE * plan.total * 3 * batch / world  # of all looks, in images of one
+        # of all looks, in images of one: a block costs one pass where it only passes on, three where it learns
+        passes = sum(phase.steps * (min(phase.trained) + 3 * len(phase.trained)) for phase in plan.phases)
+        cost = SHARE * passes / len(learners) * batch / world
+        self.piece = max(1, batch // world)  # images at a time: a look takes no more memory than a step
         affordable = round(cost / (LEAST + len(EARLY) + 1))
         count = min(len(images), max(SAMPLE[0], min(SAMPLE[1], 2 * batch, affordable)))
         index = np.sort(order(config.train.seed, -1, len(images))[:count])
@@ -140,25 +144,34 @@ class Monitor:
             found.append(row if knn is None else {**row, "sample_knn": knn})
         return found
 
-    def outputs(self, views: Sequence[int], count: int | None = None) -> Iterator[dict[str, list[Tensor]]]:
+    def outputs(self, views: Sequence[int], count: int | None = None) -> list[dict[str, list[Tensor]]]:
         """By view, for each Learner: its pooled map (`encoder`), embedding (`projector`), prediction (`predictor`)."""
         pixels = self.pixels[:count].to(self.device)
         aspect = None if self.aspect is None else self.aspect[:count]
-        maps: list[Tensor] = [
-            self.views(pixels, seed=seed, epoch=0, step=0, batch=len(pixels), aspect=aspect)[0] for seed in views
-        ]
-        if self.config.train.precision == "fp64":
-            maps = [x.double() for x in maps]
+        found: list[dict[str, list[Tensor]]] = [defaultdict(list) for _ in self.learners]
+        for seed in views:
+            (images,) = self.views(pixels, seed=seed, epoch=0, step=0, batch=len(pixels), aspect=aspect)
+            images = images.double() if self.config.train.precision == "fp64" else images
+            pieces = [self._outputs_of(piece) for piece in images.split(self.piece)]
+            for learner, parts in zip(found, zip(*pieces, strict=True), strict=True):
+                for name in parts[0]:
+                    learner[name].append(torch.cat([part[name] for part in parts]))
+        return found
+
+    def _outputs_of(self, x: Tensor) -> list[dict[str, Tensor]]:
+        """For each Learner, of some images."""
+        found = []
         for learner in self.learners:
             network = learner.network
             with evaluating(learner), learner.precision(self.device):
-                given = [network.maps(x, (0,), 0) for x in maps]
-                z = [network.projector(network.tap(x[-1])) for x in given]
-                outputs = {"encoder": [average(x[-1], network.tap.prefix) for x in given], "projector": z}
+                maps = network.maps(x, (0,), 0)
+                z = network.projector(network.tap(maps[-1]))
+                outputs = {"encoder": average(maps[-1], network.tap.prefix), "projector": z}
                 if learner.predictor is not None:
-                    outputs["predictor"] = [learner.predict(embedding) for embedding in z]
-            maps = [x[0] for x in given]
-            yield {name: [x.float() for x in found] for name, found in outputs.items()}
+                    outputs["predictor"] = learner.predict(z)
+            x = maps[0]
+            found.append({name: output.float() for name, output in outputs.items()})
+        return found
 
 
 def history_of(rows: Iterable[dict[str, Any]], learner: int, start: int = 0) -> list[dict[str, Any]]:

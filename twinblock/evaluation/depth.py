@@ -103,5 +103,8 @@ def need_blocks(runs: Sequence[Run]) -> None:
 
 def draw_beside(run: Run, others: Sequence[Run]) -> None:
     """Write `depth.png` into a run: its blocks, and those of other runs that were evaluated by block."""
-    arms = {str(other.path): [rows_by_block(other)] for other in (run, *others)}
+    arms = {}
+    for other in (run, *others):
+        tapped = " (taps)" if (other.evaluation or {}).get("taps") else ""  # another width than what a block gives
+        arms[f"{other.path}{tapped}"] = [rows_by_block(other)]
     run.write("depth.png", figure(arms, "frozen features of each block"))

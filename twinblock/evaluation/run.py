@@ -131,7 +131,7 @@ def evaluate(
     if blocks and not taps:
         rows.append({**rows[0], "features": f"{BLOCK}{len(of_blocks) + 1}"})
     note = {"data": source.source, "size": seen.data.size, "train": len(train), "test": len(test)}
-    note |= {"k": min(K, len(train)), "temperature": TEMPERATURE}
+    note |= {"k": min(K, len(train)), "temperature": TEMPERATURE, "taps": taps}
     if sizes is not None:
         note |= {"class labels": known.tolist(), "class sizes": sizes.tolist(), "groups": groups}
     if few:
