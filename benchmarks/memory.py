@@ -33,6 +33,10 @@ SCOPES = {
     "simultaneous": ["scope.kind=blockwise"],
     "simultaneous, every block": ["scope.kind=blockwise", "scope.cuts=blocks"],
     "overlapping": ["scope.kind=overlapping"],
+    "noise": ["scope.kind=blockwise", "scope.noise=0.25"],
+    "expansion": ["scope.kind=blockwise", "scope.expand=2048"],  # to that of the published ResNet-50
+    "expansion, every block": ["scope.kind=blockwise", "scope.expand=2048", "scope.cuts=blocks"],
+    "expansion, noise": ["scope.kind=blockwise", "scope.expand=2048", "scope.noise=0.25"],
 }
 VIT_STAGES = "scope.cuts=[blocks.3,blocks.6,blocks.9]"  # four parts of three layers, as a ResNet has four stages
 HEAD = "projector.dims=[512,128]"
@@ -151,6 +155,8 @@ class Case:
 def cases(model: str, options: argparse.Namespace, device: torch.device) -> list[Case]:
     found = []
     for name, overrides in SCOPES.items():
+        if name.startswith("expansion") and model.startswith("vit"):  # tokens know none
+            continue
         step = Step(model, overrides, options.batch, options.size, device)
         every = set(range(len(step.learners)))
         found.append(Case(name, step, every))

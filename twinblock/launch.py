@@ -15,6 +15,7 @@ from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvir
 from lightning_fabric.strategies.ddp import DDPStrategy
 from torch.nn.parallel import DistributedDataParallel
 
+from twinblock.config import Config
 from twinblock.errors import InputError
 
 PATIENCE = 30.0  # seconds in which a run should come to its stop
@@ -36,6 +37,22 @@ def make_fabric() -> Fabric:
     )
     fabric.launch()
     return fabric
+
+
+def share(config: Config, images: int, world: int) -> int:
+    """Images of each process in a batch. Raises InputError where they cannot be shared out."""
+    batch = config.data.batch
+    if images < batch:
+        raise InputError(f"{images} images are fewer than a batch: set data.batch to at most {images}")
+    if batch % world:
+        raise InputError(f"data.batch={batch} cannot be split over {world} processes; use a multiple of {world}")
+    alone = [name for name in config.norms_of_batches() if "sync" not in name] if batch == world else []
+    if alone:
+        raise InputError(
+            f"data.batch={batch} over {world} processes is one image each, which has no batch statistics "
+            f"({alone[0]}): raise data.batch, use fewer processes, or norm sync"
+        )
+    return batch // world
 
 
 def _counts(given: Mapping[str, str]) -> tuple[int, int]:

@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import weakref
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -242,6 +243,14 @@ def differences(saved: Config, wanted: Config) -> list[str]:
         and not (name in PATHS and same_place(old[name], new[name]))
         and not (RESOLVED.fullmatch(name) and _open(name, new))
     ]
+
+
+def foreign(config: Config, meta: Mapping[str, Any]) -> str:
+    """In which fields a file, by what it says of itself, is of another config; nothing where it is of this one."""
+    try:
+        return "; ".join(differences(from_yaml(meta["config"]), config)) if "config" in meta else ""
+    except ValueError:
+        return "its config is damaged"
 
 
 def _open(name: str, fields: dict[str, Any]) -> bool:

@@ -4,9 +4,10 @@ import math
 import os
 import signal as signals
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, nullcontext
+from contextlib import closing
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,22 +16,24 @@ from lightning_fabric import Fabric
 from torch import Tensor
 
 from twinblock import checkpoint
+from twinblock.compiled import as_they_are, compile_blocks
 from twinblock.config import Config, Optim
 from twinblock.data import Images
 from twinblock.diagnosis.monitor import Monitor
 from twinblock.distributed import largest, share_buffers
 from twinblock.encoders import MEAN, STD, Encoder
 from twinblock.errors import Collapsed, InputError, Interrupted
-from twinblock.launch import stop_signals
-from twinblock.learner import Batch, Learner, Network, Signal
+from twinblock.launch import share, stop_signals
+from twinblock.learner import Batch, Learner, Signal
 from twinblock.loggers import Log, make_loggers, tell
 from twinblock.optim import make_optimizer, parameter_groups, set_lr, warmup_cosine
 from twinblock.overlapping import Overlapping
 from twinblock.precision import autocast_of
 from twinblock.report import Reporter
-from twinblock.run import Run, differences, encoder_of, from_yaml, to_yaml
+from twinblock.run import Run, encoder_of, foreign, to_yaml
 from twinblock.scope import Plan, make_learners, make_plan
 from twinblock.seeding import order
+from twinblock.state import state_of, take_over
 from twinblock.views import Views
 
 FLUSH_EVERY = 10  # at most so many steps between two looks at losses and signals, which make a GPU wait
@@ -48,20 +51,10 @@ class Trainer:
     ):
         self.config, self.images, self.fabric, self.run, self.reporter = config, images, fabric, run, reporter
         batch, world = config.data.batch, fabric.world_size
-        if len(images) < batch:
-            raise InputError(f"{len(images)} images are fewer than a batch: set data.batch to at most {len(images)}")
-        if batch % world:
-            raise InputError(f"data.batch={batch} cannot be split over {world} processes; use a multiple of {world}")
-        alone = [name for name in config.norms_of_batches() if "sync" not in name] if batch == world else []
-        if alone:
-            raise InputError(
-                f"data.batch={batch} over {world} processes is one image each, which has no batch statistics "
-                f"({alone[0]}): raise data.batch, use fewer processes, or norm sync"
-            )
+        self.local = share(config, len(images), world)
         if config.train.deterministic:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is repeatable only with its own memory
             torch.use_deterministic_algorithms(True)
-        self.local = batch // world
         self.offset = fabric.global_rank * self.local
         self.epoch_steps = len(images) // batch
         steps = config.train.length.steps(self.epoch_steps)
@@ -132,9 +125,7 @@ class Trainer:
         The first process looks for all: what each decides by it must be the same.
         """
         before = self.monitor.verdict().state
-        # a network compiled once more, for a sample of another size, would cost more than all looks
-        eager = torch.compiler.set_stance("force_eager") if self.config.train.compile else nullcontext()
-        with eager:
+        with as_they_are(self.config.train.compile):
             found = self.fabric.broadcast(self.monitor.measure() if self.fabric.is_global_zero else [])
         row = self.monitor.note(self.step, found)
         now = self.monitor.verdict()
@@ -208,8 +199,7 @@ class Trainer:
             self._order = epoch, order(self.config.train.seed, epoch, len(self.images))
         start = i * self.config.data.batch + self.offset
         index = self._order[1][start : start + self.local]
-        labels = self.images.labels
-        images = self.images.batch(index)
+        images, labels = self.images.batch(index), self.images.labels
         return (
             images.pin_memory() if self.fabric.device.type == "cuda" else images,  # else its copy would be waited for
             None if labels is None else torch.from_numpy(np.ascontiguousarray(labels[index])),
@@ -223,10 +213,9 @@ class Trainer:
         values = torch.stack(losses).tolist() if losses else []
         start, bad = self.step - len(values), None
         for k, row in enumerate(values):
-            if not all(map(math.isfinite, row)):
-                i = next(i for i, loss in enumerate(row) if not math.isfinite(loss))
-                where = f"Learner {self.plan.at(start + k)[0].trained[i] + 1} of {len(self.learners)}"
-                bad = f"the loss of {where} is {row[i]} at step {start + k}"
+            if wrong := [i for i, loss in enumerate(row) if not math.isfinite(loss)]:
+                where = f"Learner {self.plan.at(start + k)[0].trained[wrong[0]] + 1} of {len(self.learners)}"
+                bad = f"the loss of {where} is {row[wrong[0]]} at step {start + k}"
                 values = values[:k]
                 rows[:] = [row for row in rows if row["step"] <= start + k]
                 break
@@ -242,23 +231,11 @@ class Trainer:
         losses.clear()
 
     def state(self) -> dict[str, Tensor]:
-        tensors = {f"encoder.{name}": t for name, t in self.encoder.state_dict().items()}
-        for i, (learner, optimizer) in enumerate(zip(self.learners, self.optimizers, strict=True)):
-            tensors |= {f"learners.{i}.{name}": t for name, t in own_state(learner).items()}
-            flat = checkpoint.flatten_optimizer(optimizer)
-            tensors |= {f"optimizers.{i}.{name}": t for name, t in flat.items()}
-        return tensors
+        return state_of(self.encoder, self.learners, self.optimizers)
 
     def known(self) -> dict[str, Any]:
         """What a file of this run says of it: its config, and what `restored` needs to know of the images."""
         return {"config": to_yaml(self.config), "classes": self.classes, "epoch_steps": self.epoch_steps}
-
-    def foreign(self, meta: Mapping[str, Any]) -> str:
-        """In which fields a checkpoint is of another config than this run."""
-        try:
-            return "; ".join(differences(from_yaml(meta["config"]), self.config)) if "config" in meta else ""
-        except ValueError:
-            return "its config is damaged"
 
     def diverged(self, what: str) -> InputError:
         """The end of a training that cannot be mended by going on."""
@@ -280,10 +257,10 @@ class Trainer:
 
     def resume(self) -> None:
         """Go on from the newest whole checkpoint, if there is one."""
-        complaints = checkpoint.settle(self.run.checkpoints, self.foreign) if self.fabric.is_global_zero else []
+        if self.fabric.is_global_zero:
+            for line in checkpoint.settle(self.run.checkpoints, partial(foreign, self.config)):
+                self.reporter.warn(f"{line}; going back to the checkpoint before it")
         self.fabric.barrier()
-        for line in complaints:
-            self.reporter.warn(f"{line}; going back to the checkpoint before it")
         last = self.run.checkpoints / checkpoint.LAST
         if last.exists():
             tensors, meta = checkpoint.read(last)
@@ -293,7 +270,7 @@ class Trainer:
                     f"{self.config.data.source} holds other images than this run began with ({now['images']:,} now, "
                     f"{then['images']:,} then): put those back, or choose another out"
                 )
-            self.restore(tensors)
+            take_over(self.encoder, self.learners, self.optimizers, tensors, last)
             self.step = meta.get("step", 0)
             if self.step > self.plan.total:
                 raise InputError(f"{last} is of step {self.step}, but this run has {self.plan.total}")
@@ -305,35 +282,6 @@ class Trainer:
         if lost := self.step - sum("loss" in row for row in rows):
             self.reporter.warn(f"{self.run.path / 'metrics.jsonl'} lacks {lost} of the {self.step} steps so far")
         self.monitor.recall(row for row in rows if "diagnosis" in row)
-
-    def restore(self, tensors: dict[str, Tensor]) -> None:
-        """Take over a state. Raises InputError for that of another config."""
-        file = self.run.checkpoints / checkpoint.LAST
-        checkpoint.fill(self.encoder, tensors, file, "encoder.")
-        for i, (learner, optimizer) in enumerate(zip(self.learners, self.optimizers, strict=True)):
-            checkpoint.fill(learner, tensors, file, f"learners.{i}.", elsewhere="network.blocks.")
-            try:
-                checkpoint.restore_optimizer(optimizer, checkpoint.below(f"optimizers.{i}.", tensors))
-            except ValueError as error:
-                raise InputError(f"{file} holds the state of another optimizer: {error}") from None
-
-
-def own_state(learner: Learner | Overlapping) -> dict[str, Tensor]:
-    """A Learner's state without its blocks, which the encoder's state holds."""
-    return {name: t for name, t in learner.state_dict().items() if "network.blocks." not in name}
-
-
-def compile_blocks(learners: Sequence[Learner | Overlapping]) -> None:
-    """Compile each block of each network, also of target networks, for batches of one size."""
-    networks = [m for learner in learners for m in learner.modules() if isinstance(m, Network)]
-    blocks = [block for network in networks for block in network.blocks]
-    for block in blocks:
-        block.compile(dynamic=False)
-    # to the compiler they are one function, which by default may have 8 versions; the others would run as they are.
-    # A block has up to 4: with and without gradient, trained and passing on, with its weights and with masked ones.
-    limits = torch._dynamo.config
-    limits.recompile_limit = max(limits.recompile_limit, 4 * len(blocks))
-    limits.accumulated_recompile_limit = max(limits.accumulated_recompile_limit, 4 * len(blocks))
 
 
 def optimizer_of(learner: Learner | Overlapping, spec: Optim) -> torch.optim.Optimizer:
