@@ -166,11 +166,12 @@ def finish(run: Run, trainer, images: Images, reporter: Reporter) -> None:
     judged = worst([verdict(history, finished=True, config=config) for history in histories])
     found = histories[-1][-1]["encoder"]
     try:
-        knn = quick_knn(trainer.encoder, config, images, trainer.fabric.device, reporter.console.quiet)
+        measured = quick_knn(trainer.encoder, config, images, trainer.fabric.device, reporter.console.quiet)
     except InputError as error:  # labels that cannot be used are no reason to lose a finished training
         reporter.warn(f"accuracy was not measured: {error}")
-        knn = None
-    if judged.headline == "learned" and knn is not None and knn["encoder"] <= knn["untrained encoder"]:
+        measured = None
+    knn, margin = measured or (None, 0.0)
+    if judged.headline == "learned" and knn is not None and knn["encoder"] <= knn["untrained encoder"] + margin:
         judged = replace(judged, headline="no better than untrained")  # views agree more, but classes are no clearer
     result = {
         **asdict(judged),

@@ -1,5 +1,6 @@
 """The labelled images that an encoder is measured on; and labels that cannot be used."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import torch
 from pictures import put
 
 import twinblock
+from twinblock import diagnosis
 from twinblock.config import Data, other_data
 from twinblock.data import Images, longtail
 from twinblock.errors import InputError
@@ -125,8 +127,8 @@ def test_unused_label_numbers_are_no_classes(tmp_path, monkeypatch, numbers):
     assert rows[0]["linear %"] > 90
     assert run.evaluation["class labels"] == list(numbers)
     assert run.evaluation["class sizes"] == np.unique(found.labels, return_counts=True)[1].tolist()
-    knn = quick_knn(run.encoder(), run.config, found, torch.device("cpu"), quiet=True)
-    assert knn is not None and knn["raw pixels"] > 90
+    measured = quick_knn(run.encoder(), run.config, found, torch.device("cpu"), quiet=True)
+    assert measured is not None and measured[0]["raw pixels"] > 90
 
 
 def test_probes_are_fitted_on_a_device_that_holds_them(monkeypatch):
@@ -146,3 +148,22 @@ def test_a_path_names_data():
         assert other_data(cifar, given).root == other_data(cifar, {"source": given}).root == root
     config = compose("simclr", {"data": {"source": Path("photos"), "indices": Path("rows.npy")}})
     assert (config.data.source, config.data.indices) == ("photos", "rows.npy")
+
+
+@pytest.mark.parametrize(("knn", "headline"), [(52.0, "no better than untrained"), (54.0, "learned")])
+def test_a_gain_within_the_error_of_the_test_set_is_none(tmp_path, monkeypatch, knn, headline):
+    """Of 1 000 images two standard errors are 3.2 points at one half."""
+    tested = tiny.images(1000)
+    labels = np.arange(1000) % 2
+    scores = iter([10 * knn, 500.0, 500.0])  # of encoder, pixels, untrained: so many right
+
+    def found(*_, **__):
+        right = np.arange(1000) < next(scores)
+        return torch.nn.functional.one_hot(torch.from_numpy(np.where(right, labels, 1 - labels)), 2).float()
+
+    monkeypatch.setattr(evaluation, "labelled", lambda *_: (replace(tested, labels=labels),) * 2)
+    monkeypatch.setattr(evaluation, "knn_scores", found)
+    monkeypatch.setattr(diagnosis, "verdict", lambda *_, **__: diagnosis.Verdict("healthy", "learned", "why"))
+    run = twinblock.pretrain("simclr", data="photodigits", out=tmp_path / "run", quiet=True, overrides=SMALL)
+    assert run.result["knn"]["encoder"] == pytest.approx(knn)
+    assert run.result["headline"] == headline

@@ -233,8 +233,11 @@ def _published(
 
 def quick_knn(
     encoder: Encoder, config: Config, train: Images, device: torch.device, quiet: bool = False
-) -> dict[str, float] | None:
-    """kNN accuracy in percent of the encoder and the baselines, on a part of the source; None without labels."""
+) -> tuple[dict[str, float], float] | None:
+    """kNN accuracy in percent of the encoder and the baselines, on a part of the source; None without labels.
+
+    And what a difference between two of them must exceed to be none of chance: two standard errors, in points.
+    """
     if train.labels is None:
         return None
     source = whole(config.data)
@@ -248,7 +251,8 @@ def quick_knn(
         measured = {"encoder": look.features(encoder), **look.baselines()}
     for name, (bank, queries) in measured.items():
         found[name] = accuracy(knn_scores(bank, torch.from_numpy(fit), queries, len(known)), asked)
-    return found
+    share = found["encoder"] / 100
+    return found, 200 * (share * (1 - share) / len(asked)) ** 0.5
 
 
 def labelled(source: Data, seed: int, train: Images | None = None) -> tuple[Images, Images]:
