@@ -85,7 +85,7 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     if _digest(tensors, head["twinblock"]) != head["sha256"]:
         raise Damaged(f"{path} is damaged: its checksum does not match")
     try:
-        return tensors, Meta.model_validate(json.loads(head["twinblock"]), strict=True).model_dump(exclude_unset=True)
+        return tensors, Meta.model_validate(json.loads(head["twinblock"])).model_dump(exclude_unset=True)
     except (ValueError, RecursionError) as error:
         raise Damaged(f"{path} says nothing sensible of itself ({' '.join(str(error).split())[:120]})") from None
 
