@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from jaxtyping import TypeCheckError
 
 from twinblock.errors import InputError
 from twinblock.objectives import BarlowTwins, InfoNCE, NTXent, Regression, Supervised, VICReg
@@ -159,7 +158,7 @@ def test_supervised_without_any_label_is_zero_and_can_be_differentiated():
 def test_embeddings_of_other_shapes_are_not_broadcast(objective):
     z = torch.randn(8, 16)
     for t in (z[:1], z[:, :1], z[:4]):
-        with pytest.raises((InputError, TypeCheckError), match=r"compares embeddings of|Type-check"):
+        with pytest.raises(InputError, match=r"compares embeddings of \(8, 16\) with \("):
             objective(z, t)
 
 
