@@ -350,7 +350,8 @@ def test_what_a_finished_phase_held_is_let_go(tmp_path):
 
 
 def test_views_are_let_go_when_the_first_block_has_learned(tmp_path):
-    trainer = tiny.trainer(tiny.config("simclr", "simultaneous", train={"length": "1steps"}), tmp_path / "run")
+    config = tiny.config("simclr", "simultaneous", precision="fp32", train={"length": "1steps"})
+    trainer = tiny.trainer(config, tmp_path / "run")
     make, last, alive = trainer.views, trainer.forwards[-1], []
 
     def views(*args, **kwargs):
