@@ -184,8 +184,8 @@ def show(
 
     Save it, change it, and pretrain from it.
     """
+    from twinblock.config import to_yaml
     from twinblock.recipes import compose
-    from twinblock.run import to_yaml
 
     typer.echo(to_yaml(compose(recipe, overrides=overrides or ())), nl=False)
 

@@ -10,10 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from twinblock import checkpoint
-from twinblock.config import Config, check
+from twinblock.config import Config, from_yaml, to_yaml
 from twinblock.encoders import Encoder, build_encoder
 from twinblock.errors import InputError
 from twinblock.files import replacing, same_place
@@ -214,22 +212,6 @@ def encoder_of(config: Config) -> Encoder:
     e = config.encoder
     assert config.data.size is not None, "the config is not resolved"
     return build_encoder(e.kind, e.stem, e.norm, e.width, config.data.size, config.train.seed, config.scope.cuts)
-
-
-def to_yaml(config: Config) -> str:
-    """A run as a recipe: every field, and of a later view those that differ from the first."""
-    tree = config.model_dump(mode="json")
-    first, *others = tree["views"]
-    tree["views"] = [first, *({"like": 0, **{k: v for k, v in view.items() if v != first[k]}} for view in others)]
-    return yaml.safe_dump(tree, sort_keys=False, allow_unicode=True)
-
-
-def from_yaml(text: str) -> Config:
-    """What `to_yaml` wrote. Raises ValueError for all else."""
-    try:
-        return check(yaml.safe_load(text))
-    except (yaml.YAMLError, RecursionError) as error:
-        raise ValueError(str(error)) from None
 
 
 def differences(saved: Config, wanted: Config) -> list[str]:

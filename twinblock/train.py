@@ -17,7 +17,7 @@ from torch import Tensor
 
 from twinblock import checkpoint
 from twinblock.compiled import as_they_are, compile_blocks
-from twinblock.config import Config, Optim
+from twinblock.config import Config, Optim, to_yaml
 from twinblock.data import Images
 from twinblock.diagnosis.monitor import Monitor
 from twinblock.distributed import largest, share_buffers
@@ -30,7 +30,7 @@ from twinblock.optim import make_optimizer, parameter_groups, set_lr, warmup_cos
 from twinblock.overlapping import Overlapping
 from twinblock.precision import autocast_of
 from twinblock.report import Reporter
-from twinblock.run import Run, encoder_of, foreign, to_yaml
+from twinblock.run import Run, encoder_of, foreign
 from twinblock.scope import Plan, make_learners, make_plan
 from twinblock.seeding import order
 from twinblock.state import state_of, take_over

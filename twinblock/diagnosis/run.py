@@ -11,14 +11,14 @@ import torch
 from torch import Tensor
 
 from twinblock import checkpoint
-from twinblock.config import Config, other_data
+from twinblock.config import Config, from_yaml, other_data
 from twinblock.data import load
 from twinblock.diagnosis.measures import indicators, lidar
 from twinblock.diagnosis.monitor import Monitor, held_out
 from twinblock.diagnosis.verdict import Verdict, verdict
 from twinblock.encoders import MEAN, STD
 from twinblock.errors import InputError
-from twinblock.run import Run, from_yaml
+from twinblock.run import Run
 from twinblock.scope import make_plan
 from twinblock.seeding import order
 from twinblock.trained import restored
