@@ -12,13 +12,15 @@ from twinblock.evaluation import run as evaluation
 from twinblock.launch import make_fabric
 from twinblock.recipes import compose
 from twinblock.report import Reporter
-from twinblock.run import Run
+from twinblock.run import Run, encoder_of
+from twinblock.scope import make_learners
 from twinblock.train import Trainer
 
 METHODS = ("simclr", "byol", "moco_v2", "simsiam", "barlow_twins", "vicreg", "supervised")
 PRUNED = ("sdclr", "sdclr_byol", "sdclr_moco", "sdclr_barlow", "sdclr_vicreg")  # a recipe with another branch
 AVERAGED = ("simclr_ema", "barlow_ema", "vicreg_ema")
 COMPOSITIONS = (*METHODS, *PRUNED, *AVERAGED, "moco_shared")  # every objective with every branch that it goes with
+VIT = {"kind": "vit_tiny_patch16_224", "width": None, "stem": "standard"}  # as an encoder
 SCOPES = ("end_to_end", "simultaneous", "sequential", "overlapping")
 
 
@@ -86,6 +88,16 @@ def recipe(name: str, **train) -> Config:
 def trainer_config(method: str, scope: str, width: int = 8, **fields) -> Config:
     """A resolved config."""
     return resolve(config(method, scope, encoder={"width": width}, **fields), images(), torch.device("cpu"))
+
+
+def learners(method: str, scope: str = "simultaneous", of_scope: dict | None = None, **fields):
+    """A resolved config with these fields of its scope, its encoder and its Learners, in double precision."""
+    found = config(method, scope, **fields)
+    tree = found.model_dump(mode="json")
+    tree["scope"] |= of_scope or {}
+    found = resolve(check(tree), images(), torch.device("cpu"))
+    encoder = encoder_of(found).double()
+    return found, encoder, [learner.double() for learner in make_learners(found, encoder, 3, None)]
 
 
 def trainer(config: Config, out: Path, images_: Images | None = None) -> Trainer:

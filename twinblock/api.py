@@ -162,7 +162,8 @@ def finish(run: Run, trainer, images: Images, reporter: Reporter) -> None:
     if not run.history(-1, starts[-1]):  # its metrics are lost
         run.truncate_metrics(trainer.plan.total + 1)  # away with what is no row
         run.append_metrics([trainer.look()])
-    histories = [run.history(i, start) for i, start in enumerate(starts)]
+    rows = run.metrics()  # they may be many: read once for all Learners
+    histories = [run.history(i, start, rows) for i, start in enumerate(starts)]
     judged = worst([verdict(history, finished=True, config=config) for history in histories])
     found = histories[-1][-1]["encoder"]
     try:

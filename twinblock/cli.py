@@ -184,8 +184,7 @@ def show(
 
     Save it, change it, and pretrain from it.
     """
-    from twinblock.config import to_yaml
-    from twinblock.recipes import compose
+    from twinblock.recipes import compose, to_yaml
 
     typer.echo(to_yaml(compose(recipe, overrides=overrides or ())), nl=False)
 

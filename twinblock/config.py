@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from os import PathLike
 from typing import Annotated, Any, ClassVar, Literal
 
-import yaml
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from twinblock.durations import Duration
@@ -344,19 +343,3 @@ def check(tree: Any) -> Config:
         return Config.model_validate(tree)
     except ValidationError as error:
         raise InputError(explain(error, Config)) from None
-
-
-def to_yaml(config: Config) -> str:
-    """A run as a recipe: every field, and of a later view those that differ from the first."""
-    tree = config.model_dump(mode="json")
-    first, *others = tree["views"]
-    tree["views"] = [first, *({"like": 0, **{k: v for k, v in view.items() if v != first[k]}} for view in others)]
-    return yaml.safe_dump(tree, sort_keys=False, allow_unicode=True)
-
-
-def from_yaml(text: str) -> Config:
-    """What `to_yaml` wrote. Raises ValueError for all else."""
-    try:
-        return check(yaml.safe_load(text))
-    except (yaml.YAMLError, RecursionError) as error:
-        raise ValueError(str(error)) from None

@@ -95,10 +95,9 @@ def measure(
     pruned = _trained(run) if ratio is None else None
     if pruned is None:
         own = config.branch.ratio if isinstance(config.branch, PrunedSpec) else RATIO
-        pruned = _made(encoder, own if ratio is None else ratio)
-        _calibrate(pruned.to(device), images, how)
-    pruned = pruned.to(device)
-    moved = 1 - cosine_similarity(dense, features(pruned, images, **how))
+        pruned = _made(encoder, own if ratio is None else ratio).to(device)
+        _calibrate(pruned, images, how)
+    moved = 1 - cosine_similarity(dense, features(pruned.to(device), images, **how))
     apart = _views_apart(encoder, images, config, device)
     scores = {"moved": moved, "loss": apart, "neighbours": _distance_to_neighbours(dense, config.train.seed)}
     if not all(x.isfinite().all() for x in scores.values()):

@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from twinblock import checkpoint
-from twinblock.config import Config, from_yaml, to_yaml
+from twinblock.config import Config
 from twinblock.encoders import Encoder, build_encoder
 from twinblock.errors import InputError
 from twinblock.files import replacing, same_place
+from twinblock.recipes import from_yaml, to_yaml
 
 RESOLVED = re.compile(r"data\.size|encoder\.(kind|stem|width)|views\.\d\.(crop|flip)|train\.precision")
 OPEN_BY_NULL = ("data.size", "encoder.width")  # of those, what null leaves to data and machine; the others: auto
@@ -94,9 +95,14 @@ class Run:
         """The rows so far; a last line that is only half written, as beside a running training, is left out."""
         return [row for row in map(_row, self._lines()) if row is not None]
 
-    def history(self, learner: int = -1, start: int = 0) -> list[dict[str, Any]]:
-        """What the monitor saw of one Learner from step `start` on, in order, as `diagnosis.verdict` takes it."""
-        rows = self.metrics()
+    def history(
+        self, learner: int = -1, start: int = 0, rows: list[dict[str, Any]] | None = None
+    ) -> list[dict[str, Any]]:
+        """What the monitor saw of one Learner from step `start` on, in order, as `diagnosis.verdict` takes it.
+
+        `rows`: the metrics, where they have been read already.
+        """
+        rows = self.metrics() if rows is None else rows
         losses = {row["step"]: row["loss"][-1] for row in rows if "loss" in row}
         looks = [{"step": row["step"], **row["diagnosis"][learner]} for row in rows if "diagnosis" in row]
         looks = [look for look in looks if look["step"] >= start]

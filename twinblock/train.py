@@ -17,7 +17,7 @@ from torch import Tensor
 
 from twinblock import checkpoint
 from twinblock.compiled import as_they_are, compile_blocks
-from twinblock.config import Config, Optim, to_yaml
+from twinblock.config import Config, Optim
 from twinblock.data import Images
 from twinblock.diagnosis.monitor import Monitor
 from twinblock.distributed import largest, share_buffers
@@ -29,6 +29,7 @@ from twinblock.loggers import Log, make_loggers, tell
 from twinblock.optim import make_optimizer, parameter_groups, set_lr, warmup_cosine
 from twinblock.overlapping import Overlapping
 from twinblock.precision import autocast_of
+from twinblock.recipes import to_yaml
 from twinblock.report import Reporter
 from twinblock.run import Run, encoder_of, foreign
 from twinblock.scope import Plan, make_learners, make_plan
@@ -241,8 +242,7 @@ class Trainer:
         """The end of a training that cannot be mended by going on."""
         last = self.run.checkpoints / checkpoint.LAST
         kept = f"the last state that was saved is {last}" if last.exists() else "nothing was saved yet"
-        advice = "lower optim.lr or raise optim.warmup, and choose another out"
-        return InputError(f"{what}: training diverged; {advice}; {kept}")
+        return InputError(f"{what}: training diverged; lower optim.lr or raise optim.warmup, choose another out; {kept}")
 
     def save(self) -> None:
         """Write a checkpoint. Raises InputError, and keeps the one before, where the state is no longer finite."""

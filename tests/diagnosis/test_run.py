@@ -202,7 +202,7 @@ def test_phases_measured_in_epochs_are_those_of_the_images_trained_on(tmp_path, 
         Image.fromarray(pixels.numpy()).save(photos / f"{i}.png")
     assert len(twinblock.diagnose(own, data=photos).verdicts) == 4
     history, starts = Run.history, []
-    monkeypatch.setattr(Run, "history", lambda run, i, start: starts.append(start) or history(run, i, start))
+    monkeypatch.setattr(Run, "history", lambda run, i, start, rows: starts.append(start) or history(run, i, start))
     assert len(twinblock.diagnose(own).verdicts) == 4
     assert own.result["steps"] == 15
     assert starts == [0, 3, 6, 9]

@@ -11,13 +11,14 @@ import torch
 from torch import Tensor
 
 from twinblock import checkpoint
-from twinblock.config import Config, from_yaml, other_data
+from twinblock.config import Config, other_data
 from twinblock.data import load
 from twinblock.diagnosis.measures import indicators, lidar
 from twinblock.diagnosis.monitor import Monitor, held_out
 from twinblock.diagnosis.verdict import Verdict, verdict
 from twinblock.encoders import MEAN, STD
 from twinblock.errors import InputError
+from twinblock.recipes import from_yaml
 from twinblock.run import Run
 from twinblock.scope import make_plan
 from twinblock.seeding import order
@@ -102,7 +103,8 @@ def _of_run(
     config = run.config
     monitor = _monitor(config, file, *held, data)
     found = _measure(monitor)
-    seen = [run.history(i, start) for i, start in enumerate(monitor.starts)]
+    rows = run.metrics()
+    seen = [run.history(i, start, rows) for i, start in enumerate(monitor.starts)]
     if last and data is None and all(seen):  # the history is of the run's own images
         judged = [verdict(rows, finished=run.finished, config=config) for rows in seen]
     else:

@@ -1,4 +1,4 @@
-"""The built-in recipes, and how a recipe with the user's fields becomes a run."""
+"""The built-in recipes, how a recipe with the user's fields becomes a run, and a run as a recipe."""
 
 import copy
 import difflib
@@ -6,6 +6,8 @@ from collections.abc import Iterable, Mapping
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 from twinblock.config import Config, Train, check
 from twinblock.errors import InputError
@@ -50,3 +52,19 @@ def _read(recipe: str | Path) -> Any:
     for part in CHOICE.keys() & tree.keys() if isinstance(tree, dict) else ():
         merge(tree, part, tree[part])  # a word for a part, as on the command line
     return tree
+
+
+def to_yaml(config: Config) -> str:
+    """A run as a recipe: every field, and of a later view those that differ from the first."""
+    tree = config.model_dump(mode="json")
+    first, *others = tree["views"]
+    tree["views"] = [first, *({"like": 0, **{k: v for k, v in view.items() if v != first[k]}} for view in others)]
+    return yaml.safe_dump(tree, sort_keys=False, allow_unicode=True)
+
+
+def from_yaml(text: str) -> Config:
+    """What `to_yaml` wrote. Raises ValueError for all else."""
+    try:
+        return check(yaml.safe_load(text))
+    except (yaml.YAMLError, RecursionError) as error:
+        raise ValueError(str(error)) from None
