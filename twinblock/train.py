@@ -242,7 +242,7 @@ class Trainer:
         """The end of a training that cannot be mended by going on."""
         last = self.run.checkpoints / checkpoint.LAST
         kept = f"the last state that was saved is {last}" if last.exists() else "nothing was saved yet"
-        return InputError(f"{what}: training diverged; lower optim.lr or raise optim.warmup, choose another out; {kept}")
+        return InputError(f"{what}: training diverged; lower optim.lr or raise optim.warmup in another out; {kept}")
 
     def save(self) -> None:
         """Write a checkpoint. Raises InputError, and keeps the one before, where the state is no longer finite."""
