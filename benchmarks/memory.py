@@ -2,9 +2,10 @@
 
     python benchmarks/memory.py [--models resnet50] [--batch 4] [--size 224] [--repeats 5] [--memory 16] [--json FILE]
 
-On a CPU the memory is the peak of the bytes that autograd has saved at any moment of a step: each storage counted
-once, weights left out. On a GPU it is the allocator's peak above what lies there between steps. Each phase of the
-sequential plan is a row. `largest batch`: its step, with weights, gradients and momentum, fits into `--memory` GiB.
+On a CPU the memory is the peak of the bytes that autograd has saved at any moment of a step, each storage counted once,
+weights left out; and beside it, `all`, the peak of all tensors that the step makes, gradients and what is soon thrown
+away included, which also counts what backward makes again. On a GPU it is the allocator's peak above what lies there
+between steps. Each phase of the sequential plan is a row. `largest batch`: its step, with weights, gradients and momentum, fits into `--memory` GiB.
 Times are taken in rounds: in each, every scope takes one step after another, so that what else the machine does falls
 on all of them. `speed`: time end to end by time of this scope, median and quartiles over the rounds.
 """
@@ -19,6 +20,9 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from twinblock.encoders import build_encoder
 from twinblock.learner import Batch, Learner, Signal
@@ -77,6 +81,24 @@ class Entry:
         self.saved.change(self.tensor, -1)
 
 
+class Alive(TorchDispatchMode):
+    """The tensors that operations give, for as long as they live: `peak` is the most at any moment, in bytes."""
+
+    def __init__(self, before: set[int]):
+        super().__init__()
+        self.before, self.peak = before, 0
+        self.found: dict[int, tuple[StorageWeakRef, int]] = {}
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        self.found = {key: (ref, size) for key, (ref, size) in self.found.items() if not ref.expired()}
+        for storage in (leaf.untyped_storage() for leaf in tree_leaves(out) if isinstance(leaf, Tensor)):
+            if storage.data_ptr() not in self.before:
+                self.found.setdefault(storage._cdata, (StorageWeakRef(storage), storage.nbytes()))
+        self.peak = max(self.peak, sum(size for _, size in self.found.values()))
+        return out
+
+
 class Step:
     """A training step: what `twinblock.train` does with one batch of views. `trained`: the Learners that learn."""
 
@@ -133,6 +155,15 @@ class Step:
         assert saved.now == 0, "what was saved has been freed"
         return saved.peak
 
+    def bytes_in_all(self, trained: set[int]) -> int:
+        """The peak of what there is in a step besides what lies there between steps; on a CPU, after a first step."""
+        momenta = [t for optimizer in self.optimizers for state in optimizer.state.values() for t in state.values()]
+        lasting = [*self._heads(), *(b for learner in self.learners for b in learner.buffers()), *momenta, *self.views]
+        alive = Alive({tensor.untyped_storage().data_ptr() for tensor in lasting if isinstance(tensor, Tensor)})
+        with alive:
+            self.run(trained)
+        return alive.peak
+
     def seconds(self, trained: set[int]) -> float:
         begin = time.perf_counter()
         self.run(trained)
@@ -149,6 +180,7 @@ class Case:
     step: Step
     trained: set[int]
     peak: int = 0
+    all: int = 0
     seconds: list[float] = field(default_factory=list)
 
 
@@ -169,6 +201,7 @@ def measure(model: str, options: argparse.Namespace, device: torch.device) -> li
     found = cases(model, options, device)
     for case in found:
         case.peak = case.step.bytes_saved(case.trained)  # and what a first step alone does is done
+        case.all = case.peak if device.type == "cuda" else case.step.bytes_in_all(case.trained)
     for _ in range(options.repeats):
         for case in found:
             case.seconds.append(case.step.seconds(case.trained))
@@ -178,13 +211,15 @@ def measure(model: str, options: argparse.Namespace, device: torch.device) -> li
         assert peaks["simultaneous"] <= 1.02 * max(parts), "more than the largest block"
     whole, rows = found[0], []
     for case in found:
-        each = case.peak / options.batch
+        each = case.all / options.batch
         room = options.memory * 2**30 - case.step.bytes_of_state
         row = {
             "model": model,
             "scope": case.name,
-            "MiB an image": round(each / 2**20, 1),
+            "MiB an image": round(case.peak / options.batch / 2**20, 1),
             "of end to end": f"{case.peak / whole.peak:.3f}",
+            "all": round(case.all / options.batch / 2**20, 1),
+            "all of end to end": f"{case.all / whole.all:.3f}",
             "largest batch": max(0, int(room / each)),
         }
         if options.repeats:

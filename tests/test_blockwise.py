@@ -8,7 +8,7 @@ import tiny
 import torch
 from torch import nn
 
-from twinblock import diagnosis
+from twinblock import diagnosis, taps
 from twinblock.api import pretrain
 from twinblock.branches import Shared
 from twinblock.heads import mlp
@@ -86,10 +86,12 @@ def test_a_block_passes_on_what_blocks_of_another_objective_need(tmp_path):
     trainer.fit()
 
 
+@pytest.mark.parametrize("slice_", [3, 128])  # channels of an expansion that there are at once, of 7
 @pytest.mark.parametrize("noise", ["none", "all"])
-def test_golden_losses_gradients_and_statistics(golden, noise, monkeypatch):
+def test_golden_losses_gradients_and_statistics(golden, noise, slice_, monkeypatch):
     """The published network in small: three blocks, each with expansion, global pooling, projector and Barlow Twins."""
     g = {name.removeprefix("blockwise/"): torch.tensor(v) for name, v in golden.items() if name.startswith("blockwise")}
+    monkeypatch.setattr(taps, "SLICE", slice_)
     monkeypatch.setattr(Noise, "draws", lambda self, x, key, _: g[f"eps_view{key[0] + 1}_block{key[1] + 1}"])
     sigma = float(g["noise_sigma"]) if noise == "all" else 0.0
     parts, losses = {}, []

@@ -1,11 +1,19 @@
-"""Taps: pooling and noise against golden vectors; where noise is not; what tokens give."""
+"""Taps: pooling and noise against golden vectors; what an expansion holds; where noise is not; what tokens give."""
+
+import copy
 
 import numpy as np
 import pytest
 import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from twinblock.distributed import world_size
-from twinblock.taps import Noise, Tap, average
+from twinblock.learner import Network
+from twinblock.pruning import Pruned
+from twinblock.taps import SLICE, Noise, Tap, average
+
+WIDE = 2 * SLICE + 64  # an expansion in three parts
 
 
 def tensor(golden, name: str) -> torch.Tensor:
@@ -101,6 +109,91 @@ def test_expansion_comes_before_pooling():
     assert tap.width == 32
     torch.testing.assert_close(tap(x), tap.expansion(x).mean((2, 3)))
     assert [type(m).__name__ for m in tap.expansion] == ["Conv2d", "BatchNorm2d", "ReLU"]
+
+
+def in_one_piece(tap: Tap):
+    """The same tap, which makes all channels at once and keeps them."""
+    tap = copy.deepcopy(tap)
+    tap.forward = lambda x: tap.pooled(tap.expansion(x))
+    return tap
+
+
+def gradients_of(network: nn.Module, x: torch.Tensor, *inputs, through=None) -> list[torch.Tensor]:
+    """Of a loss over two passes, as two views make them; the output, and all gradients."""
+    x, run = x.clone().requires_grad_(), through or network
+    outputs = torch.cat([run(x[::2], *inputs), run(x[1::2], *inputs)])
+    outputs.square().sum().backward()
+    found = [p.grad for p in network.parameters() if p.grad is not None]
+    assert x.grad is not None
+    return [outputs.detach(), x.grad, *found]
+
+
+@pytest.mark.parametrize(("pool", "grid"), [("gap", 1), ("local", 2), ("l2", 2)])
+@pytest.mark.parametrize("norm", ["batch", "sync", "layer", "group", "none"])
+def test_an_expansion_in_parts_is_the_whole_one(norm, pool, grid):
+    """In value, gradients and running statistics, which take a step a pass, not another in backward."""
+    tap = Tap(8, pool, grid, WIDE, norm).double()
+    whole, x = in_one_piece(tap), torch.randn(8, 8, 6, 6, dtype=torch.double)
+    torch.testing.assert_close(gradients_of(tap, x), gradients_of(whole, x), rtol=1e-9, atol=1e-11)
+    for mine, theirs in zip(tap.buffers(), whole.buffers(), strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-12, atol=0)
+    torch.testing.assert_close(tap.eval()(x), whole.eval()(x))
+
+
+def test_an_expansion_is_made_again_in_the_precision_it_was_made_in():
+    tap, x = Tap(8, expand=WIDE), torch.randn(8, 8, 6, 6)
+    whole = in_one_piece(tap)
+
+    def mixed(network):
+        def run(x):
+            with torch.autocast("cpu", torch.bfloat16):
+                return network(x).float()
+
+        return run
+
+    found = gradients_of(tap, x, through=mixed(tap))
+    torch.testing.assert_close(found[2:], gradients_of(whole, x, through=mixed(whole))[2:], rtol=1e-6, atol=1e-6)
+
+
+def test_the_expansion_of_a_pruned_network_is_made_again_with_its_own_norm():
+    network = Network([nn.Conv2d(3, 8, 3), nn.ReLU()], Tap(8, expand=WIDE), nn.Linear(WIDE, 4), Noise(0.0)).double()
+    branch = Pruned(network, 0.5)
+    for norm in branch.norms.values():
+        norm.weight.data += torch.rand_like(norm.weight)
+    pair = nn.ModuleList([network, branch])
+    whole = copy.deepcopy(pair)
+    whole[0].tap = in_one_piece(whole[0].tap)
+    x = torch.randn(8, 3, 8, 8, dtype=torch.double)
+
+    def embedding(pair):
+        return lambda x: pair[1](pair[0], x, (0,), 0)[1]
+
+    found, expected = (gradients_of(two, x, through=embedding(two)) for two in (pair, whole))
+    assert len(found) == len(expected) > 6
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-11)
+    for mine, theirs in zip(pair.buffers(), whole.buffers(), strict=True):
+        torch.testing.assert_close(mine, theirs)
+
+
+class Largest(TorchDispatchMode):
+    """The most values of a tensor that an operation gives."""
+
+    values = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        found = func(*args, **(kwargs or {}))
+        for tensor in found if isinstance(found, tuple | list) else [found]:
+            self.values = max(self.values, tensor.numel() if isinstance(tensor, torch.Tensor) else 0)
+        return found
+
+
+def test_an_expansion_never_has_all_its_channels_at_once():
+    x = torch.randn(4, 8, 12, 12)
+    tap, part = Tap(8, expand=WIDE), 4 * SLICE * 12 * 12
+    for network, most in ((tap, part), (in_one_piece(tap), part * WIDE // SLICE)):
+        with Largest() as largest:
+            network(x).sum().backward()
+        assert largest.values == most
 
 
 @pytest.mark.parametrize("side", [7, 8])

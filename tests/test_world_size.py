@@ -17,6 +17,7 @@ from twinblock.train import Trainer
 
 CASES = [(method, scope) for method in tiny.COMPOSITIONS for scope in tiny.SCOPES]
 FAST = [case for i, case in enumerate(CASES) if (i + i // len(tiny.SCOPES)) % 2 == 0]  # two scopes of each
+EXPANDED = [(method, "expansion") for method in ("barlow_twins", "byol", "sdclr")]
 BOUND = {"none": 1e-10, "sync": 1e-6}
 
 
@@ -67,7 +68,11 @@ def alone(tmp_path_factory):
 @pytest.mark.parametrize("norm", ["none", "sync"])
 @pytest.mark.parametrize(
     ("world", "cases"),
-    [(2, FAST), pytest.param(2, CASES, marks=pytest.mark.slow), pytest.param(4, CASES, marks=pytest.mark.slow)],
+    [
+        (2, FAST + EXPANDED),
+        pytest.param(2, CASES, marks=pytest.mark.slow),
+        pytest.param(4, CASES + EXPANDED, marks=pytest.mark.slow),
+    ],
     ids=["2-half", "2-all", "4-all"],
 )
 def test_the_weights_do_not_depend_on_the_number_of_processes(alone, world, cases, norm, tmp_path, free_port):

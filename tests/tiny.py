@@ -63,7 +63,9 @@ def config(method: str, scope: str = "end_to_end", norm: str = "batch", precisio
         tree["predictor"] = {"dims": [24, 8], "norm": norm}
     if method == "moco_v2":
         tree["objective"] = {"queue": 40}
-    if scope != "end_to_end":
+    if scope == "expansion":  # as published; of more channels than are made at once
+        tree["scope"] = {"kind": "blockwise", "expand": 160, "noise": 0.25}
+    elif scope != "end_to_end":
         tree["scope"] = {"kind": "blockwise", "plan": scope} if scope != "overlapping" else {"kind": scope}
     for part, values in fields.items():
         tree[part] = {**tree.get(part, {}), **values}

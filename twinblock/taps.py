@@ -1,10 +1,15 @@
 """What a block shows to its head: pooling, an optional 1x1 expansion, and noise on the block's output."""
 
+from collections.abc import Callable
+from contextlib import contextmanager, nullcontext
 from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.func import functional_call
+from torch.utils.checkpoint import checkpoint
 
 from twinblock.distributed import sum_over_ranks, world_size
 from twinblock.norms import make_norm
@@ -13,6 +18,7 @@ from twinblock.seeding import generator
 Pool = Literal["gap", "local", "l2"]
 Over = Literal["all", "hw", "c"]
 CHUNK = 16  # samples whose noise is drawn at once
+SLICE = 128  # channels of an expansion that there are at once
 
 
 def average(x: Tensor, prefix: int = 0) -> Float[Tensor, "n d"]:
@@ -42,10 +48,12 @@ class Tap(nn.Module):
         assert grid == 1 or pool != "gap", "global pooling has one window"
         self.pool, self.grid, self.prefix = pool, grid, prefix
         self.width = (expand or channels) * grid**2
-        self.expansion = nn.Identity() if expand is None else _expansion(channels, expand, norm)
+        self.expansion = None if expand is None else Expansion(channels, expand, norm)
 
     def forward(self, x: Float[Tensor, "n *shape"]) -> Float[Tensor, "n d"]:
-        x = self.expansion(x)
+        return self.pooled(x) if self.expansion is None else self.expansion.pooled(x, self.pooled)
+
+    def pooled(self, x: Float[Tensor, "n *shape"]) -> Float[Tensor, "n d"]:
         if self.pool == "gap":
             return average(x, self.prefix)
         rows, columns = (_windows(side, self.grid) for side in x.shape[2:])
@@ -61,9 +69,55 @@ def _windows(side: int, grid: int) -> list[slice]:
     return [slice(i * side // grid, -(-(i + 1) * side // grid)) for i in range(grid)]
 
 
-def _expansion(channels: int, width: int, norm: str) -> nn.Sequential:
-    convolution = nn.Conv2d(channels, width, 1, bias=False)
-    return nn.Sequential(convolution, make_norm(norm, width, spatial=True), nn.ReLU(inplace=True))
+class Expansion(nn.Sequential):
+    """1x1 convolution to `width` channels, norm, ReLU.
+
+    `pooled(x, pool)` is `pool(self(x))` for a pooling of each channel by itself, and holds only `x` for backward:
+    maps of so many channels would be more than all that the block holds. They are made `SLICE` channels at a time, and
+    made again in backward. A norm over several channels needs them all, so `layer` and `group` are not divided.
+    """
+
+    def __init__(self, channels: int, width: int, norm: str):
+        super().__init__(
+            nn.Conv2d(channels, width, 1, bias=False), make_norm(norm, width, spatial=True), nn.ReLU(inplace=True)
+        )
+
+    def pooled(
+        self, x: Float[Tensor, "n c h w"], pool: Callable[[Tensor], Float[Tensor, "n d"]]
+    ) -> Float[Tensor, "n d"]:
+        convolution, norm, _ = self
+        tensors = {**dict(norm.named_parameters()), **dict(norm.named_buffers())}
+        batches = tensors.pop("num_batches_tracked", None)
+
+        def part(x: Tensor, weight: Tensor, *of_norm: Tensor) -> Tensor:
+            # all tensors are given: those of a pruned network lie in the modules in forward alone
+            own = dict(zip(tensors, of_norm, strict=True))
+            if batches is not None:
+                own["num_batches_tracked"] = torch.zeros_like(batches)
+            return pool(F.relu(functional_call(norm, own, F.conv2d(x, weight)), inplace=True))
+
+        size = len(convolution.weight) if isinstance(norm, nn.GroupNorm) else SLICE
+        slices = zip(*(tensor.split(size) for tensor in (convolution.weight, *tensors.values())), strict=True)
+        again = {"use_reentrant": False, "preserve_rng_state": False}
+        again["context_fn"] = lambda: (nullcontext(), _statistics_kept(norm))
+        parts = [checkpoint(part, x, *given, **again) for given in slices]
+        if batches is not None and norm.training:
+            batches += 1
+        return torch.cat(parts, 1)
+
+
+@contextmanager
+def _statistics_kept(norm: nn.Module):
+    """Without a second step of the running statistics, where a forward is repeated."""
+    momentum = getattr(norm, "momentum", None)
+    if momentum is None:
+        yield
+        return
+    norm.momentum = 0.0  # pyright: ignore
+    try:
+        yield
+    finally:
+        norm.momentum = momentum
 
 
 class Noise(nn.Module):
