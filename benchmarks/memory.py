@@ -5,7 +5,8 @@
 On a CPU the memory is the peak of the bytes that autograd has saved at any moment of a step, each storage counted once,
 weights left out; and beside it, `all`, the peak of all tensors that the step makes, gradients and what is soon thrown
 away included, which also counts what backward makes again. On a GPU it is the allocator's peak above what lies there
-between steps. Each phase of the sequential plan is a row. `largest batch`: its step, with weights, gradients and momentum, fits into `--memory` GiB.
+between steps. Each phase of the sequential plan is a row. `largest batch`: its step, with weights, gradients and
+momentum, fits into `--memory` GiB.
 Times are taken in rounds: in each, every scope takes one step after another, so that what else the machine does falls
 on all of them. `speed`: time end to end by time of this scope, median and quartiles over the rounds.
 """

@@ -85,35 +85,42 @@ class Expansion(nn.Sequential):
     def pooled(
         self, x: Float[Tensor, "n c h w"], pool: Callable[[Tensor], Float[Tensor, "n d"]]
     ) -> Float[Tensor, "n d"]:
-        convolution, norm, _ = self
-        tensors = {**dict(norm.named_parameters()), **dict(norm.named_buffers())}
-        batches = tensors.pop("num_batches_tracked", None)
+        norm = self[1]
+        tensors = {"": self.get_parameter("0.weight"), **dict(norm.named_parameters())}
+        buffers = dict(norm.named_buffers())
+        batches = buffers.pop("num_batches_tracked", None)
+        once = {} if batches is None else {"num_batches_tracked": torch.zeros_like(batches)}
 
-        def part(x: Tensor, weight: Tensor, *of_norm: Tensor) -> Tensor:
-            # all tensors are given: those of a pruned network lie in the modules in forward alone
-            own = dict(zip(tensors, of_norm, strict=True))
-            if batches is not None:
-                own["num_batches_tracked"] = torch.zeros_like(batches)
-            return pool(F.relu(functional_call(norm, own, F.conv2d(x, weight)), inplace=True))
+        def part(x: Tensor, statistics: dict[str, Tensor], *given: Tensor) -> Tensor:
+            # the tensors are given: those of a pruned network lie in the modules in forward alone
+            own = dict(zip(tensors, given, strict=True))
+            x = F.conv2d(x, own.pop(""))
+            return pool(F.relu(functional_call(norm, {**own, **statistics, **once}, x), inplace=True))
 
-        size = len(convolution.weight) if isinstance(norm, nn.GroupNorm) else SLICE
-        slices = zip(*(tensor.split(size) for tensor in (convolution.weight, *tensors.values())), strict=True)
-        again = {"use_reentrant": False, "preserve_rng_state": False}
-        again["context_fn"] = lambda: (nullcontext(), _statistics_kept(norm))
-        parts = [checkpoint(part, x, *given, **again) for given in slices]
+        size = len(tensors[""]) if isinstance(norm, nn.GroupNorm) else SLICE
+        parts = []
+        for k, given in enumerate(zip(*(tensor.split(size) for tensor in tensors.values()), strict=True)):
+            statistics = {name: buffer[k * size : (k + 1) * size] for name, buffer in buffers.items()}
+            parts.append(
+                checkpoint(
+                    part,
+                    x,
+                    statistics,
+                    *given,
+                    use_reentrant=False,
+                    preserve_rng_state=False,
+                    context_fn=lambda: (nullcontext(), _statistics_kept(norm)),
+                )
+            )
         if batches is not None and norm.training:
             batches += 1
         return torch.cat(parts, 1)
 
 
 @contextmanager
-def _statistics_kept(norm: nn.Module):
+def _statistics_kept(norm: Any):
     """Without a second step of the running statistics, where a forward is repeated."""
-    momentum = getattr(norm, "momentum", None)
-    if momentum is None:
-        yield
-        return
-    norm.momentum = 0.0  # pyright: ignore
+    momentum, norm.momentum = getattr(norm, "momentum", None), 0.0
     try:
         yield
     finally:
