@@ -86,15 +86,15 @@ def test_noise_of_a_constant_map_is_none_and_has_no_gradient():
         assert x.grad.isfinite().all()
 
 
-def test_noise_holds_no_more_than_its_draws_and_its_map():
-    """In bfloat16 too: a float32 copy for the standard deviation would be twice the map."""
+def test_noise_holds_no_more_than_its_map():
+    """Neither its draws nor, in bfloat16, a float32 copy for the standard deviation."""
     x = torch.randn(32, 4, 8, 8).to(torch.bfloat16).requires_grad_()
     held = {}
     with torch.autograd.graph.saved_tensors_hooks(
         lambda t: held.update({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes()}) or t, lambda t: t
     ):
         Noise(0.25)(x, (0,))
-    assert sum(held.values()) < 2.1 * x.nbytes
+    assert sum(held.values()) <= x.nbytes
 
 
 def test_tokens_are_averaged_without_those_that_show_no_place():

@@ -131,7 +131,8 @@ class Noise(nn.Module):
     """x + sigma std(x) N(0, 1), in training only; the std is over the whole tensor, each map (`hw`) or place (`c`).
 
     The draws are a function of `key` and the position of the sample in the global batch, so they do not depend on
-    the number of processes. Blockwise Self-Supervised Learning at Scale, section on noise; best there: `all`, 0.25.
+    the number of processes, and are made again in backward rather than held. Blockwise Self-Supervised Learning at
+    Scale, section on noise; best there: `all`, 0.25.
     """
 
     def __init__(self, sigma: float, over: Over = "all"):
@@ -141,13 +142,16 @@ class Noise(nn.Module):
     def forward(self, x: Float[Tensor, "n *shape"], key: tuple[int, ...], offset: int = 0) -> Float[Tensor, "n *shape"]:
         if not self.training or self.sigma == 0:
             return x
+        return checkpoint(self.added, x, key, offset, use_reentrant=False, preserve_rng_state=False)  # pyright: ignore
+
+    def added(self, x: Tensor, key: tuple[int, ...], offset: int) -> Tensor:
         return x + (self.sigma * self.std(x)).to(x.dtype) * self.draws(x, key, offset)
 
     def draws(self, x: Tensor, key: tuple[int, ...], offset: int) -> Tensor:
         """Standard normal numbers of the shape of `x`. A generator serves `CHUNK` samples of the global batch."""
         channels_last = x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last)
         how: dict[str, Any] = {"memory_format": torch.channels_last if channels_last else torch.contiguous_format}
-        rows = torch.empty_like(x, **how)  # as many as there are samples: backward holds them
+        rows = torch.empty_like(x, **how)
         for number in range(offset // CHUNK, (offset + len(x) - 1) // CHUNK + 1):
             start = number * CHUNK - offset
             own = rows[max(start, 0) : start + CHUNK]

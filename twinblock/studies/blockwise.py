@@ -67,16 +67,24 @@ METHODS = {
 }
 MEASURED = ("linear", "kNN", "rank")  # of every block
 LONGER = 2  # times as many for the sequential plan: its steps take half the time, and its phases share them
-VARIANTS = {  # of SimCLR
-    "sequential": (*BLOCKWISE, "scope.plan=sequential"),
-    "overlapping": ("scope.kind=overlapping",),
-    "local pooling": (*BLOCKWISE, "scope.pool=local", "scope.grid=2"),
-    "L2 pooling": (*BLOCKWISE, "scope.pool=l2", "scope.grid=2"),
-    "expansion": (*BLOCKWISE, "scope.expand={width}"),
-    "expansion, noise": (*BLOCKWISE, "scope.expand={width}", "scope.noise=0.25"),
+LOCAL = ("scope.pool=local", "scope.grid=2")
+DEEPER = (*LOCAL, "projector={dims: [256, classes], norm: batch, last_bias: true}")  # of a block's classifier
+VARIANTS = {
+    "SimCLR": {
+        "sequential": (*BLOCKWISE, "scope.plan=sequential"),
+        "overlapping": ("scope.kind=overlapping",),
+        "local pooling": (*BLOCKWISE, *LOCAL),
+        "L2 pooling": (*BLOCKWISE, "scope.pool=l2", "scope.grid=2"),
+        "expansion": (*BLOCKWISE, "scope.expand={width}"),
+        "expansion, noise": (*BLOCKWISE, "scope.expand={width}", "scope.noise=0.25"),
+    },
+    "supervised": {
+        "local pooling, hidden layer": (*BLOCKWISE, *DEEPER),
+        "overlapping, local pooling, hidden layer": ("scope.kind=overlapping", *DEEPER),
+    },
 }
 DRAWN = tuple(f"SimCLR, {v}" for v in (WHOLE, "blockwise", "sequential", "overlapping", "L2 pooling", "expansion"))
-DRAWN += ("supervised, end to end", "supervised, blockwise")
+DRAWN += tuple(f"supervised, {v}" for v in (WHOLE, "blockwise", *VARIANTS["supervised"]))
 
 
 def reproduce(options: Options) -> None:
@@ -96,7 +104,7 @@ def reproduce(options: Options) -> None:
 
 
 def arms(options: Options) -> list[Arm]:
-    """Every method end to end and blockwise, and the variants of SimCLR."""
+    """Every method end to end and blockwise, and the variants of SimCLR and of the classifier."""
     digits, small = options.source == "photodigits", reduced(options, "one epoch")
     width = 128 if digits or small else 512  # that of the last block, as published
     made = []
@@ -112,7 +120,7 @@ def arms(options: Options) -> list[Arm]:
     for name in METHODS:
         add(name, WHOLE, ())
         add(name, "blockwise", BLOCKWISE)
-        for variant, overrides in VARIANTS.items() if name == "SimCLR" else ():
+        for variant, overrides in VARIANTS.get(name, {}).items():
             overrides = [text.replace("{width}", str(width)) for text in overrides]
             add(name, variant, overrides, LONGER if variant == "sequential" else 1)
     return made
