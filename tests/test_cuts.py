@@ -1,5 +1,7 @@
 """Cuts: stages, residual blocks, layers and named modules; in a row they are the network."""
 
+import copy
+
 import pytest
 import timm
 import torch
@@ -67,7 +69,10 @@ def test_named_modules_begin_a_block():
     assert [cut[0] for cut in build(VIT, ("blocks.4", "blocks.8")).cuts] == ["embedding", "blocks.4", "blocks.8"]
 
 
-@pytest.mark.parametrize("kind", [VIT, "vit_pwee_patch16_reg1_gap_256", "vit_base_patch16_siglip_224"])
+DISTILLED = "deit_tiny_distilled_patch16_224"
+
+
+@pytest.mark.parametrize("kind", [VIT, DISTILLED, "vit_pwee_patch16_reg1_gap_256", "vit_base_patch16_siglip_224"])
 def test_a_vit_by_layers_is_timms(kind):
     """Stages are layers, all of one resolution. The norm after the last belongs to it, the embedding to the first."""
     encoder = build(kind, "stages")
@@ -82,7 +87,17 @@ def test_a_vit_by_layers_is_timms(kind):
         tokens = model.forward_features(x)
         torch.testing.assert_close(encoder.maps(x)[-1], tokens, rtol=0, atol=0)
         assert torch.equal(encoder(x), tokens[:, encoder.prefix :].mean(1))
-    assert encoder.prefix == {VIT: 1, "vit_pwee_patch16_reg1_gap_256": 1}.get(kind, 0)
+    assert encoder.prefix == {VIT: 1, DISTILLED: 2, "vit_pwee_patch16_reg1_gap_256": 1}.get(kind, 0)
+
+
+def test_a_copy_of_a_vit_has_an_embedding_of_its_own():
+    block, x = build(VIT, "blocks").as_blocks()[0], images(2, 64)
+    with torch.no_grad():
+        before, target = block(x), copy.deepcopy(block)
+        for parameter in target.parameters():
+            parameter.zero_()
+        assert torch.equal(block(x), before)
+        assert not target(x).any()
 
 
 def test_converting_a_vit_leaves_one_set_of_parameters():

@@ -156,7 +156,8 @@ def embedding(model: VisionTransformer) -> nn.Module:
     """A ViT without its layers: patches, position and class token. It shares its parameters with the ViT."""
     part = copy.copy(model)
     part._parameters, part._modules = dict(model._parameters), dict(model._modules)
-    part.blocks, part.norm, part.global_pool = nn.Sequential(), nn.Identity(), ""
+    part.blocks, part.norm = nn.Sequential(), nn.Identity()
+    part.forward = part.forward_features
     for name in [name for name, _ in part.named_children()]:
         if name not in ("patch_embed", "pos_drop", "patch_drop", "norm_pre", "blocks", "norm"):
             setattr(part, name, nn.Identity())

@@ -272,4 +272,18 @@ def _row(line: str) -> dict[str, Any] | None:
     losses, looks = row.get("loss", [0.0]), row.get("diagnosis", [{}])
     whole = isinstance(losses, list) and isinstance(looks, list) and losses and looks
     numbers = whole and all(isinstance(loss, int | float) for loss in losses)
-    return row if numbers and all(isinstance(look, dict) for look in looks) else None
+    return row if numbers and all(map(_is_look, looks)) else None
+
+
+def _is_look(look: Any) -> bool:
+    """Whether it is what the monitor writes of a Learner: numbers, and numbers of its outputs, by name."""
+
+    def number(value: Any) -> bool:
+        return isinstance(value, int | float)
+
+    if not isinstance(look, dict) or not {"encoder", "projector"} <= look.keys():
+        return False
+    return all(
+        all(map(number, value.values())) if isinstance(value, dict) else number(value) and name == "sample_knn"
+        for name, value in look.items()
+    )

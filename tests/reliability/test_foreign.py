@@ -104,7 +104,17 @@ def test_a_result_that_is_none_is_one_line(whole, tmp_path, text):
 
 
 @pytest.mark.parametrize(
-    "text", [b"\xff\n", b"[" * 100_000, b'{"step": 0, "diagnosis": "x"}\n', b'{"step": 0, "loss": []}\n', None]
+    "text",
+    [
+        b"\xff\n",
+        b"[" * 100_000,
+        b'{"step": 0, "diagnosis": "x"}\n',
+        b'{"step": 0, "diagnosis": [{}]}\n',
+        b'{"step": 0, "diagnosis": [{"encoder": 1, "projector": {}}]}\n',
+        b'{"step": 0, "diagnosis": [{"encoder": {"std": null}, "projector": 1}]}\n',
+        b'{"step": 0, "loss": []}\n',
+        None,
+    ],
 )
 def test_metrics_that_are_none_are_told_and_the_run_comes_to_its_end(whole, tmp_path, text):
     run = unfinished(whole, tmp_path / "run")
