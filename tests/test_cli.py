@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -289,3 +290,13 @@ def test_help_does_not_wait_for_torch():
     assert "pretrain" in done.stdout
     assert " torch\n" not in done.stderr
     assert time.monotonic() - start < 30
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+@pytest.mark.parametrize("command", [["recipes"], ["show", "demo"]])
+def test_a_full_disk_where_the_output_goes_is_one_line(command):
+    with open("/dev/full", "w") as full:
+        done = subprocess.run([sys.executable, "-m", "twinblock", *command], stdout=full, stderr=subprocess.PIPE)
+    assert done.returncode == 2
+    assert done.stderr.startswith(b"error: No space left on device: where the output goes")
+    assert done.stderr.count(b"\n") == 1

@@ -1,5 +1,6 @@
 """The command line: argument plumbing, nothing else."""
 
+import errno
 import os
 import sys
 from contextlib import suppress
@@ -217,6 +218,13 @@ def main() -> None:
         sys.exit(stop.code)
     except KeyboardInterrupt:
         sys.exit(130)
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        where = error.filename or "where the output goes, or in the temporary folder"
+        print(f"error: {error.strerror}: {where}; make room, then give the same command", file=sys.stderr)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is still to be written there cannot be
+        sys.exit(2)
 
 
 if __name__ == "__main__":
