@@ -85,21 +85,20 @@ class Expansion(nn.Sequential):
     def pooled(
         self, x: Float[Tensor, "n c h w"], pool: Callable[[Tensor], Float[Tensor, "n d"]]
     ) -> Float[Tensor, "n d"]:
-        norm = self[1]
-        tensors = {"": self.get_parameter("0.weight"), **dict(norm.named_parameters())}
-        buffers = dict(norm.named_buffers())
+        weight, norm = self.get_parameter("0.weight"), self[1]
+        parameters, buffers = dict(norm.named_parameters()), dict(norm.named_buffers())
         batches = buffers.pop("num_batches_tracked", None)
-        once = {} if batches is None else {"num_batches_tracked": torch.zeros_like(batches)}
+        uncounted = {} if batches is None else {"num_batches_tracked": torch.zeros_like(batches)}
 
-        def part(x: Tensor, statistics: dict[str, Tensor], *given: Tensor) -> Tensor:
+        def part(x: Tensor, statistics: dict[str, Tensor], weight: Tensor, *of_norm: Tensor) -> Tensor:
             # the tensors are given: those of a pruned network lie in the modules in forward alone
-            own = dict(zip(tensors, given, strict=True))
-            x = F.conv2d(x, own.pop(""))
-            return pool(F.relu(functional_call(norm, {**own, **statistics, **once}, x), inplace=True))
+            own = dict(zip(parameters, of_norm, strict=True)) | statistics | uncounted
+            return pool(F.relu(functional_call(norm, own, F.conv2d(x, weight)), inplace=True))
 
-        size = len(tensors[""]) if isinstance(norm, nn.GroupNorm) else SLICE
+        size = len(weight) if isinstance(norm, nn.GroupNorm) else SLICE
+        slices = zip(*(tensor.split(size) for tensor in (weight, *parameters.values())), strict=True)
         parts = []
-        for k, given in enumerate(zip(*(tensor.split(size) for tensor in tensors.values()), strict=True)):
+        for k, given in enumerate(slices):
             statistics = {name: buffer[k * size : (k + 1) * size] for name, buffer in buffers.items()}
             parts.append(
                 checkpoint(
