@@ -269,21 +269,22 @@ def _row(line: str) -> dict[str, Any] | None:
         return None
     if not isinstance(row, dict) or not isinstance(row.get("step"), int):
         return None
-    losses, looks = row.get("loss", [0.0]), row.get("diagnosis", [{}])
-    whole = isinstance(losses, list) and isinstance(looks, list) and losses and looks
-    numbers = whole and all(isinstance(loss, int | float) for loss in losses)
-    return row if numbers and all(map(_is_look, looks)) else None
+    for name, valid in (("loss", _is_number), ("diagnosis", _is_look)):
+        values = row.get(name)
+        if name in row and not (isinstance(values, list) and values and all(map(valid, values))):
+            return None
+    return row
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float)
 
 
 def _is_look(look: Any) -> bool:
-    """Whether it is what the monitor writes of a Learner: numbers, and numbers of its outputs, by name."""
-
-    def number(value: Any) -> bool:
-        return isinstance(value, int | float)
-
+    """Whether it is what the monitor writes of a Learner: numbers of its outputs by name, and perhaps of its kNN."""
     if not isinstance(look, dict) or not {"encoder", "projector"} <= look.keys():
         return False
     return all(
-        all(map(number, value.values())) if isinstance(value, dict) else number(value) and name == "sample_knn"
+        all(map(_is_number, value.values())) if isinstance(value, dict) else _is_number(value) and name == "sample_knn"
         for name, value in look.items()
     )
