@@ -149,17 +149,17 @@ class Noise(nn.Module):
     def draws(self, x: Tensor, key: tuple[int, ...], offset: int) -> Tensor:
         """Standard normal numbers of the shape of `x`. A generator serves `CHUNK` samples of the global batch."""
         channels_last = x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last)
-        how: dict[str, Any] = {"memory_format": torch.channels_last if channels_last else torch.contiguous_format}
-        rows = torch.empty_like(x, **how)
+        # of the places in order of memory: a CPU draws five times as fast into a tensor that is contiguous
+        rows = torch.empty_like(x.permute(0, 2, 3, 1) if channels_last else x, memory_format=torch.contiguous_format)
         for number in range(offset // CHUNK, (offset + len(x) - 1) // CHUNK + 1):
             start = number * CHUNK - offset
             own = rows[max(start, 0) : start + CHUNK]
             whole = len(own) == CHUNK
-            chunk = own if whole else torch.empty((CHUNK, *x.shape[1:]), dtype=x.dtype, device=x.device, **how)
+            chunk = own if whole else rows.new_empty((CHUNK, *rows.shape[1:]))
             chunk.normal_(generator=generator(*key, number, device=x.device))
             if not whole:
                 own.copy_(chunk[max(-start, 0) :][: len(own)])
-        return rows
+        return rows.permute(0, 3, 1, 2) if channels_last else rows
 
     def std(self, x: Tensor) -> Tensor:
         places, channels = ((2, 3), 1) if x.ndim == 4 else (1, 2)
