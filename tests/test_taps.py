@@ -8,12 +8,18 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from twinblock import taps
 from twinblock.distributed import world_size
 from twinblock.learner import Network
 from twinblock.pruning import Pruned
 from twinblock.taps import SLICE, Noise, Tap, average
 
-WIDE = 2 * SLICE + 64  # an expansion in three parts
+WIDE = 2 * SLICE + 32  # an expansion in three parts
+
+
+@pytest.fixture(autouse=True)
+def small_maps_in_parts_too(monkeypatch):
+    monkeypatch.setattr(taps, "PART", 1)
 
 
 def tensor(golden, name: str) -> torch.Tensor:
@@ -194,6 +200,14 @@ def test_an_expansion_never_has_all_its_channels_at_once():
         with Largest() as largest:
             network(x).sum().backward()
         assert largest.values == most
+
+
+def test_small_maps_of_an_expansion_are_made_at_once(monkeypatch):
+    monkeypatch.setattr(taps, "PART", 4 * WIDE * 12 * 12)
+    for side, most in ((12, WIDE), (24, SLICE)):
+        with Largest() as largest:
+            Tap(8, expand=WIDE)(torch.randn(4, 8, side, side))
+        assert largest.values == 4 * most * side**2
 
 
 @pytest.mark.parametrize("side", [7, 8])

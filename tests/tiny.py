@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from twinblock import taps
 from twinblock.api import resolve
 from twinblock.config import Config, check
 from twinblock.data import Images, longtail
@@ -21,6 +22,7 @@ PRUNED = ("sdclr", "sdclr_byol", "sdclr_moco", "sdclr_barlow", "sdclr_vicreg")  
 AVERAGED = ("simclr_ema", "barlow_ema", "vicreg_ema")
 COMPOSITIONS = (*METHODS, *PRUNED, *AVERAGED, "moco_shared")  # every objective with every branch that it goes with
 VIT = {"kind": "vit_tiny_patch16_224", "width": None, "stem": "standard"}  # as an encoder
+taps.PART = 1  # so that even tiny maps of an expansion are made in parts
 SCOPES = ("end_to_end", "simultaneous", "sequential", "overlapping")
 
 

@@ -18,7 +18,7 @@ from twinblock.seeding import generator
 Pool = Literal["gap", "local", "l2"]
 Over = Literal["all", "hw", "c"]
 CHUNK = 16  # samples whose noise is drawn at once
-SLICE = 128  # channels of an expansion that there are at once
+SLICE, PART = 64, 2**21  # channels of an expansion that there are at once, or as many as have so many values
 
 
 def average(x: Tensor, prefix: int = 0) -> Float[Tensor, "n d"]:
@@ -73,8 +73,8 @@ class Expansion(nn.Sequential):
     """1x1 convolution to `width` channels, norm, ReLU.
 
     `pooled(x, pool)` is `pool(self(x))` for a pooling of each channel by itself, and holds only `x` for backward:
-    maps of so many channels would be more than all that the block holds. They are made `SLICE` channels at a time, and
-    made again in backward. A norm over several channels needs them all, so `layer` and `group` are not divided.
+    maps of so many channels would be more than all that the block holds. They are made some channels at a time, and
+    again in backward. A norm over several channels needs them all, so `layer` and `group` are not divided.
     """
 
     def __init__(self, channels: int, width: int, norm: str):
@@ -95,7 +95,8 @@ class Expansion(nn.Sequential):
             own = dict(zip(parameters, of_norm, strict=True)) | statistics | uncounted
             return pool(F.relu(functional_call(norm, own, F.conv2d(x, weight)), inplace=True))
 
-        size = len(weight) if isinstance(norm, nn.GroupNorm) else SLICE
+        places = x.numel() // x.shape[1]
+        size = len(weight) if isinstance(norm, nn.GroupNorm) else max(SLICE, PART // places)
         slices = zip(*(tensor.split(size) for tensor in (weight, *parameters.values())), strict=True)
         parts = []
         for k, given in enumerate(slices):

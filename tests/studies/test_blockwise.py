@@ -2,11 +2,14 @@
 
 import numpy as np
 import pytest
+import tiny
+import torch
 
-from twinblock.api import pretrain
+from twinblock.api import pretrain, resolve
 from twinblock.data import take
 from twinblock.evaluation import run as evaluation
 from twinblock.recipes import compose
+from twinblock.run import encoder_of
 from twinblock.studies.blockwise import METHODS, WHOLE, _of_blocks, arms, measure, with_gaps
 from twinblock.studies.study import Options
 
@@ -50,6 +53,13 @@ def test_photographs_are_reduced_on_a_cpu_alone(tmp_path, monkeypatch, capsys, g
     assert (whole.encoder.width, expanded.scope.expand) == ((None, 512) if gpu else (16, 128))
     assert (composed["VICReg, blockwise"].optim.lr == 1.0) != gpu
     assert ("no GPU" in capsys.readouterr().err) != gpu
+
+
+@pytest.mark.parametrize("data", [(), ("data=cifar10",)])
+def test_an_expansion_is_as_wide_as_the_last_block(tmp_path, data):
+    arm = next(arm for arm in arms(Options(tmp_path, 1, data)) if arm.name == "SimCLR, expansion")
+    config = resolve(compose(arm.recipe, overrides=(*arm.overrides, *data)), tiny.images(), torch.device("cpu"))
+    assert config.scope.expand == encoder_of(config).shapes[-1][0]
 
 
 def test_views_are_solarised_where_that_helps(tmp_path):
