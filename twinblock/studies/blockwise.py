@@ -51,7 +51,7 @@ METHODS = {
         "byol",
         "byol_demo",
         (),
-        8,
+        6,
         ("optim.warmup=25%", "branch.momentum=0.95", "projector.last_norm=batch"),
     ),
     "supervised": Method(
