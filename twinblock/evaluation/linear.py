@@ -70,7 +70,8 @@ def logistic_regression(
     the Hessian, x'x / 2n + penalty, is the identity: a quarter of the steps that it takes on the features
     themselves. The penalty is scikit-learn's 1 / (n C). Give features of mean 0 and std 1.
     """
-    variance, axes = torch.linalg.eigh(x.T @ x / len(x))
+    # float64: in float32 LAPACK gave NaN on one processor, for features of nearly one direction
+    variance, axes = (part.to(x.dtype) for part in torch.linalg.eigh((x.T @ x / len(x)).double()))
     variance = variance.clamp(min=0)
     x = x @ axes
     weight, bias = x.new_zeros(x.shape[1], classes), x.new_zeros(classes).requires_grad_()
