@@ -92,7 +92,6 @@ def test_golden_losses_gradients_and_statistics(golden, noise, slice_, monkeypat
     """The published network in small: three blocks, each with expansion, global pooling, projector and Barlow Twins."""
     g = {name.removeprefix("blockwise/"): torch.tensor(v) for name, v in golden.items() if name.startswith("blockwise")}
     monkeypatch.setattr(taps, "SLICE", slice_)
-    monkeypatch.setattr(taps, "PART", 1)
     monkeypatch.setattr(Noise, "draws", lambda self, x, key, _: g[f"eps_view{key[0] + 1}_block{key[1] + 1}"])
     sigma = float(g["noise_sigma"]) if noise == "all" else 0.0
     parts, losses = {}, []

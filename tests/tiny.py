@@ -22,8 +22,8 @@ PRUNED = ("sdclr", "sdclr_byol", "sdclr_moco", "sdclr_barlow", "sdclr_vicreg")  
 AVERAGED = ("simclr_ema", "barlow_ema", "vicreg_ema")
 COMPOSITIONS = (*METHODS, *PRUNED, *AVERAGED, "moco_shared")  # every objective with every branch that it goes with
 VIT = {"kind": "vit_tiny_patch16_224", "width": None, "stem": "standard"}  # as an encoder
-taps.PART = 1  # so that even tiny maps of an expansion are made in parts
 SCOPES = ("end_to_end", "simultaneous", "sequential", "overlapping")
+taps.PART = 1  # here and in the processes of the tests, so that tiny maps of an expansion are made in parts too
 
 
 def images(count: int = 48, side: int = 16) -> Images:

@@ -14,7 +14,7 @@ from twinblock.run import Run
 from twinblock.studies.study import NARROW, Arm, Options, Row, carry_out, publish, reduced
 
 WHOLE, BLOCKWISE = "end to end", ("scope.kind=blockwise",)
-SMALL = ("data.size=16", "encoder.stem=cifar", "encoder.width=8")  # of the embedded data: 12 minutes a seed
+SMALL = ("data.size=16", "encoder.stem=cifar", "encoder.width=8")  # of the embedded data, meant for 12 minutes a seed
 REDUNDANCY = ("views.0.solarize=0", "optim.lr=0.6", "projector.dims=[256,256]")  # of Barlow Twins and VICReg
 
 
