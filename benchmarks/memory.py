@@ -25,12 +25,12 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from twinblock.encoders import build_encoder
-from twinblock.learner import Batch, Learner, Signal
-from twinblock.recipes import compose
-from twinblock.scope import make_learners
+from twinblock.assembly.build import make_learners
+from twinblock.config.recipes import compose
+from twinblock.methods.learner import Batch, Learner, Signal
+from twinblock.nn.encoders import build_encoder
 from twinblock.studies.study import markdown
-from twinblock.train import optimizer_of
+from twinblock.training.trainer import optimizer_of
 
 MODELS = ("resnet18", "resnet50", "vit_small_patch16_224")
 SCOPES = {
@@ -101,7 +101,7 @@ class Alive(TorchDispatchMode):
 
 
 class Step:
-    """A training step: what `twinblock.train` does with one batch of views. `trained`: the Learners that learn."""
+    """A training step: what the trainer does with one batch of views. `trained`: the Learners that learn."""
 
     def __init__(self, model: str, scope: list[str], batch: int, size: int, device: torch.device):
         cuts = [VIT_STAGES] if model.startswith("vit") and "scope.cuts=blocks" not in scope else []

@@ -15,13 +15,13 @@ from pathlib import Path
 
 import torch
 
-from twinblock.api import resolve
+from twinblock.assembly.resolve import resolve
+from twinblock.config.recipes import compose
+from twinblock.core.console import Reporter
 from twinblock.data import load
-from twinblock.launch import make_fabric
-from twinblock.recipes import compose
-from twinblock.report import Reporter
-from twinblock.run import Run
-from twinblock.train import Trainer
+from twinblock.runs.run import Run
+from twinblock.training.launch import make_fabric
+from twinblock.training.trainer import Trainer
 
 LENGTHS = ("500steps", "2000steps", "100epochs")
 

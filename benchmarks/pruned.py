@@ -1,4 +1,4 @@
-"""Step time with the pruned branch, as a part of that of the same method with the shared branch.
+"""Step time with the pruned target, as a part of that of the same method with the shared target.
 
     python benchmarks/pruned.py [--steps 4] [--rounds 7] [--threads 1] [--batch 128] [a.b=c ...]
 
@@ -16,18 +16,18 @@ from pathlib import Path
 
 import torch
 
-from twinblock.api import resolve
+from twinblock.assembly.resolve import resolve
+from twinblock.config.recipes import compose
+from twinblock.core.console import Reporter
 from twinblock.data import load
-from twinblock.launch import make_fabric
-from twinblock.pruning import Pruned
-from twinblock.recipes import compose
-from twinblock.report import Reporter
-from twinblock.run import Run
-from twinblock.train import Trainer
+from twinblock.methods.targets.pruned import Pruned
+from twinblock.runs.run import Run
+from twinblock.training.launch import make_fabric
+from twinblock.training.trainer import Trainer
 
 
-def make_trainer(branch: str, fields: list[str], folder: Path) -> Trainer:
-    own = [] if branch == "pruned" else [f"branch.kind={branch}"]
+def make_trainer(target: str, fields: list[str], folder: Path) -> Trainer:
+    own = [] if target == "pruned" else [f"target.kind={target}"]
     config = compose("sdclr_demo", overrides=["train.length=1000000steps", *fields, *own])
     images, fabric = load("photodigits"), make_fabric()
     assert images is not None
@@ -50,26 +50,26 @@ def main() -> None:
     seconds: dict[str, list[float]] = {"pruned": [], "shared": []}
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(2) as pool:
         fields = [f"data.batch={args.batch}", *args.fields]
-        trainers = {branch: make_trainer(branch, fields, Path(folder) / branch) for branch in seconds}
-        loaders = {branch: trainer.batches(pool) for branch, trainer in trainers.items()}
+        trainers = {target: make_trainer(target, fields, Path(folder) / target) for target in seconds}
+        loaders = {target: trainer.batches(pool) for target, trainer in trainers.items()}
         for turn in range(args.rounds + 1):  # the first warms up
-            for branch in reversed(seconds) if turn % 2 else seconds:
-                trainer, start = trainers[branch], waited()
+            for target in reversed(seconds) if turn % 2 else seconds:
+                trainer, start = trainers[target], waited()
                 for _ in range(args.steps):
-                    trainer.train_step(*next(loaders[branch]))
+                    trainer.train_step(*next(loaders[target]))
                     trainer.step += 1
                 if turn:
-                    seconds[branch].append((waited() - start) / args.steps)
+                    seconds[target].append((waited() - start) / args.steps)
         learners = [part for learner in trainers["pruned"].learners for part in learner.parts]
         start = waited()
         for learner in learners:
-            assert isinstance(learner.branch, Pruned)
-            learner.branch.draw(learner.network, 0)
+            assert isinstance(learner.target, Pruned)
+            learner.target.draw(learner.network, 0)
         drawing = waited() - start
         print(
             f"batch {args.batch}, {args.threads} threads, torch {torch.__version__}, {trainers['pruned'].fabric.device}"
         )
-        print("  " + ", ".join(f"{branch} {1e3 * statistics.median(s):.1f} ms a step" for branch, s in seconds.items()))
+        print("  " + ", ".join(f"{target} {1e3 * statistics.median(s):.1f} ms a step" for target, s in seconds.items()))
         ratios = [a / b for a, b in zip(seconds["pruned"], seconds["shared"], strict=True)]
         print(f"  pruned takes {statistics.median(ratios):.3f} times as long ({min(ratios):.3f} to {max(ratios):.3f})")
         print(f"  drawing the masks {1e3 * drawing:.1f} ms, every {trainers['pruned'].epoch_steps} steps")

@@ -22,13 +22,13 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from twinblock.api import resolve
+from twinblock.assembly.resolve import resolve
+from twinblock.config.recipes import compose
+from twinblock.core.console import Reporter
 from twinblock.data import Images, load
-from twinblock.launch import make_fabric
-from twinblock.recipes import compose
-from twinblock.report import Reporter
-from twinblock.run import Run
-from twinblock.train import Trainer
+from twinblock.runs.run import Run
+from twinblock.training.launch import make_fabric
+from twinblock.training.trainer import Trainer
 
 FLOP = 2 * 0.5567e9 * 3 * 2  # of an image: ResNet-18 at 32 px, CIFAR stem; multiply and add, three passes, two views
 
@@ -110,7 +110,7 @@ def shares(trainer: Trainer, step: Callable[[], None], steps: int) -> dict[str, 
     learner = trainer.learners[0]
     learner.network.forward = timed("forward", learner.network.forward)
     trainer.fabric.backward = timed("backward", trainer.fabric.backward)
-    trainer.update = timed("optimizer, branch", trainer.update)
+    trainer.update = timed("optimizer, target", trainer.update)
     trainer.views.__class__.__call__ = timed("views", trainer.views.__class__.__call__)
     start = waited()
     for _ in range(steps):

@@ -13,10 +13,10 @@ import statistics
 from collections.abc import Mapping
 from pathlib import Path
 
+from twinblock.config.recipes import compose
+from twinblock.core.console import print_table
 from twinblock.diagnosis import verdict
-from twinblock.recipes import compose
-from twinblock.report import print_table
-from twinblock.run import Run
+from twinblock.runs.run import Run
 from twinblock.studies.study import Arm, Options, Row, carry_out, folder
 
 STEPS = 150
@@ -40,7 +40,7 @@ COLLAPSING = {
     "byol: no norm in the heads, SGD": ("byol", (*NO_NORM, *SGD)),
     "byol: layer norm in the heads, SGD": ("byol", ("projector.norm=layer", "predictor.norm=layer", *SGD)),
     "byol: no norm anywhere but GN in the encoder": ("byol", (*NO_NORM, *SGD, "encoder.norm=group8")),
-    "byol: no norm, target of the step before": ("byol", (*NO_NORM, *SGD, "branch.momentum=0")),
+    "byol: no norm, target of the step before": ("byol", (*NO_NORM, *SGD, "target.momentum=0")),
     "byol: no norm, weight decay 0.01": ("byol", (*NO_NORM, *SGD, "optim.weight_decay=0.01")),
     "byol: no predictor": ("byol", (*BARE, *SGD, "predictor=null")),
     "simsiam: no norm in the heads": ("simsiam", (*NO_NORM, *SGD)),

@@ -23,6 +23,7 @@ from PIL import Image
 FILE = Path(__file__).parent / "golden" / "runs.json"
 SMALL = ("data.batch=32", "encoder.kind=resnet10", "encoder.width=8", "encoder.stem=cifar")
 SHORT = ("train.length=7steps", "train.checkpoint_every=3steps", "optim.warmup=2steps", "projector.dims=[24,8]")
+LAYERED = ("projector.norm=layer", "predictor.norm=layer")
 PREDICTED = ("predictor.dims=[24,8]",)
 BLOCKWISE, FP64 = "scope.kind=blockwise", "train.precision=fp64"
 PRUNED = ("target={kind: pruned, ratio: 0.5, every: 2steps, random: 0.1}",)
@@ -68,9 +69,20 @@ ON_TWO = {
     "simclr, two processes": ("simclr", (FP64, "encoder.norm=sync", "projector.norm=sync")),
     "byol in blocks, two processes": (
         "byol",
-        (*PREDICTED, FP64, BLOCKWISE, "encoder.norm=group8", "projector.norm=layer", "predictor.norm=layer", "optim.lr=0.2"),
+        (
+            *PREDICTED,
+            FP64,
+            BLOCKWISE,
+            "encoder.norm=group8",
+            "projector.norm=layer",
+            "predictor.norm=layer",
+            "optim.lr=0.2",
+        ),
     ),
-    "moco pruned, two processes": ("moco_v2", (FP64, "objective.queue=80", "encoder.norm=sync", *PRUNED)),
+    "sdclr, two processes": (
+        "sdclr",
+        (FP64, "encoder.norm=sync", "projector.norm=sync", "target.every=2steps"),
+    ),
 }
 
 
@@ -150,7 +162,9 @@ def differences(expected: dict[str, Any], found: dict[str, Any], exact: bool, do
     if exact:
         return [part for part in ("weights", "checkpoint", "metrics") if expected[part] != found[part]]
     tolerance = 1e-7 if double else 5e-2
-    pairs = [(a, b) for x, y in zip(expected["losses"], found["losses"], strict=True) for a, b in zip(x, y, strict=True)]
+    pairs = [
+        (a, b) for x, y in zip(expected["losses"], found["losses"], strict=True) for a, b in zip(x, y, strict=True)
+    ]
     assert expected["norms"].keys() == found["norms"].keys()
     pairs += [(expected["norms"][key], found["norms"][key]) for key in expected["norms"]]
     return [f"{a} was {b}" for a, b in pairs if abs(a - b) > tolerance * max(1.0, abs(a))]

@@ -12,10 +12,11 @@ import torch
 from PIL import Image
 
 import twinblock
-from twinblock import checkpoint, cli
-from twinblock.errors import Interrupted
-from twinblock.recipes import recipes
-from twinblock.run import Run
+from twinblock import cli
+from twinblock.config.recipes import recipes
+from twinblock.core.errors import Interrupted
+from twinblock.runs import checkpoint
+from twinblock.runs.run import Run
 
 SMALL = [
     "encoder.kind=resnet10",
@@ -84,7 +85,7 @@ def test_a_folder_of_photos_from_start_to_finish(monkeypatch, capsys, tmp_path, 
 
 @pytest.mark.parametrize("error", [MemoryError(), torch.OutOfMemoryError("CUDA out of memory"), None])
 def test_without_memory_the_run_says_what_takes_less(monkeypatch, capsys, tmp_path, photos, error):
-    from twinblock.train import Trainer
+    from twinblock.training.trainer import Trainer
 
     def train_step(*_):
         if error is not None:
@@ -101,7 +102,7 @@ def test_without_memory_the_run_says_what_takes_less(monkeypatch, capsys, tmp_pa
 
 
 def test_an_interrupted_run_says_how_to_go_on(monkeypatch, capsys, tmp_path, photos):
-    from twinblock.train import Trainer
+    from twinblock.training.trainer import Trainer
 
     step = Trainer.train_step
 

@@ -8,16 +8,9 @@ import pytest
 import torch
 from torch import nn
 
-from twinblock.errors import InputError
-from twinblock.optim import (
-    LARS,
-    constant,
-    ema_momentum,
-    make_optimizer,
-    parameter_groups,
-    set_lr,
-    warmup_cosine,
-)
+from twinblock.core.errors import InputError
+from twinblock.methods.targets.ema import ema_momentum
+from twinblock.optim import LARS, constant, make_optimizer, parameter_groups, set_lr, warmup_cosine
 
 NAMES = ("matrix", "conv", "bias", "bn_weight", "zero_matrix", "sleepy")
 STEPS = 5

@@ -6,7 +6,7 @@ from pathlib import Path
 from PIL import Image
 
 import twinblock
-from twinblock.report import recipe_rows
+from twinblock.config.recipes import recipe_rows
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -1,4 +1,4 @@
-"""The same weights on 1, 2 and 4 processes, for every objective, branch and scope; and mistakes are found out."""
+"""The same weights on 1, 2 and 4 processes, for every objective, target and scope; and mistakes are found out."""
 
 import os
 from functools import cache
@@ -9,11 +9,11 @@ import tiny
 import torch
 from torch import multiprocessing
 
-import twinblock.distributed
-import twinblock.learner
-from twinblock.errors import InputError
-from twinblock.recipes import compose, recipes
-from twinblock.train import Trainer
+import twinblock.core.distributed
+import twinblock.methods.learner
+from twinblock.config.recipes import compose, recipes
+from twinblock.core.errors import InputError
+from twinblock.training.trainer import Trainer
 
 CASES = [(method, scope) for method in tiny.COMPOSITIONS for scope in tiny.SCOPES]
 FAST = [case for i, case in enumerate(CASES) if (i + i // len(tiny.SCOPES)) % 2 == 0]  # two scopes of each
@@ -83,21 +83,21 @@ def test_the_weights_do_not_depend_on_the_number_of_processes(alone, world, case
 
 
 def test_every_objective_and_branch_is_compared():
-    """What the recipes' objectives and branches allow is covered, and nothing else exists."""
+    """What the recipes' objectives and targets allow is covered, and nothing else exists."""
     covered = set()
     for method in tiny.COMPOSITIONS:
         config = tiny.config(method)
-        covered.add((config.objective.kind, config.branch.kind))
+        covered.add((config.objective.kind, config.target.kind))
     everything = {compose(name).objective.kind: name for name in recipes()}
-    branches = {"shared": {}, "ema": {"momentum": 0.9}, "pruned": {"ratio": 0.5}}
+    targets = {"shared": {}, "ema": {"momentum": 0.9}, "pruned": {"ratio": 0.5}}
     for objective, recipe in everything.items():
-        for branch, fields in branches.items():
+        for target, fields in targets.items():
             try:
-                compose(recipe, {"branch": {"kind": branch, **fields}})
+                compose(recipe, {"target": {"kind": target, **fields}})
             except InputError:
-                assert (objective, branch) not in covered
+                assert (objective, target) not in covered
             else:
-                assert (objective, branch) in covered
+                assert (objective, target) in covered
 
 
 @pytest.mark.parametrize("norm", ["none", "sync"])
@@ -115,12 +115,12 @@ def test_training_moves_the_weights(alone, norm, tmp_path):
 
 def gather_at_one_over_w() -> None:
     """The mistake that six libraries shipped: the own shard live, but its gradient not scaled."""
-    twinblock.distributed._scale_gradient = lambda x, factor: x
+    twinblock.core.distributed._scale_gradient = lambda x, factor: x
 
 
 def no_gather() -> None:
     """Each process compares the images of its own part only."""
-    twinblock.learner.gather = lambda x: x
+    twinblock.methods.learner.gather = lambda x: x
 
 
 def views_by_place_in_the_part() -> None:
@@ -145,16 +145,16 @@ def same_images_for_all() -> None:
 
 def statistics_without_gradient_of_others() -> None:
     """Synchronised statistics whose gradient is that of the own part."""
-    backward = twinblock.distributed.NormaliseBatch.backward
+    backward = twinblock.core.distributed.NormaliseBatch.backward
 
     def own(*given):
-        total, twinblock.distributed._total = twinblock.distributed._total, lambda x: x
+        total, twinblock.core.distributed._total = twinblock.core.distributed._total, lambda x: x
         try:
             return backward(*given)
         finally:
-            twinblock.distributed._total = total
+            twinblock.core.distributed._total = total
 
-    twinblock.distributed.NormaliseBatch.backward = staticmethod(own)
+    twinblock.core.distributed.NormaliseBatch.backward = staticmethod(own)
 
 
 SEPARABLE = ("byol", "simsiam", "supervised", "sdclr_byol")  # means over images: each part's own is right

@@ -5,25 +5,26 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from twinblock import taps
-from twinblock.api import resolve
-from twinblock.config import Config, check
-from twinblock.data import Images, longtail
-from twinblock.evaluation import run as evaluation
-from twinblock.launch import make_fabric
-from twinblock.recipes import compose
-from twinblock.report import Reporter
-from twinblock.run import Run, encoder_of
-from twinblock.scope import make_learners
-from twinblock.train import Trainer
+from twinblock.assembly.build import encoder_of, make_learners
+from twinblock.assembly.resolve import resolve
+from twinblock.config.recipes import compose
+from twinblock.config.schema import Config, check
+from twinblock.core.console import Reporter
+from twinblock.data import Images
+from twinblock.data import tails as longtail
+from twinblock.evaluation import evaluate as evaluation
+from twinblock.nn import pooling as pooling
+from twinblock.runs.run import Run
+from twinblock.training.launch import make_fabric
+from twinblock.training.trainer import Trainer
 
 METHODS = ("simclr", "byol", "moco_v2", "simsiam", "barlow_twins", "vicreg", "supervised")
-PRUNED = ("sdclr", "sdclr_byol", "sdclr_moco", "sdclr_barlow", "sdclr_vicreg")  # a recipe with another branch
+PRUNED = ("sdclr", "sdclr_byol", "sdclr_moco", "sdclr_barlow", "sdclr_vicreg")  # a recipe with another target
 AVERAGED = ("simclr_ema", "barlow_ema", "vicreg_ema")
-COMPOSITIONS = (*METHODS, *PRUNED, *AVERAGED, "moco_shared")  # every objective with every branch that it goes with
+COMPOSITIONS = (*METHODS, *PRUNED, *AVERAGED, "moco_shared")  # every objective with every target that it goes with
 VIT = {"kind": "vit_tiny_patch16_224", "width": None, "stem": "standard"}  # as an encoder
 SCOPES = ("end_to_end", "simultaneous", "sequential", "overlapping")
-taps.PART = 1  # here and in the processes of the tests, so that tiny maps of an expansion are made in parts too
+pooling.PART = 1  # here and in the processes of the tests, so that tiny maps of an expansion are made in parts too
 
 
 def images(count: int = 48, side: int = 16) -> Images:
@@ -46,13 +47,13 @@ def in_place_of_any_source(monkeypatch, count: int) -> Images:
 def config(method: str, scope: str = "end_to_end", norm: str = "batch", precision: str = "fp64", **fields) -> Config:
     """A recipe shrunk: narrow heads, few steps, a learning rate that moves the weights."""
     if method in PRUNED:
-        fields = {"branch": {"kind": "pruned", "ratio": 0.5, "every": "2steps", "random": 0.1}, **fields}
+        fields = {"target": {"kind": "pruned", "ratio": 0.5, "every": "2steps", "random": 0.1}, **fields}
         method = dict(zip(PRUNED, ("simclr", "byol", "moco_v2", "barlow_twins", "vicreg"), strict=True))[method]
     if method in AVERAGED:
-        fields = {"branch": {"kind": "ema", "momentum": 0.9}, **fields}
+        fields = {"target": {"kind": "ema", "momentum": 0.9}, **fields}
         method = dict(zip(AVERAGED, ("simclr", "barlow_twins", "vicreg"), strict=True))[method]
     if method == "moco_shared":
-        fields, method = {"branch": {"kind": "shared"}, **fields}, "moco_v2"
+        fields, method = {"target": {"kind": "shared"}, **fields}, "moco_v2"
     heads = {"byol": [24, 8], "simsiam": [24, 8], "supervised": ["classes"]}
     tree = {
         "data": {"batch": 16},
@@ -75,7 +76,7 @@ def config(method: str, scope: str = "end_to_end", norm: str = "batch", precisio
 
 
 def recipe(name: str, **train) -> Config:
-    """A recipe with small sizes; its views, norms, layers of heads, branch, objective, scope and optimizer stay."""
+    """A recipe with small sizes; its views, norms, layers of heads, target, objective, scope and optimizer stay."""
     tree = compose(name).model_dump(mode="json")
     tree["data"] |= {"batch": 16, "size": None, "longtail": None}
     tree["encoder"] |= {"kind": "resnet10", "width": 16, "stem": "cifar"}

@@ -4,27 +4,27 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from twinblock.api import load_encoder, pretrain
-    from twinblock.diagnosis.run import diagnose
-    from twinblock.embedding import Embeddings, embed
-    from twinblock.errors import InputError
-    from twinblock.evaluation.run import evaluate
-    from twinblock.recipes import compose
-    from twinblock.run import Run
+    from twinblock.config.recipes import compose
+    from twinblock.core.errors import InputError
+    from twinblock.diagnosis.diagnose import diagnose
+    from twinblock.evaluation.embedding import Embeddings, embed
+    from twinblock.evaluation.evaluate import evaluate
+    from twinblock.runs.run import Run, load_encoder
+    from twinblock.training.pretrain import pretrain
 
 __version__ = "0.1.0"
 __all__ = ["Embeddings", "InputError", "Run", "compose", "diagnose", "embed", "evaluate", "load_encoder", "pretrain"]
 
 _HOMES = {
-    "Embeddings": "embedding",
-    "InputError": "errors",
-    "Run": "run",
-    "compose": "recipes",
-    "diagnose": "diagnosis.run",
-    "embed": "embedding",
-    "evaluate": "evaluation.run",
-    "load_encoder": "api",
-    "pretrain": "api",
+    "Embeddings": "evaluation.embedding",
+    "InputError": "core.errors",
+    "Run": "runs.run",
+    "compose": "config.recipes",
+    "diagnose": "diagnosis.diagnose",
+    "embed": "evaluation.embedding",
+    "evaluate": "evaluation.evaluate",
+    "load_encoder": "runs.run",
+    "pretrain": "training.pretrain",
 }
 
 

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from twinblock import __version__
-from twinblock.errors import Collapsed, InputError, Interrupted
+from twinblock.core.errors import Collapsed, InputError, Interrupted
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 Overrides = Annotated[
@@ -46,7 +46,7 @@ def pretrain(
 
     For example `twinblock pretrain byol data=photos/ out=runs/a`; the same command again goes on.
     """
-    from twinblock.api import pretrain
+    from twinblock.training.pretrain import pretrain
 
     if pretrain(recipe, overrides=overrides or ()).failed:
         sys.exit(Collapsed.code)  # the last line has said why
@@ -61,7 +61,9 @@ def evaluate(
     ] = None,
     published: Annotated[bool, typer.Option("--published", help="Also the published SGD probes; slow.")] = False,
     blocks: Annotated[bool, typer.Option("--blocks", help="Every block, also where none was trained alone.")] = False,
-    taps: Annotated[bool, typer.Option("--taps", help="Every block through the tap it was trained by.")] = False,
+    pooling: Annotated[
+        bool, typer.Option("--pooling", help="Every block through the pooling of its training.")
+    ] = False,
     beside: Annotated[list[str] | None, typer.Option(help="A run to draw in the same figure; repeatable.")] = None,
     shots: Annotated[list[int] | None, typer.Option(help="A probe of so many images a class; repeatable.")] = None,
 ):
@@ -70,12 +72,12 @@ def evaluate(
     Raw pixels and the untrained encoder stand beside it. Runs trained in blocks are measured block by block, and
     drawn in depth.png; runs on classes of unequal size by class and group, and drawn in classes.png.
     """
-    from twinblock.evaluation.run import evaluate, group_rows
-    from twinblock.report import Reporter, print_table
-    from twinblock.run import Run
+    from twinblock.core.console import Reporter, print_table
+    from twinblock.evaluation.evaluate import evaluate, group_rows
+    from twinblock.runs.run import Run
 
     data = _fields(overrides, "data").get("data")
-    how = {"blocks": blocks or None, "taps": taps, "beside": beside or (), "shots": shots or ()}
+    how = {"blocks": blocks or None, "pooling": pooling, "beside": beside or (), "shots": shots or ()}
     run_, reporter = Run(run), Reporter()
     if run_.begun and not run_.finished:
         reporter.warn(f"{run} is not finished: its last checkpoint is measured")
@@ -101,7 +103,7 @@ def embed(
 
     Of the run's images or of data=..., as .npz, .parquet or .csv; without out=FILE as embeddings.npz in the run.
     """
-    from twinblock.embedding import OWN, embed
+    from twinblock.evaluation.embedding import OWN, embed
 
     fields = _fields(overrides, "data", "split", "out")
     out = fields.pop("out", None) or os.path.join(run, f"{OWN}.npz")
@@ -124,8 +126,8 @@ def forgotten(
 
     They are those whose features move most when the encoder's weights are pruned.
     """
-    from twinblock.forgotten import forgotten
-    from twinblock.report import print_table
+    from twinblock.core.console import print_table
+    from twinblock.evaluation.exemplars import forgotten
 
     fields = _fields(overrides, "data", "ratio")
     if not isinstance(fields.get("ratio", 0.0), int | float):
@@ -142,8 +144,8 @@ def diagnose(
     overrides: Annotated[list[str] | None, typer.Argument(metavar="[data=...]", help="Other data.")] = None,
 ):
     """Say whether a run or features have collapsed."""
-    from twinblock.diagnosis.run import diagnose
-    from twinblock.report import print_table
+    from twinblock.core.console import print_table
+    from twinblock.diagnosis.diagnose import diagnose
 
     diagnosis = diagnose(what, _fields(overrides, "data").get("data"))
     for title, rows in diagnosis.tables():
@@ -171,7 +173,8 @@ def reproduce(
 @app.command()
 def recipes():
     """List the recipes."""
-    from twinblock.report import print_table, recipe_rows
+    from twinblock.config.recipes import recipe_rows
+    from twinblock.core.console import print_table
 
     print_table("recipes", [{name: row[name] for name in ("recipe", "in words")} for row in recipe_rows()])
 
@@ -185,15 +188,15 @@ def show(
 
     Save it, change it, and pretrain from it.
     """
-    from twinblock.recipes import compose, to_yaml
+    from twinblock.config.recipes import compose, to_yaml
 
     typer.echo(to_yaml(compose(recipe, overrides=overrides or ())), nl=False)
 
 
 def _fields(overrides: list[str] | None, *known: str) -> dict[str, Any]:
     """The `a=b` arguments of a command that knows these fields."""
-    from twinblock.explain import unknown_field
-    from twinblock.overrides import lay_over
+    from twinblock.config.explain import unknown_field
+    from twinblock.config.overrides import lay_over
 
     fields = lay_over({}, overrides or ())
     for name in fields.keys() - known:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import SGD, AdamW, Optimizer
 
-from twinblock.errors import InputError
+from twinblock.core.errors import InputError
 
 
 class LARS(Optimizer):
@@ -125,7 +125,7 @@ def warmup_cosine(step: int, total: int, warmup: int, peak: float, end: float = 
     """
     if step < warmup:
         return constant(step, warmup, peak)
-    return end + (peak - end) * _cosine_decay(step - warmup, total - warmup)
+    return end + (peak - end) * cosine_decay(step - warmup, total - warmup)
 
 
 def constant(step: int, warmup: int, peak: float) -> float:
@@ -133,11 +133,6 @@ def constant(step: int, warmup: int, peak: float) -> float:
     return peak * (min(1.0, step / warmup) if warmup else 1.0)
 
 
-def ema_momentum(step: int, total: int, base: float) -> float:
-    """The target's momentum, half a cosine from `base` at step 0 to 1 at step `total` (BYOL, section 3.3)."""
-    return 1 - (1 - base) * _cosine_decay(step, total)
-
-
-def _cosine_decay(step: int, total: int) -> float:
+def cosine_decay(step: int, total: int) -> float:
     """From 1 at step 0 to 0 at step `total` and after."""
     return (1 + math.cos(math.pi * step / total)) / 2 if step < total else 0.0

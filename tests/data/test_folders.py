@@ -7,8 +7,8 @@ import pytest
 from pictures import one_line, plain, put, values
 from PIL import Image
 
+from twinblock.core.errors import InputError
 from twinblock.data import load
-from twinblock.errors import InputError
 
 
 @pytest.fixture

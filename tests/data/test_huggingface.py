@@ -8,8 +8,8 @@ from types import SimpleNamespace
 import pytest
 from pictures import one_line, plain, put, values
 
+from twinblock.core.errors import InputError
 from twinblock.data import load
-from twinblock.errors import InputError
 
 
 def write_parquet(path: Path, columns: dict, features: dict | None = None, **options) -> None:

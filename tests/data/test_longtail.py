@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 import tiny
 
-from twinblock.config import Data, LongTail
-from twinblock.data import longtail
-from twinblock.data.longtail import counts, few_shot, read_indices, subset, training, whole
-from twinblock.errors import InputError
-from twinblock.recipes import compose
+from twinblock.config.recipes import compose
+from twinblock.config.schema import Data, LongTail
+from twinblock.core.errors import InputError
+from twinblock.data import tails as longtail
+from twinblock.data.tails import counts, few_shot, read_indices, subset
+from twinblock.data.training import training, whole
 
 LABELS = np.random.Generator(np.random.PCG64(0)).permutation(np.repeat(np.arange(10), 500))
 

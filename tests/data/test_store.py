@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from pictures import encode, encoded, huge, plain, truncated
 
-from twinblock import report
+from twinblock.core import console as report
+from twinblock.core.errors import InputError
 from twinblock.data import Images, Names, store, take
 from twinblock.data.decode import decode, quiet, reason
 from twinblock.data.store import Encoded, packed
-from twinblock.errors import InputError
 
 # ---- Images
 

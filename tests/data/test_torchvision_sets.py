@@ -14,8 +14,8 @@ import pytest
 from pictures import one_line
 from torchvision import datasets as tv
 
+from twinblock.core.errors import InputError
 from twinblock.data import load
-from twinblock.errors import InputError
 
 
 @pytest.fixture

@@ -2,8 +2,8 @@
 
 import pytest
 
+from twinblock.config.recipes import compose
 from twinblock.diagnosis import advice, verdict
-from twinblock.recipes import compose
 
 NO_NORM = ["projector.norm=none", "predictor.norm=none"]
 SGD = ["optim.kind=sgd", "optim.lr=0.1"]
@@ -17,8 +17,8 @@ SGD = ["optim.kind=sgd", "optim.lr=0.1"]
         ("byol", [*NO_NORM, "encoder.norm=none"], "no batch statistics anywhere"),
         ("byol", ["predictor=null"], "regression without a predictor"),
         ("byol", ["optim.kind=adamw", "optim.lr=2"], "this looks like LARS's"),
-        ("byol", ["branch.momentum=0"], "branch.momentum=0"),
-        ("byol", ["branch.momentum=1"], "the target never moves"),
+        ("byol", ["target.momentum=0"], "target.momentum=0"),
+        ("byol", ["target.momentum=1"], "the target never moves"),
         ("byol", ["data.batch=4"], "data.batch=4: too few images for batch statistics"),
         ("simsiam", ["optim.weight_decay=0.1"], "optim.weight_decay=0.1 shrinks"),
         ("simclr", ["objective.temperature=20"], "objective.temperature=20 is unusual"),

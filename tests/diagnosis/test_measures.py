@@ -5,9 +5,9 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
+from twinblock.core.errors import InputError
 from twinblock.diagnosis import measures as d
 from twinblock.diagnosis.measures import indicators
-from twinblock.errors import InputError
 
 
 def close(found, expected, tolerance=1e-9):

@@ -8,12 +8,12 @@ import tiny
 import torch
 from PIL import Image
 
-import twinblock.train
-from twinblock import checkpoint
-from twinblock.config import Data
+import twinblock.training.trainer
+from twinblock.config.schema import Data
+from twinblock.core.errors import Collapsed
 from twinblock.data import load
 from twinblock.diagnosis.monitor import Monitor, held_out, leave_one_out
-from twinblock.errors import Collapsed
+from twinblock.runs import checkpoint
 
 
 def pretend(monitor, spread_at):
@@ -136,8 +136,10 @@ def test_blocks_trained_later_are_judged_from_their_own_start(tmp_path):
 def test_images_that_are_looked_at_are_held_out(tmp_path, monkeypatch):
     """Every one is among the test images, and none among those trained on."""
     looked_at = []
-    monitor = twinblock.train.Monitor
-    monkeypatch.setattr(twinblock.train, "Monitor", lambda *args: looked_at.append(monitor(*args)) or looked_at[-1])
+    monitor = twinblock.training.trainer.Monitor
+    monkeypatch.setattr(
+        twinblock.training.trainer, "Monitor", lambda *args: looked_at.append(monitor(*args)) or looked_at[-1]
+    )
     small = ["data.batch=64", "train.length=1steps", "encoder.width=8"]
     twinblock.pretrain("demo", out=tmp_path / "run", overrides=small, quiet=True)
     split = {name: {row.tobytes() for row in load("photodigits", split=name).pixels} for name in ("train", "test")}

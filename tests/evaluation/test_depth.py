@@ -1,4 +1,4 @@
-"""Every block measured in one pass, with or without its tap."""
+"""Every block measured in one pass, with or without its pooling."""
 
 from contextlib import contextmanager
 
@@ -7,9 +7,9 @@ import tiny
 import torch
 
 import twinblock
-from twinblock.errors import InputError
-from twinblock.evaluation import run as evaluation
-from twinblock.evaluation.depth import EveryBlock, figure, rank_share, rows_by_block, trained_taps
+from twinblock.core.errors import InputError
+from twinblock.evaluation import evaluate as evaluation
+from twinblock.evaluation.depth import EveryBlock, figure, rank_share, rows_by_block, trained_pooling
 
 SMALL = ["encoder.width=8", "encoder.kind=resnet10", "train.length=2steps", "projector.dims=[16,8]", "data.batch=64"]
 
@@ -45,22 +45,22 @@ def test_a_blockwise_run_is_measured_by_block(runs):
 
 def test_the_taps_that_a_run_was_trained_through(runs):
     encoder = runs[0].encoder()
-    taps = trained_taps(runs[0])
+    pooling = trained_pooling(runs[0])
     x = torch.randn(2, 3, 16, 16)
     with torch.no_grad():
-        every = EveryBlock(encoder, taps).eval()
+        every = EveryBlock(encoder, pooling).eval()
         first, *_, own = every(x).split(every.widths, 1)
         block = encoder.as_blocks()[0]
-        torch.testing.assert_close(first, taps[0].expansion(block(x)).mean((2, 3)))
+        torch.testing.assert_close(first, pooling[0].expansion(block(x)).mean((2, 3)))
         assert torch.equal(own, encoder(x))
-    rows = twinblock.evaluate(runs[0], baselines=False, taps=True)
+    rows = twinblock.evaluate(runs[0], baselines=False, pooling=True)
     assert [row["width"] for row in rows] == [64, 12, 12, 12, 12]
-    with pytest.raises(InputError, match="no tap for each block"):
-        twinblock.evaluate(runs[1], taps=True)
+    with pytest.raises(InputError, match="no pooling for each block"):
+        twinblock.evaluate(runs[1], pooling=True)
 
 
 @pytest.mark.parametrize(
-    "how", [{}, {"baselines": False}, {"blocks": False}, {"taps": True}, {"taps": True, "baselines": False}]
+    "how", [{}, {"baselines": False}, {"blocks": False}, {"pooling": True}, {"pooling": True, "baselines": False}]
 )
 def test_progress_ends_at_its_total(runs, monkeypatch, how):
     seen = {}

@@ -3,8 +3,8 @@ import pytest
 import torch
 from torch import nn
 
+from twinblock.core.errors import InputError
 from twinblock.data import Images
-from twinblock.errors import InputError
 from twinblock.evaluation import features, pixels
 from twinblock.evaluation.features import at_once
 

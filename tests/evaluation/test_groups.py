@@ -10,13 +10,14 @@ from torch import nn
 
 import twinblock
 import twinblock.views
-from twinblock.config import Data, LongTail
-from twinblock.data import Images, longtail
-from twinblock.errors import InputError
+from twinblock.config.recipes import compose
+from twinblock.config.schema import Data, LongTail
+from twinblock.core.errors import InputError
+from twinblock.data import Images
+from twinblock.data import tails as longtail
+from twinblock.evaluation.evaluate import group_rows
 from twinblock.evaluation.groups import by_size, class_accuracies, class_sizes, classes_of, group_report, thirds
-from twinblock.evaluation.run import group_rows
 from twinblock.evaluation.sgd import augmented, sgd_probe
-from twinblock.recipes import compose
 
 
 @pytest.mark.parametrize("case", ["cifar10", "cifar100", "imagenet"])

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from twinblock.errors import InputError
+from twinblock.core.errors import InputError
 from twinblock.evaluation import knn, knn_scores
 
 

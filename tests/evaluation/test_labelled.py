@@ -11,13 +11,14 @@ from pictures import put
 
 import twinblock
 from twinblock import diagnosis
-from twinblock.config import Data, other_data
-from twinblock.data import Images, longtail
-from twinblock.errors import InputError
-from twinblock.evaluation import run as evaluation
+from twinblock.config.recipes import compose
+from twinblock.config.schema import Data, other_data
+from twinblock.core.errors import InputError
+from twinblock.data import Images
+from twinblock.data import tails as longtail
+from twinblock.evaluation import evaluate as evaluation
+from twinblock.evaluation.evaluate import labelled, quick_knn
 from twinblock.evaluation.groups import classes_of
-from twinblock.evaluation.run import labelled, quick_knn
-from twinblock.recipes import compose
 
 
 def with_classes(classes: tuple[str, ...] | None) -> Images:

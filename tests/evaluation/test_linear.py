@@ -3,7 +3,7 @@ import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
 
-from twinblock.errors import InputError
+from twinblock.core.errors import InputError
 from twinblock.evaluation import linear_probe
 from twinblock.evaluation.linear import PENALTIES, choose_penalty, logistic_regression
 

@@ -5,11 +5,11 @@ import tiny
 import torch
 
 import twinblock
-from twinblock.encoders import MEAN, STD
-from twinblock.errors import InputError
+from twinblock.core.errors import InputError
+from twinblock.evaluation import evaluate as evaluation
 from twinblock.evaluation import features, knn_scores, pixels
-from twinblock.evaluation import run as evaluation
-from twinblock.forgotten import forgotten
+from twinblock.evaluation.exemplars import forgotten
+from twinblock.nn.encoders import MEAN, STD
 
 SMALL = ["encoder.width=8", "encoder.kind=resnet10", "train.length=1steps", "projector.dims=[16,8]", "data.batch=32"]
 SMALL += ["train.precision=fp32"]
@@ -57,7 +57,7 @@ def test_what_pruning_moves_is_seen_at_that_size(tmp_path, source):
 def test_a_local_tap_takes_its_windows_from_the_map_it_sees(tmp_path, source):
     local = ["scope.kind=blockwise", "scope.pool=local", "scope.grid=2"]
     run = twinblock.pretrain("simclr", out=tmp_path / "a", quiet=True, overrides=[*SMALL, *local])
-    at = [twinblock.evaluate(run, {"size": size}, baselines=False, taps=True) for size in (16, 32)]
+    at = [twinblock.evaluate(run, {"size": size}, baselines=False, pooling=True) for size in (16, 32)]
     assert [row["width"] for row in at[0]] == [row["width"] for row in at[1]]
 
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import tiny
 import torch
 
-from twinblock import checkpoint
-from twinblock.config import Config
-from twinblock.distributed import lost_peer
+from twinblock.config.schema import Config
+from twinblock.core.distributed import lost_peer
+from twinblock.runs import checkpoint
 
 BEREAVED = 3  # exit code of a process that ended because another one did
 

@@ -20,10 +20,10 @@ from PIL import Image
 from reliability.killing import in_processes
 
 import twinblock
-from twinblock import checkpoint
-from twinblock.errors import InputError
-from twinblock.run import Run
-from twinblock.train import Trainer
+from twinblock.core.errors import InputError
+from twinblock.runs import checkpoint
+from twinblock.runs.run import Run
+from twinblock.training.trainer import Trainer
 
 SMALL = ["encoder.kind=resnet10", "encoder.width=8", "data.batch=16", "projector.dims=[16,8]", "train.precision=fp32"]
 
@@ -108,7 +108,7 @@ def test_a_checkpoint_cut_at_fifty_lengths_or_with_a_flipped_byte(straight, tmp_
         folder = tmp_path / str(i)
         shutil.copytree(straight / "checkpoint", folder)
         (folder / checkpoint.LAST).write_bytes(content)
-        complaints = checkpoint.settle(folder)
+        complaints = checkpoint.recover(folder)
         assert len(complaints) == 1 and "\n" not in complaints[0]
         assert checkpoint.read(folder / checkpoint.LAST)[1]["step"] == 9
         assert (folder / (checkpoint.LAST + ".damaged")).read_bytes() == content

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 import twinblock
-from twinblock import checkpoint
-from twinblock.errors import InputError
-from twinblock.run import Run
+from twinblock.core.errors import InputError
+from twinblock.runs import checkpoint
+from twinblock.runs.run import Run
 
 
 @pytest.fixture(scope="module")

@@ -19,12 +19,13 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import twinblock
-from twinblock import checkpoint
+from twinblock.config.compare import leaves
+from twinblock.config.recipes import compose, recipes
+from twinblock.core.durations import Duration
+from twinblock.core.errors import InputError
 from twinblock.data import load
-from twinblock.durations import Duration
-from twinblock.errors import InputError
-from twinblock.recipes import compose, recipes
-from twinblock.run import Run, leaves
+from twinblock.runs import checkpoint
+from twinblock.runs.run import Run
 
 LEAVES = sorted(leaves(compose("byol").model_dump(mode="json")))
 ODD = ["", "null", "0", "-1", "1", "3", "1e9", "-1e-9", ".nan", ".inf", "true", "x", "[]", "{}", "[1,2]", "[0.2,1.0]"]
@@ -42,7 +43,7 @@ ODD += [
     "2steps",
 ]
 ODD += ["10%", "!!python/object/apply:os.system [exit]", "[", "&a [*a]", "9" * 400, "ä\n\t\x00", "[red]", "classes"]
-KEYS = [*LEAVES, "objective", "branch", "scope", "views", "data", "nonsense", "optim.nonsense", "a.b.c", "views.7.crop"]
+KEYS = [*LEAVES, "objective", "target", "scope", "views", "data", "nonsense", "optim.nonsense", "a.b.c", "views.7.crop"]
 TEXT = st.one_of(st.sampled_from(ODD), st.text(max_size=8), st.integers(-3, 300).map(str), st.floats().map(str))
 OVERRIDES = st.lists(st.tuples(st.sampled_from(KEYS), TEXT), min_size=1, max_size=4)
 KEPT = {"data.source", "data.root", "data", "out", "train.length"}  # what would read or write elsewhere, or take long

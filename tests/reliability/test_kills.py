@@ -8,8 +8,8 @@ import tiny
 import torch
 from reliability.killing import BEREAVED, IN_A_STEP, WRITING, End, in_processes
 
-from twinblock import checkpoint
-from twinblock.recipes import recipes
+from twinblock.config.recipes import recipes
+from twinblock.runs import checkpoint
 
 STEPS = 36  # three an epoch, a checkpoint every third, and phases of nine steps in sequential runs
 LAST_KILL = 30  # so that something is left to kill even where every kill comes after a checkpoint

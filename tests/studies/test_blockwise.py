@@ -5,13 +5,14 @@ import pytest
 import tiny
 import torch
 
-from twinblock.api import pretrain, resolve
+from twinblock.assembly.build import encoder_of
+from twinblock.assembly.resolve import resolve
+from twinblock.config.recipes import compose
 from twinblock.data import take
-from twinblock.evaluation import run as evaluation
-from twinblock.recipes import compose
-from twinblock.run import encoder_of
+from twinblock.evaluation import evaluate as evaluation
 from twinblock.studies.blockwise import METHODS, WHOLE, _of_blocks, arms, measure, with_gaps
 from twinblock.studies.study import Options
+from twinblock.training.pretrain import pretrain
 
 
 @pytest.mark.parametrize("data", [(), ("data=cifar10",)])

@@ -8,10 +8,9 @@ import pytest
 import tiny
 import torch
 
-from twinblock.api import resolve
-from twinblock.recipes import compose
-from twinblock.run import encoder_of
-from twinblock.scope import make_learners
+from twinblock.assembly.build import encoder_of, make_learners
+from twinblock.assembly.resolve import resolve
+from twinblock.config.recipes import compose
 from twinblock.studies import byol_norms
 from twinblock.studies.study import Options, carry_out
 
@@ -35,7 +34,7 @@ def test_arms_are_what_their_names_say(source):
         assert ("layer" in norms) == heads["layer"], name
         assert (config.optim.kind == "lars") == ("LARS" in name), name
         assert (config.encoder.norm != "batch") == name.startswith("GN"), name
-        assert (config.branch.kind == "shared") == any(m in name for m in ("SimSiam", "Barlow", "VICReg")), name
+        assert (config.target.kind == "shared") == any(m in name for m in ("SimSiam", "Barlow", "VICReg")), name
         regression = not any(m in name for m in ("cross entropy", "Barlow", "VICReg"))
         assert (config.objective.kind == "regression") == (config.predictor is not None) == regression, name
     both = [found[f"BN in the {head}"] for head in ("projector", "predictor")]
@@ -45,11 +44,11 @@ def test_arms_are_what_their_names_say(source):
 def test_the_published_setting_on_stl10():
     bn = configs("data=stl10")["BN in both heads"]
     assert (bn.data.batch, str(bn.train.length), bn.optim.kind, bn.optim.lr) == (256, "10epochs", "sgd", 0.8)
-    assert (bn.projector.dims, bn.predictor.dims, bn.branch.momentum) == ((512, 128), (512, 128), 0.996)
+    assert (bn.projector.dims, bn.predictor.dims, bn.target.momentum) == ((512, 128), (512, 128), 0.996)
     xent = configs("data=stl10")["cross entropy, no norm"]
     assert (xent.optim.lr, xent.objective.temperature, xent.objective.queue) == (0.02, 0.2, 65536)
     for config in (bn, xent):  # 10 of the 320 epochs of the schedules; SGD treats all weights alike
-        assert (config.optim.end, config.optim.exclude_bias_and_norm, config.branch.schedule) == (1, False, "constant")
+        assert (config.optim.end, config.optim.exclude_bias_and_norm, config.target.schedule) == (1, False, "constant")
         assert [(view.blur, view.solarize) for view in config.views] == [(0.5, 0.0)] * 2
     # two directions of 1 - cos are half of ours; two queries of one loss twice
     assert (bn.objective.scale, xent.objective.scale) == (0.5, 2.0)
@@ -76,7 +75,7 @@ def test_the_networks_of_every_arm_can_be_built(monkeypatch, source):
     for config in configs(f"data={source}").values():
         config = resolve(config, tiny.images(4, 32), torch.device("cpu"))
         (learner,) = make_learners(config, encoder_of(config), 10, None)
-        assert learner.network.tap.width == 128
+        assert learner.network.pooling.width == 128
 
 
 @pytest.mark.slow

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from twinblock.recipes import compose
+from twinblock.config.recipes import compose
 from twinblock.studies import longtail
 from twinblock.studies.study import Options
 
@@ -39,10 +39,10 @@ def test_arms_and_columns(tmp_path, monkeypatch, data, arms):
         assert len(configs) == arms
         assert {(c.data.longtail.split, c.data.longtail.seed) for c in configs.values()} == {(7, 7)}
         assert {c.data.longtail.kind for c in configs.values()} == {"exp", "balanced"}
-        pruned = {name for name, c in configs.items() if c.branch.kind == "pruned"}
+        pruned = {name for name, c in configs.items() if c.target.kind == "pruned"}
         assert pruned == {name for name in configs if name.startswith("SDCLR")}
-        same = [configs[name].model_dump(exclude={"branch", "projector"}) for name in longtail.OVERLAID]
-        assert same[0] == same[1]  # in all but the branch, and on CIFAR the head
+        same = [configs[name].model_dump(exclude={"target", "projector"}) for name in longtail.OVERLAID]
+        assert same[0] == same[1]  # in all but the target, and on CIFAR the head
         return [{"arm": name, "seed": 0, "seconds": 1.0, "all": 50.0, "50-shot all": 40.0} for name in configs]
 
     monkeypatch.setattr(longtail, "carry_out", carry_out)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from twinblock.errors import InputError, Interrupted
+from twinblock.core.errors import InputError, Interrupted
 from twinblock.studies.study import Arm, Options, carry_out, folder, summary
 
 SMALL = ("data.batch=64", "encoder.width=8")

@@ -6,14 +6,7 @@ import torch
 import torchvision.transforms.v2.functional as tv
 
 from twinblock.views import View, centre
-from twinblock.views.operations import (
-    adjust_hue_,
-    color_jitter_,
-    gaussian_blur,
-    grayscale_,
-    resized_crop,
-    solarize_,
-)
+from twinblock.views.operations import adjust_hue_, color_jitter_, gaussian_blur, grayscale_, resized_crop, solarize_
 
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
 PLAIN = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
@@ -87,13 +80,13 @@ def test_grayscale_golden(golden):
 @pytest.mark.parametrize("case", ["c0", "c1", "c2", "c3"])
 def test_gaussian_blur_golden(golden, case):
     _, x, get = read(golden, "gaussian_blur", case)
-    (across, down), taps = get("sigma"), int(get("kernel_size")[1])
+    (across, down), pooling = get("sigma"), int(get("kernel_size")[1])
     if across == down:
-        compare(gaussian_blur(x, np.array([down]), taps // 2), get, 2e-6, 1)
+        compare(gaussian_blur(x, np.array([down]), pooling // 2), get, 2e-6, 1)
     else:  # so narrow across that it blurs only down, as on samples that repeat one column of the image
         assert across == 0.1
         columns = x[0].permute(2, 0, 1)[..., None].expand(-1, -1, -1, 16)
-        out = gaussian_blur(columns, np.full(len(columns), down), taps // 2)
+        out = gaussian_blur(columns, np.full(len(columns), down), pooling // 2)
         compare(out[..., 8].permute(1, 2, 0)[None], get, 2e-6, 1)
 
 

@@ -14,9 +14,7 @@ from torchvision.transforms import InterpolationMode
 
 import twinblock.views as module
 from twinblock.views import TRIES, UNIFORM, View, Views, apply, centre, draw
-from twinblock.views.operations import (
-    resized_crop,
-)
+from twinblock.views.operations import resized_crop
 
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
 PLAIN = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)

@@ -10,9 +10,9 @@ import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
-MARKED = 64  # images whose pixels are compared when a run goes on
+FINGERPRINTED = 64  # images whose pixels are compared when a run goes on
 
-__all__ = ["Images", "Names", "about", "load", "take"]
+__all__ = ["Images", "Names", "columns_of", "load", "take"]
 
 
 class Names(Sequence[str]):
@@ -63,7 +63,7 @@ class Images:
     def __len__(self) -> int:
         return len(self.pixels if self.rows is None else self.rows)
 
-    def mark(self) -> dict[str, Any]:
+    def fingerprint(self) -> dict[str, Any]:
         """Their number, and a digest: whether they are still those of another time.
 
         The digest is of labels, names and rows, and of the pixels of a few of them.
@@ -71,7 +71,7 @@ class Images:
         digest = blake2b(digest_size=16)
         for column in (self.labels, None if self.names is None else self.names.text, self.rows):
             digest.update(b"" if column is None else np.ascontiguousarray(column).data)
-        digest.update(self.batch(np.linspace(0, len(self) - 1, min(len(self), MARKED)).astype(int)).numpy().data)
+        digest.update(self.batch(np.linspace(0, len(self) - 1, min(len(self), FINGERPRINTED)).astype(int)).numpy().data)
         return {"images": len(self), "digest": digest.hexdigest()}
 
     def batch(self, index: Sequence[int] | np.ndarray | Tensor) -> UInt8[Tensor, "n h w c"]:
@@ -93,7 +93,7 @@ def take(images: Images, rows: np.ndarray) -> Images:
     return replace(images, rows=rows if images.rows is None else images.rows[rows], **columns)
 
 
-def about(images: Images, rows: np.ndarray) -> dict[str, Any]:
+def columns_of(images: Images, rows: np.ndarray) -> dict[str, Any]:
     """What a table says of these images, as columns: their number, and name, label and class where there are any."""
     columns: dict[str, Any] = {"image": rows}
     if images.names is not None:

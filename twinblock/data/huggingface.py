@@ -10,9 +10,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from twinblock.core.errors import InputError
 from twinblock.data.decode import File, printable
 from twinblock.data.store import Encoded, Item, digest
-from twinblock.errors import InputError
 
 TESTS = ("test", "validation", "valid", "val")  # names of a held-out split, the preferred one first
 IMAGES = ("image", "img", "images", "picture", "photo", "jpg", "jpeg", "png", "webp")  # usual names, best first

@@ -15,11 +15,11 @@ from typing import Any, Literal
 import numpy as np
 from filelock import FileLock
 
+from twinblock.core.errors import InputError
 from twinblock.data import Images
 from twinblock.data import huggingface as hf
 from twinblock.data.decode import printable
 from twinblock.data.store import Encoded, Item, build, cache, digest, finish, packed, read
-from twinblock.errors import InputError
 
 LOOSE = 0.1  # a larger share of images beside the folders of a source, and those are no classes
 BUILT_IN = ("photodigits", "cifar10", "cifar100", "stl10")

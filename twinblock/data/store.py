@@ -15,10 +15,10 @@ from pathlib import Path
 import numpy as np
 from filelock import FileLock, Timeout
 
+from twinblock.core.console import progress
+from twinblock.core.errors import InputError
 from twinblock.data import Images, Names
 from twinblock.data.decode import File, decode, printable, quiet, reason, upright_size
-from twinblock.errors import InputError
-from twinblock.report import progress
 
 FORMAT = 2  # of the folders written here: part of every key
 KEEP = 128  # images of one same size up to this many pixels a side are stored as they are

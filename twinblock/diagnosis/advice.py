@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from twinblock.config import Config, InfoNCESpec, NTXentSpec
+from twinblock.config.schema import Config, InfoNCESpec, NTXentSpec
 
 GENERAL = {
     "healthy": "",
@@ -54,10 +54,10 @@ def causes(state: str, config: Config) -> Iterator[str]:
         yield "objective.covariance=0: nothing holds the dimensions apart; published 1"
     if objective.kind == "barlow_twins" and objective.lambd == 0:
         yield "objective.lambd=0: nothing holds the dimensions apart; published 0.005"
-    if config.branch.kind == "ema" and config.branch.momentum < 0.5 and objective.kind != "supervised":
-        yield f"branch.momentum={config.branch.momentum:g}: the target follows the online network; published 0.99"
-    if config.branch.kind == "ema" and config.branch.momentum == 1:
-        yield "branch.momentum=1: the target never moves; published 0.99"
+    if config.target.kind == "ema" and config.target.momentum < 0.5 and objective.kind != "supervised":
+        yield f"target.momentum={config.target.momentum:g}: the target follows the online network; published 0.99"
+    if config.target.kind == "ema" and config.target.momentum == 1:
+        yield "target.momentum=1: the target never moves; published 0.99"
     if batch < FEW_IMAGES and config.norms_of_batches():
         yield f"data.batch={batch}: too few images for batch statistics; take at least 64, or norm=group and layer"
 

@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from twinblock.errors import InputError
+from twinblock.core.errors import InputError
 
 
 def std_of_normalised(z: Float[Tensor, "n d"]) -> Float[Tensor, ""]:

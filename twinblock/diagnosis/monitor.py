@@ -11,17 +11,17 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from twinblock.config import Config, Data
+from twinblock.assembly.plan import Plan
+from twinblock.config.schema import Config, Data
+from twinblock.core.errors import InputError
+from twinblock.core.seeding import order
 from twinblock.data import Images, load
 from twinblock.diagnosis.measures import indicators
 from twinblock.diagnosis.verdict import Verdict, verdict, worst
-from twinblock.errors import InputError
-from twinblock.learner import Learner
-from twinblock.modes import evaluating
-from twinblock.overlapping import Overlapping
-from twinblock.scope import Plan
-from twinblock.seeding import order
-from twinblock.taps import average
+from twinblock.methods.learner import Learner
+from twinblock.methods.overlapping import Overlapping
+from twinblock.nn.modes import evaluating
+from twinblock.nn.pooling import average
 from twinblock.views import Views
 
 SAMPLE = 64, 256  # images looked at: within these bounds, two batches, or fewer where a short run cannot afford them
@@ -165,8 +165,8 @@ class Monitor:
             network = learner.network
             with evaluating(learner), learner.precision(self.device):
                 maps = network.maps(x, (0,), 0)
-                z = network.projector(network.tap(maps[-1]))
-                outputs = {"encoder": average(maps[-1], network.tap.prefix), "projector": z}
+                z = network.projector(network.pooling(maps[-1]))
+                outputs = {"encoder": average(maps[-1], network.pooling.prefix), "projector": z}
                 if learner.predictor is not None:
                     outputs["predictor"] = learner.predict(z)
             x = maps[0]

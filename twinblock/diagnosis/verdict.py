@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from twinblock.config import Config
+from twinblock.config.schema import Config
 from twinblock.diagnosis.advice import advice
 
 ALIKE = 0.99  # mean cosine, within and between images, above which embeddings point one way

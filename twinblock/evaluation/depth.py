@@ -9,13 +9,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from twinblock import checkpoint
+from twinblock.core.errors import InputError
 from twinblock.diagnosis.measures import effective_rank
-from twinblock.encoders import Encoder
-from twinblock.errors import InputError
-from twinblock.run import Run
-from twinblock.taps import Tap
-from twinblock.trained import restored
+from twinblock.nn.encoders import Encoder
+from twinblock.nn.pooling import Pooling
+from twinblock.runs import checkpoint
+from twinblock.runs.run import Run
+from twinblock.runs.state import restored
 
 BLOCK = "block "  # then its number, from 1 on: what a row of the evaluation calls it
 RANKED = 2_000  # images that the effective rank is measured on at most
@@ -26,33 +26,33 @@ class EveryBlock(nn.Module):
     """An encoder whose features are those of all its blocks, side by side; `widths` says where one ends.
 
     A block's features are the average of what it gives over its places, so the last ones are the encoder's own. Where
-    there are `taps`, each block's are what its tap makes of that, and the encoder's own stand behind them.
+    there are `pooling`, each block's are what its pooling makes of that, and the encoder's own stand behind them.
     """
 
-    def __init__(self, encoder: Encoder, taps: Sequence[Tap] | None = None):
+    def __init__(self, encoder: Encoder, pooling: Sequence[Pooling] | None = None):
         super().__init__()
         self.encoder = encoder
-        self.taps = None if taps is None else nn.ModuleList(taps)
-        self.widths = encoder.widths if taps is None else [*(tap.width for tap in taps), encoder.width]
+        self.pooling = None if pooling is None else nn.ModuleList(pooling)
+        self.widths = encoder.widths if pooling is None else [*(pooling.width for pooling in pooling), encoder.width]
 
     def forward(self, images: Float[Tensor, "n c h w"]) -> Float[Tensor, "n d"]:
         maps = self.encoder.maps(images)
-        if self.taps is None:
+        if self.pooling is None:
             return torch.cat([self.encoder.pooled(x) for x in maps], 1)
-        tapped = [tap(x) for tap, x in zip(self.taps, maps, strict=True)]
-        return torch.cat([*tapped, self.encoder.pooled(maps[-1])], 1)
+        pooled = [pooling(x) for pooling, x in zip(self.pooling, maps, strict=True)]
+        return torch.cat([*pooled, self.encoder.pooled(maps[-1])], 1)
 
 
-def trained_taps(run: Run) -> list[Tap]:
-    """The taps that the blocks of a run were trained through, with the expansion where it has one.
+def trained_pooling(run: Run) -> list[Pooling]:
+    """The pooling that the blocks of a run were trained through, with the expansion where it has one.
 
-    The published probe of blockwise learning looks there. Raises InputError where not every block has a tap.
+    The published probe of blockwise learning looks there. Raises InputError where not every block has a pooling.
     """
     if run.config.scope.kind != "blockwise":
-        raise InputError(f"taps: {run.path} holds no tap for each block; evaluate a run with scope.kind=blockwise")
+        raise InputError(f"pooling: {run.path} has none of each block; evaluate a run with scope.kind=blockwise")
     file, held = checkpoint.newest(run.checkpoints)
     _, learners = restored(run.config, file, *held)
-    return [part.network.tap for learner in learners for part in learner.parts]
+    return [part.network.pooling for learner in learners for part in learner.parts]
 
 
 def rank_share(x: Float[Tensor, "n d"]) -> float:
@@ -105,6 +105,6 @@ def draw_beside(run: Run, others: Sequence[Run]) -> None:
     """Write `depth.png` into a run: its blocks, and those of other runs that were evaluated by block."""
     arms = {}
     for other in (run, *others):
-        tapped = " (taps)" if (other.evaluation or {}).get("taps") else ""  # another width than what a block gives
-        arms[f"{other.path}{tapped}"] = [rows_by_block(other)]
+        pooled = " (pooling)" if (other.evaluation or {}).get("pooling") else ""  # of another width
+        arms[f"{other.path}{pooled}"] = [rows_by_block(other)]
     run.write("depth.png", figure(arms, "frozen features of each block"))

@@ -8,12 +8,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from twinblock.config import Config
+from twinblock.assembly.precision import autocast_here
+from twinblock.config.schema import Config
+from twinblock.core.errors import InputError
 from twinblock.data import Images
-from twinblock.encoders import MEAN, STD
-from twinblock.errors import InputError
-from twinblock.modes import evaluating
-from twinblock.precision import autocast_here
+from twinblock.nn.encoders import MEAN, STD
+from twinblock.nn.modes import evaluating
 from twinblock.views import centre
 
 

@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
-from twinblock.config import Config
-from twinblock.data.longtail import training
-from twinblock.errors import InputError
-from twinblock.run import Run
+from twinblock.config.schema import Config
+from twinblock.core.errors import InputError
+from twinblock.data.training import training
+from twinblock.runs.run import Run
 
 ByClass = tuple[Int[np.ndarray, " c"], Float[np.ndarray, " c"]]  # training images and accuracy in percent of each class
 GROUPS = ("many", "medium", "few")

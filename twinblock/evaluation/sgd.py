@@ -7,10 +7,10 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from twinblock.core.seeding import generator
 from twinblock.data import Images
-from twinblock.encoders import MEAN, STD
 from twinblock.evaluation.features import at_once, check
-from twinblock.seeding import generator
+from twinblock.nn.encoders import MEAN, STD
 from twinblock.views import centre
 
 FULL_SHOT, FEW_SHOT = (30, (10, 20)), (100, (40, 60))  # epochs, and the epochs before which the rate drops tenfold

@@ -9,7 +9,7 @@ from importlib import import_module
 from importlib.resources import files
 from pathlib import Path
 
-from twinblock.errors import InputError
+from twinblock.core.errors import InputError
 
 
 def studies() -> list[str]:

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from twinblock.evaluation.depth import BLOCK, figure
-from twinblock.evaluation.run import evaluate
-from twinblock.run import Run
+from twinblock.evaluation.evaluate import evaluate
+from twinblock.runs.run import Run
 from twinblock.studies.study import NARROW, Arm, Options, Row, carry_out, publish, reduced
 
 WHOLE, BLOCKWISE = "end to end", ("scope.kind=blockwise",)
@@ -52,7 +52,7 @@ METHODS = {
         "byol_demo",
         (),
         6,
-        ("optim.warmup=25%", "branch.momentum=0.95", "projector.last_norm=batch"),
+        ("optim.warmup=25%", "target.momentum=0.95", "projector.last_norm=batch"),
     ),
     "supervised": Method(
         "supervised",
@@ -132,7 +132,7 @@ def measure(run: Run) -> Mapping[str, float]:
     scope = run.config.scope
     found = {}
     if scope.kind == "blockwise" and scope.expand is not None:
-        seen = evaluate(run, quiet=True, baselines=False, taps=True)
+        seen = evaluate(run, quiet=True, baselines=False, pooling=True)
         found = {f"expanded {row['features'].removeprefix(BLOCK)}": row["linear %"] for row in _blocks(seen)}
     rows = evaluate(run, quiet=True, baselines=False, blocks=True)  # after the other: its rows stay in the run
     return found | {

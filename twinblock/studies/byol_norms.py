@@ -10,9 +10,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from twinblock.curves import draw
-from twinblock.evaluation.run import evaluate
-from twinblock.run import Run
+from twinblock.evaluation.evaluate import evaluate
+from twinblock.runs.curves import draw
+from twinblock.runs.run import Run
 from twinblock.studies.study import NARROW, Arm, Options, Row, carry_out, folder, publish, reduced
 
 # SGD, a target that moves slowly, two layers in each head; what differs from it is the arm
@@ -32,10 +32,10 @@ PHOTOS = (*BASE, "data.batch=256", "train.length=10epochs", "projector.dims=[512
 SMALL = (*PHOTOS, *NARROW, "encoder.stem=cifar_stride2", "data.batch=64", "train.length=5epochs")
 # the first 10 of 320 epochs of both schedules; weight decay on all weights; 1 - cos, where ours is 2 - 2 cos
 STL10 = (*PHOTOS, "views.0.blur=0.5", "optim.end=1", "optim.exclude_bias_and_norm=false", "objective.scale=0.5")
-EMA = ("branch.kind=ema", "branch.momentum=0.99")
-EMA_DIGITS = ("branch.momentum=0.99",)  # slower than the recipe's, as published
-EMA_STL10 = ("branch.kind=ema", "branch.momentum=0.996", "branch.schedule=constant")
-SHARED = ("branch.kind=shared",)
+EMA = ("target.kind=ema", "target.momentum=0.99")
+EMA_DIGITS = ("target.momentum=0.99",)  # slower than the recipe's, as published
+EMA_STL10 = ("target.kind=ema", "target.momentum=0.996", "target.schedule=constant")
+SHARED = ("target.kind=shared",)
 
 XENT = "objective={{kind: info_nce, temperature: 0.2, queue: {queue}, scale: {scale}}}"
 BARLOW = (*SHARED, "objective={kind: barlow_twins, lambd: 0.005, scale: 0.1}", "optim.lr=0.1")
@@ -105,9 +105,9 @@ def arms(options: Options) -> tuple[Arm, ...]:
     """The published arms, then ours."""
     on = SETTINGS.get(options.source) or (REDUCED if reduced(options, "five epochs") else Setting())
 
-    def byol(name: str, projector: str, predictor: str, *more: str, branch: tuple[str, ...] = on.ema) -> Arm:
+    def byol(name: str, projector: str, predictor: str, *more: str, target: tuple[str, ...] = on.ema) -> Arm:
         heads = (f"projector.norm={projector}", f"predictor={{dims: {on.width}, norm: {predictor}}}")
-        return Arm(name, on.recipe, (*on.base, *heads, *branch, *more))
+        return Arm(name, on.recipe, (*on.base, *heads, *target, *more))
 
     def alone(name: str, norm: str, *more: str) -> Arm:
         return Arm(name, on.recipe, (*on.base, f"projector.norm={norm}", "predictor=null", *more))
@@ -128,8 +128,8 @@ def arms(options: Options) -> tuple[Arm, ...]:
         byol("no norm, less weight decay", "none", "none", "optim.lr=0.2", "optim.weight_decay=1.0e-5"),
         byol("GN encoder, BN in both heads", "batch", "batch", f"encoder.norm={on.groups}"),
         byol("GN encoder, no norm in the heads", "none", "none", f"encoder.norm={on.groups}"),
-        byol("SimSiam, BN in both heads", "batch", "batch", branch=SHARED),
-        byol("SimSiam, no norm in the heads", "none", "none", branch=SHARED),
+        byol("SimSiam, BN in both heads", "batch", "batch", target=SHARED),
+        byol("SimSiam, no norm in the heads", "none", "none", target=SHARED),
         alone("Barlow Twins, BN", "batch", *BARLOW),
         alone("Barlow Twins, no norm", "none", *BARLOW),
         alone("VICReg, BN", "batch", *VICREG),

@@ -7,21 +7,21 @@ arms are the published ones, reduced on a CPU.
 
 from collections.abc import Mapping
 
+from twinblock.evaluation.evaluate import evaluate, group_rows
+from twinblock.evaluation.exemplars import forgotten
 from twinblock.evaluation.groups import classes_of, figure
-from twinblock.evaluation.run import evaluate, group_rows
-from twinblock.forgotten import forgotten
-from twinblock.run import Run
+from twinblock.runs.run import Run
 from twinblock.studies.study import NARROW, Arm, Options, carry_out, folder, publish, reduced
 
 SEEDED = ("data.longtail.split={seed}", "data.longtail.seed={seed}")
 TAIL = "data.longtail={imbalance: 100}"
 DIGITS = (
-    Arm("SimCLR, balanced", "sdclr_demo", (*SEEDED, "branch.kind=shared", "data.longtail.kind=balanced")),
-    Arm("SimCLR", "sdclr_demo", (*SEEDED, "branch.kind=shared")),
+    Arm("SimCLR, balanced", "sdclr_demo", (*SEEDED, "target.kind=shared", "data.longtail.kind=balanced")),
+    Arm("SimCLR", "sdclr_demo", (*SEEDED, "target.kind=shared")),
     Arm("SDCLR", "sdclr_demo", SEEDED),
     Arm("BYOL", "byol_demo", (TAIL, *SEEDED)),
-    Arm("SDCLR x BYOL", "byol_demo", (TAIL, *SEEDED, "branch={kind: pruned, ratio: 0.9}")),
-    Arm("SimCLR, blockwise", "sdclr_demo", (*SEEDED, "branch.kind=shared", "scope.kind=blockwise")),
+    Arm("SDCLR x BYOL", "byol_demo", (TAIL, *SEEDED, "target={kind: pruned, ratio: 0.9}")),
+    Arm("SimCLR, blockwise", "sdclr_demo", (*SEEDED, "target.kind=shared", "scope.kind=blockwise")),
     Arm("SDCLR x blockwise", "sdclr_demo", (*SEEDED, "scope.kind=blockwise")),
 )
 # on a CPU, as the other studies have it, in batches of a quarter of the published size
@@ -74,7 +74,7 @@ def _arms(options: Options) -> tuple[Arm, ...]:
     if source not in ("cifar10", "cifar100"):
         return DIGITS
     recipe, base = f"sdclr_{source}_lt", (*SEEDED, *(SMALL if reduced(options, "60 epochs") else ()))
-    simclr = (*base, "branch.kind=shared", "projector.dims=[512,128]")
+    simclr = (*base, "target.kind=shared", "projector.dims=[512,128]")
     return (
         Arm("SimCLR, balanced", recipe, (*simclr, "data.longtail.kind=balanced")),
         Arm("SimCLR", recipe, simclr),

@@ -12,10 +12,10 @@ from pathlib import Path
 from threading import Thread
 from typing import Any
 
-from twinblock.errors import Collapsed, InputError
-from twinblock.recipes import compose
-from twinblock.report import Reporter, clock, print_table
-from twinblock.run import Run
+from twinblock.config.recipes import compose
+from twinblock.core.console import Reporter, clock, print_table
+from twinblock.core.errors import Collapsed, InputError
+from twinblock.runs.run import Run
 
 Row = dict[str, Any]  # arm, seed, seconds, then what was measured
 LABELS = ("arm", "seed", "seconds")
@@ -149,7 +149,7 @@ def _overrides(arm: Arm, seed: int, options: Options) -> tuple[str, ...]:
 
 
 def _job(arm: Arm, seed: int, measure: Callable[[Run], Mapping[str, float]], options: Options) -> Row:
-    from twinblock.api import pretrain
+    from twinblock.training.pretrain import pretrain
 
     out = folder(arm.name, seed, options)
     kept = out / "measured.json"

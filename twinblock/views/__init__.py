@@ -16,16 +16,8 @@ from numpy import ndarray as Array
 from pydantic import BaseModel, Field, model_validator
 from torch import Tensor
 
-from twinblock.seeding import hashed
-from twinblock.views.operations import (
-    HUE,
-    color_jitter_,
-    gaussian_blur,
-    grayscale_,
-    resized_crop,
-    solarize_,
-    tensor,
-)
+from twinblock.core.seeding import hashed
+from twinblock.views.operations import HUE, color_jitter_, gaussian_blur, grayscale_, resized_crop, solarize_, tensor
 
 TRIES = 10  # of a random box
 RATIO = (3 / 4, 4 / 3)  # width/height of a random box

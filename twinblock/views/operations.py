@@ -66,20 +66,20 @@ def resample(
     start, stop, scale = (value[:, None, None] for value in (start, start + length, length / size))
     spread, reach = np.maximum(scale, 1), 2 if cubic else 1
     middle = start + (output.clip(0, size - 1) + 0.5) * scale - 0.5
-    taps = min(k, math.ceil((block - 1 + 2 * reach) * max(k / size, 1)) + 1)  # enough for any box
-    first = np.floor(middle.min(2, keepdims=True) - reach * spread).clip(0, k - taps).astype(np.int64)
-    index = first + np.arange(taps)
+    pooling = min(k, math.ceil((block - 1 + 2 * reach) * max(k / size, 1)) + 1)  # enough for any box
+    first = np.floor(middle.min(2, keepdims=True) - reach * spread).clip(0, k - pooling).astype(np.int64)
+    index = first + np.arange(pooling)
     place = np.where((index >= start) & (index < stop), index, -1e6)  # outside the box: beyond any reach
     # whole pixels and fractions apart: so the distance keeps the precision of float32
     distance = tensor(place, x)[..., None] - tensor(np.floor(middle), x)[..., None, :]
     distance.sub_(tensor(middle % 1, x)[..., None, :]).div_(tensor(spread, x)[..., None])
     weight = cubic_(distance) if cubic else triangle_(distance)
     weight.div_(weight.sum(2, keepdim=True))
-    if taps < k or groups > 1:
+    if pooling < k or groups > 1:
         rows = index[..., None] + k * np.arange(n * groups).reshape(n, 1, 1, groups)
         x = x.reshape(n * groups * k, m).index_select(0, tensor(rows.ravel(), x))
-    x = x.float().view(n * count, taps, groups * m)
-    return torch.bmm(x.mT, weight.view(n * count, taps, block)).view(n, count, groups * m, block)
+    x = x.float().view(n * count, pooling, groups * m)
+    return torch.bmm(x.mT, weight.view(n * count, pooling, block)).view(n, count, groups * m, block)
 
 
 def triangle_(t: Float[Tensor, "..."]) -> Float[Tensor, "..."]:

@@ -1,0 +1,185 @@
+"""Recipes, overrides, and errors in one line."""
+
+import pytest
+import yaml
+
+from twinblock.config.compare import differences, leaves
+from twinblock.config.recipes import compose, recipes
+from twinblock.core.errors import InputError
+
+
+@pytest.mark.parametrize("name", sorted(recipes()))
+def test_every_recipe_is_a_whole_run_with_few_fields(name):
+    """Each name counts once, and a part that is absent has none."""
+    for overrides in ([], ["scope.kind=blockwise"] if name in ("byol", "simclr", "moco_v2") else []):
+        tree = compose(name, overrides=overrides).model_dump(mode="json")
+        tree["views"] = tree["views"][:1]  # the second has the same fields
+        absent = {"predictor": None, "data.longtail": None}.items()
+        assert len([field for field in leaves(tree).items() if field not in absent]) <= 60
+
+
+@pytest.mark.parametrize("name", sorted(recipes()))
+def test_every_recipe_says_where_it_comes_from(name):
+    header = [line for line in recipes()[name].read_text().splitlines() if line.startswith("#")]
+    assert ": " in header[0]
+    for word in ("Source:", "Deviations:", "Command:"):
+        assert any(word in line for line in header), f"{name}.yaml does not say its {word}"
+
+
+def test_overrides_reach_every_depth():
+    config = compose("byol", overrides=["data=cifar10", "views.1.solarize=0.5", "data.batch=64", "out=a: b.yaml"])
+    assert (config.data.source, config.views[1].solarize, config.data.batch, config.out) == (
+        "cifar10",
+        0.5,
+        64,
+        "a: b.yaml",
+    )
+    assert config.views[1].jitter == config.views[0].jitter  # like: 0
+
+
+def test_another_kind_starts_from_its_own_fields():
+    config = compose(
+        "simclr", overrides=["objective.temperature=0.07", "objective.queue=99", "objective.kind=info_nce"]
+    )
+    assert config.objective.model_dump() == {
+        "scale": 1.0,
+        "kind": "info_nce",
+        "temperature": 0.07,
+        "queue": 99,
+        "negatives": None,
+    }
+
+
+def test_a_word_for_a_part_is_its_kind(tmp_path):
+    """On the command line, from Python and in a recipe; other fields may come before or after."""
+    whole = compose("simclr", overrides=["scope.kind=blockwise", "scope.plan=sequential", "encoder.kind=resnet50"])
+    path = tmp_path / "mine.yaml"
+    path.write_text(recipes()["simclr"].read_text().replace("{kind: end_to_end}", "blockwise"))
+    plan, words = "scope.plan=sequential", {"scope": "blockwise", "encoder": "resnet50"}
+    assert compose("simclr", overrides=[plan, *(f"{part}={word}" for part, word in words.items())]) == whole
+    assert compose("simclr", words, [plan]) == whole
+    assert compose(path, overrides=[plan, "encoder=resnet50"]) == whole
+    assert compose("simclr", overrides=["scope={kind: overlapping}"]).scope.kind == "overlapping"
+    with pytest.raises(InputError, match="unknown kind 'blockwse'; did you mean blockwise"):
+        compose("simclr", overrides=["scope=blockwse"])
+
+
+def test_of_two_overrides_of_a_field_the_later_counts():
+    field, part = "objective.scale=0.5", "objective={kind: nt_xent, temperature: 0.3, scale: 2.0}"
+    assert compose("simclr", overrides=[field, part]).objective.scale == 2.0
+    assert compose("simclr", overrides=[part, field]).objective.scale == 0.5
+    assert compose("simclr", overrides=[part, field]).objective.temperature == 0.3
+
+
+def test_fields_merge_and_a_path_is_a_recipe(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text(recipes()["simclr"].read_text().replace("seed: 0", "seed: 7"))
+    config = compose(path, {"train": {"length": "3steps"}, "data": "somewhere/"})
+    assert (config.train.seed, str(config.train.length), config.data.source) == (7, "3steps", "somewhere/")
+    assert config.data.batch == 256  # kept
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["data.batchh=3"], "data.batchh: unknown field; did you mean batch"),
+        (["objective.kind=nt_xnt"], "unknown kind 'nt_xnt'; did you mean nt_xent"),
+        (["objective.temprature=1"], "objective.temprature: unknown field; did you mean temperature"),
+        (["target.kind=emma"], "did you mean ema"),
+        (["views.0.jiter=3"], "views.0.jiter: unknown field; did you mean jitter"),
+        (["views.3.flip=1"], "views.3"),
+        (["optim.lr=-1"], "optim.lr: should be greater than 0 (got -1)"),
+        (["optim.lr=.nan"], "optim.lr"),
+        (["train.length=100"], "80steps, 10epochs or 25%"),
+        (["data.batch=1"], "one sample has no batch statistics"),
+        (["data.batch=1", "encoder.norm=layer", "projector.norm=layer"], "objective.kind=nt_xent compares the images"),
+        (["foo"], "a.b=c"),
+        (["train.length=" + "1" * 40 + "steps"], "not a duration"),
+        (["train.checkpoint_every=0steps"], "100% is the end alone"),
+        (["views.²=1"], "there is no number ²"),
+        (["views.0.jitter=[.inf,0,0,0]"], "views.0.jitter.0: should be less than or equal to 1000"),
+        (["projector.dims=64"], "projector.dims: should be a list, such as [64] (got 64)"),
+        (["objective={kind: info_nce, temperature: 1, queue: 8, negatives: " + "9" * 400 + "}"], "objective.negatives"),
+        (["data.a.b=1"], "data.a: unknown field"),
+        (["encoder.norm=bach"], "should be 'batch', 'sync'"),
+        (["objective=3"], "objective: should be a mapping"),
+        (["objective={kind: 3}"], "objective.kind: unknown kind '3'"),
+        (["views=[]"], "views:"),
+        (["views=[{like: 3}]"], "views.0.like=3"),
+        (["data.batch=[1"], "not valid YAML"),
+        (["objective.kind=info_nce"], "objective.temperature: required"),
+        (["scope.kind=blockwise", "scope.grid=2"], "grid is for pool=local"),
+        (["objective.kind=supervised", "target.kind=ema", "target.momentum=0.9"], "labels"),
+    ],
+)
+def test_what_is_wrong_is_said_in_one_line(overrides, words):
+    with pytest.raises(InputError) as caught:
+        compose("simclr", overrides=overrides)
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_unknown_recipe_names_the_nearest():
+    with pytest.raises(InputError, match="did you mean byol"):
+        compose("bylo")
+
+
+def test_a_recipe_that_is_no_mapping(tmp_path):
+    for text in ("[1, 2]", "3", "", "a: [", "\x00"):
+        path = tmp_path / "bad.yaml"
+        path.write_text(text)
+        with pytest.raises(InputError):
+            compose(path, overrides=["data.batch=2"])
+
+
+def test_configs_differ_by_field_and_auto_agrees_with_what_it_became():
+    saved = compose("simclr", overrides=["encoder.kind=resnet18", "train.precision=fp32", "data.size=32"])
+    assert differences(saved, compose("simclr")) == []
+    clipped = compose("simclr", overrides=["optim.clip=1.0", "data.indices=rows.npy"])
+    photos = [compose("simclr", overrides=[f"data={name}"]) for name in ("photos", "./photos/", "photo")]
+    assert differences(photos[0], photos[1]) == []
+    assert differences(photos[0], photos[2]) == ["data.source: photos there, photo here"]
+    assert differences(clipped, compose("simclr")) == [
+        "data.indices: rows.npy there, None here",
+        "optim.clip: 1.0 there, None here",
+    ]
+    assert differences(saved, compose("simclr", overrides=["optim.lr=0.5", "encoder.kind=resnet50"])) == [
+        "encoder.kind: resnet18 there, resnet50 here",
+        "optim.lr: 0.06 there, 0.5 here",
+    ]
+
+
+def test_a_null_that_is_a_choice_agrees_with_nothing_else():
+    """A null crop is the central square, and a null width that of the named network."""
+    given = compose("simclr", overrides=["views.0.crop=[0.2,1.0]", "encoder.kind=resnet18", "encoder.width=16"])
+    square = compose("simclr", overrides=["views.0.crop=null", "encoder.kind=resnet18"])
+    fields = [text.split(":")[0] for text in differences(given, square)]
+    assert "views.0.crop" in fields and "encoder.width" in fields
+
+
+FORM = """
+data:      {source: photodigits, root: null, batch: 256}
+views:
+  - {crop: [0.2, 1.0], flip: 0.5, jitter: [0.4, 0.4, 0.2, 0.1], jitter_p: 0.8, gray: 0.2, blur: 0.0, solarize: 0.0}
+  - {like: 0, solarize: 0.2}
+encoder:   {kind: resnet18, stem: auto, norm: batch}
+projector: {dims: [4096, 256], norm: batch, last_norm: none}
+predictor: {dims: [4096, 256], norm: batch}
+target:    {kind: ema, momentum: 0.99}
+objective: {kind: regression}
+scope:     {kind: end_to_end}
+optim:     {kind: lars, lr: 0.2, weight_decay: 1.5e-6, warmup: 10epochs}
+train:     {length: 100epochs, seed: 0, precision: auto, checkpoint_every: 1epochs}
+out: runs/byol
+"""
+
+
+def test_the_form_of_a_run_keeps_its_names(tmp_path):
+    (tmp_path / "run.yaml").write_text(FORM)
+    config = compose(tmp_path / "run.yaml").model_dump(mode="json")
+    given = yaml.safe_load(FORM)
+    assert list(config) == list(given)
+    assert config["views"][1] == {**config["views"][0], "solarize": 0.2}
+    given["views"][1] = {**given["views"][0], "solarize": 0.2}
+    found = leaves(config)
+    assert {name: found[name] for name in leaves(given)} == leaves(given)

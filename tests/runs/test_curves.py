@@ -1,0 +1,47 @@
+"""The picture of a run."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from twinblock.core.errors import InputError
+from twinblock.runs.curves import _smooth, draw
+from twinblock.runs.run import Run
+
+
+def fake(folder, blocks=1, looks=5, **more):
+    folder.mkdir()
+    part = {"positive_cosine": 0.9, "negative_cosine": 0.2, "effective_rank": 5.0, "centred_rank": 7.0}
+    rows = [
+        {"step": 10 * i, "diagnosis": [{"encoder": part, "projector": part, **more} for _ in range(blocks)]}
+        for i in range(looks)
+    ]
+    rows += [{"step": i, "loss": [1.0 / (i + 1)] * blocks} for i in range(10 * looks)]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return Run(folder)
+
+
+def test_one_column_for_each_run(tmp_path):
+    runs = {"a": fake(tmp_path / "a", sample_knn=40.0), "$b_": fake(tmp_path / "b", blocks=4), "c": Run(tmp_path / "c")}
+    sizes = []
+    for count in (1, 3):
+        draw(dict(list(runs.items())[:count]), tmp_path / "curves.png")
+        image = np.asarray(Image.open(tmp_path / "curves.png").convert("L"))
+        assert image.std() > 5
+        sizes.append(image.shape)
+    assert sizes[1][1] == 3 * sizes[0][1]
+
+
+def test_a_picture_that_cannot_be_written(tmp_path):
+    with pytest.raises(InputError, match="cannot write"):
+        draw({"a": fake(tmp_path / "a")}, tmp_path / "no" / "curves.png")
+    with pytest.raises(InputError, match="cannot write"):
+        draw({"a": fake(tmp_path / "b")}, tmp_path / "curves.txt2")
+
+
+def test_long_runs_are_averaged():
+    x, y = _smooth([(i, float(i % 2)) for i in range(1000)])
+    assert len(x) == 200
+    assert set(y) == {0.4, 0.6}

@@ -1,0 +1,84 @@
+"""Other people's loggers get the numbers of metrics.jsonl, and are not imported unless asked for."""
+
+import errno
+import subprocess
+import sys
+
+import pytest
+import tiny
+
+from twinblock.core.console import Reporter
+from twinblock.core.errors import InputError
+from twinblock.training import loggers
+from twinblock.training.loggers import make_loggers, scalars
+from twinblock.training.pretrain import pretrain
+
+
+def test_tensorboard_holds_the_losses(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    trainer = tiny.trainer(tiny.config("simclr", "simultaneous", train={"loggers": ["tensorboard"]}), tmp_path / "run")
+    trainer.fit()
+    events = EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload()
+    for i in range(4):
+        found = [(e.step, e.value) for e in events.Scalars(f"loss/learner {i + 1}")]
+        written = [(row["step"], row["loss"][i]) for row in trainer.run.metrics() if "loss" in row]
+        assert found == [(step, pytest.approx(loss)) for step, loss in written]
+        assert len(found) == 5
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [(OSError(errno.ENOSPC, "No space left on device"), "No space left on device"), (RuntimeError("no key"), "no key")],
+)
+def test_a_logger_that_cannot_write_does_not_end_the_training(tmp_path, capsys, error, words):
+    trainer = tiny.trainer(tiny.config("simclr", "simultaneous"), tmp_path / "run")
+    trainer.reporter, told = Reporter(), []
+
+    def full(numbers, step):
+        told.append(step)
+        raise error
+
+    trainer.loggers = [full]
+    trainer.fit()
+    assert trainer.step == trainer.plan.total
+    assert len(told) == 1
+    assert capsys.readouterr().err.count(f"cannot write ({words})") == 1
+
+
+def test_the_names_of_numbers():
+    row = {"step": 3, "loss": [0.5], "diagnosis": [{"encoder": {"std": 1.0}, "knn": 60.0}]}
+    assert scalars(row) == {"loss/learner 1": 0.5, "encoder std/learner 1": 1.0, "knn/learner 1": 60.0}
+
+
+def test_a_logger_that_is_not_installed_is_one_line(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(InputError, match=r"train\.loggers: wandb is not installed; pip install wandb"):
+        make_loggers(["wandb"], tmp_path)
+
+
+def test_nothing_is_imported_unless_asked_for():
+    heavy = ("tensorboard", "wandb", "timm", "torchvision")  # the last two would cost every `twinblock show` a second
+    code = f"""
+import sys
+from twinblock import cli
+sys.argv = ["twinblock", "show", "byol"]
+try:
+    cli.main()
+finally:
+    assert not any(m in sys.modules for m in {heavy})
+"""
+    assert subprocess.run([sys.executable, "-c", code], stdout=subprocess.DEVNULL).returncode == 0
+
+
+def test_a_logger_that_cannot_start_is_one_line_and_the_same_folder_trains_without_it(tmp_path, monkeypatch):
+    def broken(path):
+        (path / "tensorboard").mkdir()
+        raise RuntimeError("no key\nmore")
+
+    monkeypatch.setattr(loggers, "_tensorboard", broken)
+    small = ["data.batch=64", "train.length=2steps", "encoder.width=8", "train.precision=fp32"]
+    with pytest.raises(InputError, match=r"train\.loggers: tensorboard cannot start \(no key\)"):
+        pretrain("simclr", out=tmp_path / "run", quiet=True, overrides=[*small, "train.loggers=[tensorboard]"])
+    run = pretrain("simclr", out=tmp_path / "run", quiet=True, overrides=small)
+    assert run.finished and run.config.train.loggers == ()

@@ -1,0 +1,55 @@
+"""Mixed precision: the number type that a run computes with, and whether a processor is fast at it."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from twinblock.assembly.build import encoder_of
+from twinblock.config.schema import Config
+
+TINY = 16  # the largest images that five halvings bring to a single pixel
+
+
+def precision_of(config: Config, device: torch.device) -> str:
+    """The precision of a config that is resolved else: `auto` is never one in which its encoder's gradients fail."""
+    chosen, size = precision(config.train.precision, device), config.data.size
+    assert size is not None
+    asked = config.train.precision == "auto" and chosen == "bf16" and device.type == "cpu"
+    return "fp32" if asked and size <= TINY and strides_over_a_pixel(encoder_of(config), size) else chosen
+
+
+@torch.no_grad()
+def strides_over_a_pixel(encoder: nn.Module, size: int) -> bool:
+    """Whether a convolution strides over a map of one pixel: torch 2.14 on a CPU leaves the weight gradient of such a
+    one unwritten in bfloat16. The encoder keeps what looks at it: give one that nobody needs."""
+    found = []
+
+    def look(conv: Any, inputs: tuple[Tensor, ...]) -> None:
+        found.append(max(conv.stride) > 1 and inputs[0].shape[-2:] == (1, 1))
+
+    for module in encoder.modules():
+        if isinstance(module, nn.Conv2d):
+            module.register_forward_pre_hook(look)
+    encoder.eval()(torch.zeros(1, 3, size, size))
+    return any(found)
+
+
+def precision(wanted: str, device: torch.device) -> str:
+    """`auto` is bfloat16 where the processor multiplies matrices of it, float32 elsewhere."""
+    if wanted != "auto":
+        return wanted
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+    fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return "bf16" if device.type == "cpu" and fast else "fp32"
+
+
+def autocast_of(config: Config) -> torch.dtype | None:
+    """The type that a run trains with beside float32."""
+    return torch.bfloat16 if config.train.precision == "bf16" else None
+
+
+def autocast_here(config: Config, device: torch.device) -> torch.dtype | None:
+    """The same to look at a trained run with: only where this processor is fast at it."""
+    return autocast_of(config) if precision("auto", device) == "bf16" else None

@@ -1,0 +1,55 @@
+"""In which fields two configs differ."""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from twinblock.config.recipes import from_yaml
+from twinblock.config.schema import Config
+from twinblock.core.files import same_place
+
+RESOLVED = re.compile(r"data\.size|encoder\.(kind|stem|width)|views\.\d\.(crop|flip)|train\.precision")
+OPEN_BY_NULL = ("data.size", "encoder.width")  # of those, what null leaves to data and machine; the others: auto
+NOT_OF_TRAINING = (
+    "out",
+    "train.on_collapse",
+    "train.loggers",
+)  # fields that a run may be resumed with another value of
+PATHS = ("data.source", "data.root", "data.indices")
+
+
+def differences(saved: Config, wanted: Config) -> list[str]:
+    """The fields in which two configs differ, in words; what was left open agrees with what it became."""
+    old, new = (leaves(config.model_dump(mode="json")) for config in (saved, wanted))
+    return [
+        f"{name}: {old.get(name)} there, {new.get(name)} here"
+        for name in dict.fromkeys([*old, *new])
+        if name not in NOT_OF_TRAINING
+        and old.get(name) != new.get(name)
+        and not (name in PATHS and same_place(old[name], new[name]))
+        and not (RESOLVED.fullmatch(name) and _open(name, new))
+    ]
+
+
+def foreign(config: Config, meta: Mapping[str, Any]) -> str:
+    """In which fields a file, by what it says of itself, is of another config; nothing where it is of this one."""
+    try:
+        return "; ".join(differences(from_yaml(meta["config"]), config)) if "config" in meta else ""
+    except ValueError:
+        return "its config is damaged"
+
+
+def _open(name: str, fields: dict[str, Any]) -> bool:
+    """Whether a field is left to data and machine: a null crop is a choice, and so is the width of a named encoder."""
+    if name == "encoder.width" and fields.get("encoder.kind") != "auto":
+        return False
+    return name in fields and fields[name] == (None if name in OPEN_BY_NULL else "auto")
+
+
+def leaves(tree: Any, prefix: str = "") -> dict[str, Any]:
+    """A nested tree as `a.b.c` -> value."""
+    if isinstance(tree, dict) and tree:
+        return {k: v for key, value in tree.items() for k, v in leaves(value, f"{prefix}{key}.").items()}
+    if isinstance(tree, list) and tree and isinstance(tree[0], dict):
+        return {k: v for i, value in enumerate(tree) for k, v in leaves(value, f"{prefix}{i}.").items()}
+    return {prefix.rstrip("."): tree}

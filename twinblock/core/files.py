@@ -1,0 +1,123 @@
+"""Files that people keep: written whole or not at all, and tables as CSV, Parquet or NumPy's npz."""
+
+import csv
+import io
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from twinblock.core.errors import InputError
+
+ROWS = 1000  # rows of a table that are text at a time
+FORMULA = ("=", "+", "-", "@", "\t", "\r")  # what makes a spreadsheet take a cell for a formula
+
+Columns = Mapping[str, Sequence[Any] | np.ndarray]  # of one length; arrays may be (n,) or (n, d)
+
+
+def same_place(a: str | None, b: str | None) -> bool:
+    """Whether two names lead to one file or folder, as `photos` and `./photos/` do."""
+    return a == b or (a is not None and b is not None and os.path.realpath(a) == os.path.realpath(b))
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """A file that takes the place of `path` once it is whole and on the disk; never through a link.
+
+    Raises InputError where the disk refuses; what was there before stays.
+    """
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")  # of this process: two may write one file
+    try:
+        partial.unlink(missing_ok=True)
+        with open(partial, "xb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except OSError as error:
+        raise InputError(f"cannot write {path}: {error.strerror or error}") from None
+    finally:
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
+
+
+def table_kind(path: Path) -> str:
+    """`csv`, `parquet` or `npz`, by the file's ending. Raises InputError for others, and where pyarrow is missing."""
+    kind = path.suffix.lower().removeprefix(".")
+    if kind not in ("csv", "parquet", "npz"):
+        raise InputError(f"{path}: a table's name ends with .npz, .parquet or .csv")
+    if kind == "parquet":
+        try:
+            import pyarrow  # noqa: F401
+        except ImportError:
+            raise InputError(f'{path}: Parquet needs pyarrow: pip install "twinblock[hf]", or choose .csv') from None
+    return kind
+
+
+def write_table(file: BinaryIO, kind: str, columns: Columns) -> None:
+    """A table of the given kind. `npz`: an array a column. `parquet`: (n, d) becomes lists of d. `csv`: it becomes d
+    columns, name0, name1 and so on; text that a spreadsheet would compute gets a leading apostrophe.
+    """
+    if kind == "npz":
+        arrays: dict[str, Any] = {name: np.asarray(column) for name, column in columns.items()}
+        np.savez(file, **arrays)
+    elif kind == "parquet":
+        _write_parquet(file, columns)
+    else:
+        _write_csv(file, columns)
+
+
+def _write_csv(file: BinaryIO, columns: Columns) -> None:
+    text = io.TextIOWrapper(file, "utf-8", errors="backslashreplace", newline="")
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(head for name, column in columns.items() for head in _heads(name, column))
+    for part in _parts(columns):
+        cells = [_cells(column) for column in part.values()]
+        writer.writerows([cell for own in row for cell in own] for row in zip(*cells, strict=True))
+    text.detach()
+
+
+def _heads(name: str, column: Any) -> list[str]:
+    return [f"{name}{i}" for i in range(column.shape[1])] if getattr(column, "ndim", 1) == 2 else [name]
+
+
+def _cells(column: Any) -> list[list[Any]]:
+    """The cells of some rows of a column, by row."""
+    block = np.asarray(column)
+    block = block.reshape(len(block), -1)
+    if block.dtype.kind == "f":
+        return block.astype(str).tolist()  # the shortest text that is this number again
+    if block.dtype.kind == "U":
+        return [["'" + cell if cell.startswith(FORMULA) else cell for cell in row] for row in block.tolist()]
+    return block.tolist()
+
+
+def _write_parquet(file: BinaryIO, columns: Columns) -> None:
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    writer = None
+    for part in _parts(columns):
+        arrays = {}
+        for name, column in part.items():
+            block = np.asarray(column)
+            if block.dtype.kind == "U":  # bytes of a name that are no text are shown as escapes
+                arrays[name] = pa.array([cell.encode("utf-8", "backslashreplace").decode() for cell in block.tolist()])
+            elif block.ndim == 2:
+                arrays[name] = pa.FixedSizeListArray.from_arrays(pa.array(block.ravel()), block.shape[1])
+            else:
+                arrays[name] = pa.array(block)
+        table = pa.table(arrays)
+        writer = writer or parquet.ParquetWriter(file, table.schema)
+        writer.write_table(table)
+    if writer is not None:
+        writer.close()
+
+
+def _parts(columns: Columns) -> Iterator[dict[str, Any]]:
+    count = len(next(iter(columns.values())))
+    for start in range(0, count, ROWS):
+        yield {name: column[start : start + ROWS] for name, column in columns.items()}

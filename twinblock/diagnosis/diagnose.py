@@ -1,0 +1,201 @@
+"""Diagnosis of what lies on disk: a run, one of its checkpoints, or a file of features."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from twinblock.assembly.plan import make_plan
+from twinblock.config.recipes import from_yaml
+from twinblock.config.schema import Config, other_data
+from twinblock.core.errors import InputError
+from twinblock.core.seeding import order
+from twinblock.data import load
+from twinblock.diagnosis.measures import indicators, lidar
+from twinblock.diagnosis.monitor import Monitor, held_out
+from twinblock.diagnosis.verdict import Verdict, verdict
+from twinblock.nn.encoders import MEAN, STD
+from twinblock.runs import checkpoint
+from twinblock.runs.run import Run
+from twinblock.runs.state import restored
+from twinblock.views import Views
+
+LIDAR = 100, 10  # images and views of each, as in Thilak et al. 2024, section 5
+MOST = 4096  # rows of a file that are looked at: all pairs of them are compared
+
+MEANINGS = {  # what each indicator is, and what it is where everything has collapsed
+    "positive_cosine": ("cosine within images", "1"),
+    "negative_cosine": ("cosine between images", "1"),
+    "std": ("std per dimension", "0"),
+    "effective_rank": ("effective rank (RankMe)", "1"),
+    "centred_rank": ("centred effective rank", "few"),
+    "lidar": ("LiDAR", "few"),
+    "alignment": ("alignment", "0"),
+    "uniformity": ("uniformity", "0"),
+    "feature_norm": ("length of a row", "-"),
+    "dead_share": ("dead dimensions", "1"),
+    "dimensions": ("dimensions", "-"),
+    "samples": ("images", "-"),
+    "sample_knn": ("sample kNN %", "chance"),
+}
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """For each Learner the indicators of its outputs and a verdict; `str()` gives the verdicts in words."""
+
+    what: str
+    outputs: list[dict[str, dict[str, float]]]  # by Learner, then encoder, projector, predictor
+    verdicts: list[Verdict]
+
+    def tables(self) -> list[tuple[str, list[dict[str, str]]]]:
+        """A title and rows for each Learner: one row an indicator, one column an output."""
+        return [(self._title(i), _rows(found)) for i, found in enumerate(self.outputs)]
+
+    def __str__(self) -> str:
+        return "\n".join(f"{self._title(i)}: {_sentence(v)}" for i, v in enumerate(self.verdicts))
+
+    def _title(self, i: int) -> str:
+        return f"{self.what}, block {i + 1}" if len(self.outputs) > 1 else self.what
+
+
+def diagnose(
+    what: Run | str | Path | np.ndarray | Tensor, data: str | Path | Mapping[str, Any] | None = None
+) -> Diagnosis:
+    """Every indicator of collapse and a verdict, of a run, a checkpoint, a file of features, or features.
+
+    Of a run or `checkpoint/*.safetensors` in it: all outputs of all Learners, and a verdict on their history; of
+    `encoder.safetensors`: the encoder's output. Features: (rows, dimensions), or (2, rows, dimensions) for two views
+    of the same images, as `.npy` or in memory. `data`: other images than the run's. Nothing is ever unpickled.
+    Raises InputError for what cannot be read, for NaN, and for a checkpoint of another architecture.
+    """
+    if isinstance(what, np.ndarray | Tensor):
+        return _of_features(torch.as_tensor(what), "features")
+    path = what.path if isinstance(what, Run) else Path(what)
+    if path.suffix == ".npy":
+        return _of_features(_read_features(path), str(path))
+    if path.is_dir():
+        run = Run.open(path)
+        return _of_run(run, *checkpoint.newest(run.checkpoints), data, last=True)
+    if path.suffix == ".safetensors" and path.is_file():
+        home = path.parent.parent
+        if path.parent.name == "checkpoint" and (home / "config.yaml").is_file():
+            return _of_run(Run(home), path, checkpoint.read(path), data, last=path.name == checkpoint.LAST)
+        return _of_encoder(path, data)
+    if not path.exists():
+        raise InputError(f"nothing to diagnose at {path}: there is no such file or folder")
+    raise InputError(f"{path}: give the folder of a run, a .safetensors checkpoint or a .npy file of features")
+
+
+def _of_run(
+    run: Run,
+    file: Path,
+    held: tuple[Mapping[str, Tensor], Mapping[str, Any]],
+    data: str | Path | Mapping[str, Any] | None,
+    last: bool,
+) -> Diagnosis:
+    """`held`: what the file holds; `last`: where the history of the run ends."""
+    config = run.config
+    monitor = _monitor(config, file, *held, data)
+    found = _measure(monitor)
+    rows = run.metrics()
+    seen = [run.history(i, start, rows) for i, start in enumerate(monitor.starts)]
+    if last and data is None and all(seen):  # the history is of the run's own images
+        judged = [verdict(rows, finished=run.finished, config=config) for rows in seen]
+    else:
+        judged = [verdict([row], finished=True, config=config) for row in found]
+    return Diagnosis(str(run.path if last else file), found, judged)
+
+
+def _of_encoder(file: Path, data: str | Path | Mapping[str, Any] | None) -> Diagnosis:
+    tensors, meta = checkpoint.read(file)
+    if "config" not in meta:
+        raise InputError(f"{file} names no config; give the folder of its run")
+    try:
+        config = from_yaml(str(meta["config"]))
+    except ValueError as error:
+        raise InputError(f"{file}: its config is damaged ({' '.join(str(error).split())[:120]})") from None
+    monitor = _monitor(config, file, {f"encoder.{name}": tensor for name, tensor in tensors.items()}, meta, data)
+    found = [{name: row[name] for name in ("encoder", "sample_knn") if name in row} for row in _measure(monitor)]
+    return Diagnosis(str(file), found, [verdict([row], finished=True, config=config) for row in found])
+
+
+def _monitor(
+    config: Config,
+    file: Path,
+    tensors: Mapping[str, Tensor],
+    meta: Mapping[str, Any],
+    data: str | Path | Mapping[str, Any] | None,
+) -> Monitor:
+    """The monitor of a run's Learners as a file has them; heads stay untrained where it holds none."""
+    source = config.data if data is None else other_data(config.data, data)
+    if source.size != config.data.size:
+        raise InputError(f"data.size={source.size}: a diagnosis sees images as the training did; leave data.size out")
+    images = load(source.source, source.root, "train", source.size)
+    assert images is not None and config.data.size is not None, "every source has a training split"
+    _, learners = restored(config, file, tensors, meta)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    for learner in learners:
+        learner.to(device, torch.float64 if config.train.precision == "fp64" else torch.float32)
+    epoch_steps = meta.get("epoch_steps", 1)  # of the run's own images
+    plan = make_plan(config.scope, len(learners), config.train.length.steps(epoch_steps), epoch_steps)
+    views = Views(config.views, config.data.size, MEAN, STD)
+    return Monitor(learners, held_out(source, images), views, config, device, plan)
+
+
+def _measure(monitor: Monitor) -> list[dict[str, Any]]:
+    found = monitor.measure()
+    images, views = LIDAR
+    with torch.no_grad():
+        for row, outputs in zip(found, monitor.outputs(range(views), images), strict=True):
+            for name, z in outputs.items():
+                rows = torch.stack(z, 1).flatten(0, 1).cpu().double()
+                row[name]["lidar"] = float(lidar(rows, views)) if rows.isfinite().all() else math.nan
+    return found
+
+
+def _of_features(z: Tensor, name: str) -> Diagnosis:
+    if z.ndim not in (2, 3) or (z.ndim == 3 and len(z) != 2):
+        raise InputError(
+            f"{name} has shape {tuple(z.shape)}; features are (rows, dimensions), of two views (2, rows, dimensions)"
+        )
+    if z.is_complex():
+        raise InputError(f"{name} holds complex numbers; features are real")
+    views = (z[None] if z.ndim == 2 else z).float()
+    bad = int((~views.isfinite()).any(2).sum())
+    if bad:
+        raise InputError(f"{name}: {bad} of {views.shape[0] * views.shape[1]} rows hold NaN or infinity")
+    if views.shape[1] > MOST:
+        views = views[:, np.sort(order(0, 0, views.shape[1])[:MOST])]
+    found = {"encoder": indicators(*views)}
+    return Diagnosis(name, [found], [verdict([found], finished=True)])
+
+
+def _read_features(path: Path) -> Tensor:
+    try:
+        return torch.from_numpy(np.load(path, allow_pickle=False))
+    except (OSError, ValueError, TypeError, EOFError) as error:
+        reason = " ".join(str(error).split())[:120]
+        raise InputError(f"cannot read {path} as an array of numbers ({reason})") from None
+
+
+def _rows(found: Mapping[str, Any]) -> list[dict[str, str]]:
+    outputs = {name: values for name, values in found.items() if isinstance(values, Mapping)}
+    rows = []
+    for key, (title, collapsed) in MEANINGS.items():
+        cells = {name: values.get(key) for name, values in outputs.items()}
+        if key == "sample_knn":
+            cells["encoder"] = found.get(key)
+        if any(value is not None for value in cells.values()):
+            shown = {name: "-" if value is None else f"{value:.4g}" for name, value in cells.items()}
+            rows.append({"indicator": title, **shown, "collapsed": collapsed})
+    return rows
+
+
+def _sentence(v: Verdict) -> str:
+    return f"{v.headline}: {v.evidence}" + (f"; {v.advice}" if v.advice else "")

@@ -1,0 +1,221 @@
+"""Forgotten samples: the images whose features move most when the encoder's smallest weights are pruned."""
+
+import io
+from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn.functional import cosine_similarity, normalize
+
+from twinblock.config.schema import Config, PrunedSpec, other_data
+from twinblock.core.errors import InputError
+from twinblock.core.files import replacing, write_table
+from twinblock.core.seeding import order
+from twinblock.data import Images, columns_of, take
+from twinblock.data.training import training, whole
+from twinblock.evaluation.features import at_once, at_size, features, pixels, seen_by
+from twinblock.evaluation.groups import thirds
+from twinblock.methods.learner import Network
+from twinblock.methods.targets.pruned import Pruned
+from twinblock.nn.encoders import MEAN, STD, Encoder
+from twinblock.nn.modes import evaluating
+from twinblock.nn.pooling import Noise, Pooling
+from twinblock.runs import checkpoint
+from twinblock.runs.run import Run
+from twinblock.runs.state import restored
+from twinblock.views import Views
+
+RATIO = 0.9  # where neither the run nor the caller names one: SDCLR's on CIFAR
+NEIGHBOURS, BANK = 10, 20_000
+TOP = 0.05  # share of the images that lift looks at
+SHOWN, TILE = 64, 64  # images in either half of the picture, and their largest side in pixels
+SCORES = ("moved", "loss", "neighbours")
+
+
+class PrunedEncoder(nn.Module):
+    """An encoder as pruned targets see images, (n, 3, s, s) to (n, d): each target runs its own of the networks."""
+
+    def __init__(self, encoder: Encoder, networks: Sequence[nn.Module], targets: Sequence[nn.Module]):
+        super().__init__()
+        self.encoder, self.networks, self.targets = encoder, nn.ModuleList(networks), nn.ModuleList(targets)
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = images
+        for network, target in zip(self.networks, self.targets, strict=True):
+            (x,) = target(network, x, (0,), 0, False)
+        return self.encoder.pooled(x)
+
+
+def forgotten(
+    run: Run | str | Path, data: str | Path | Mapping[str, Any] | None = None, ratio: float | None = None
+) -> list[dict[str, Any]]:
+    """Rank images, the run's own or those of `data`, by the cosine distance of dense and pruned features.
+
+    A run with the pruned target has a pruned network of its own; elsewhere, or with `ratio`, the smallest weights are
+    masked and the statistics of batch norms measured anew. Writes forgotten.csv (and .parquet where pyarrow is
+    installed), forgotten.png (those that move most above those that move least) and forgotten.json into the run.
+    Where classes are of unequal size, returns for this and for two simple scores how well it finds the rare third:
+    AUROC (chance: 0.5) and lift in the top 5 % (chance: 1). Hooker et al. 2019, What do compressed networks forget?
+    """
+    run = run if isinstance(run, Run) else Run.open(run)
+    config = run.config
+    other = data is not None and (not isinstance(data, Mapping) or "source" in data)  # else the run's own images
+    source = config.data if data is None else other_data(whole(config.data) if other else config.data, data)
+    if ratio is not None and not 0 <= ratio < 1:
+        raise InputError(f"ratio={ratio}: the share of weights to prune is at least 0 and less than 1")
+    images = training(source)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    scores = measure(run, images, ratio, source.size, device)
+    ranking = np.argsort(-scores["moved"], kind="stable")
+    _write_tables(run, images, scores, ranking)
+    run.write("forgotten.png", _picture(images, ranking))
+    found = _judge(scores, images.labels)
+    run.write_json("forgotten.json", {"data": source.source, "images": len(images), "ratio": ratio, "scores": found})
+    return found
+
+
+def measure(
+    run: Run, images: Images, ratio: float | None, size: int | None, device: torch.device
+) -> dict[str, Float[np.ndarray, " n"]]:
+    """For each image: how far pruning moves it, how far its two views lie apart, how far its neighbours are.
+
+    All are cosine distances of the encoder's features of images of `size` pixels (None: the run's); the last is the
+    mean over the 10 nearest other images.
+    """
+    encoder = run.encoder()
+    config = at_size(run.config, encoder, size)
+    how = seen_by(config, device)
+    dense = features(encoder.to(device), images, **how)
+    pruned = _trained(run) if ratio is None else None
+    if pruned is None:
+        own = config.target.ratio if isinstance(config.target, PrunedSpec) else RATIO
+        pruned = _made(encoder, own if ratio is None else ratio).to(device)
+        _calibrate(pruned, images, how)
+    moved = 1 - cosine_similarity(dense, features(pruned.to(device), images, **how))
+    apart = _views_apart(encoder, images, config, device)
+    scores = {"moved": moved, "loss": apart, "neighbours": _distance_to_neighbours(dense, config.train.seed)}
+    if not all(x.isfinite().all() for x in scores.values()):
+        raise InputError(f"the features of {run.path} hold NaN or infinity: has the encoder diverged?")
+    return {name: x.double().numpy() for name, x in scores.items()}
+
+
+def _trained(run: Run) -> PrunedEncoder | None:
+    """The run's own pruned network; None where it has none, or, of pairs that overlap, two of each block."""
+    if run.config.target.kind != "pruned" or run.config.scope.kind == "overlapping":
+        return None
+    file, held = checkpoint.newest(run.checkpoints)
+    encoder, learners = restored(run.config, file, *held)
+    parts = [part for learner in learners for part in learner.parts]
+    return PrunedEncoder(encoder, [part.network for part in parts], [part.target for part in parts])
+
+
+def _made(encoder: Encoder, ratio: float) -> PrunedEncoder:
+    """An encoder whose smallest weights, of all blocks together, are masked."""
+    pooling = Pooling(encoder.width, prefix=encoder.prefix)
+    network = Network([nn.Sequential(*encoder.as_blocks())], pooling, nn.Identity(), Noise(0.0))
+    return PrunedEncoder(encoder, [network], [Pruned(network, ratio)])
+
+
+@torch.no_grad()
+def _calibrate(pruned: PrunedEncoder, images: Images, how: Mapping[str, Any]) -> None:
+    """Set the statistics of its batch norms to those that its own activations have on these images."""
+    batch_norm = nn.modules.batchnorm._BatchNorm
+    for norm in pruned.targets.modules():
+        if isinstance(norm, batch_norm):
+            norm.reset_running_stats()
+    # the tensors are those of the target, the modules that read mode and momentum those of the network
+    norms = [m for m in pruned.networks.modules() if isinstance(m, batch_norm)]
+    for norm in norms:
+        norm.momentum = None  # the plain mean over batches
+
+    class Training(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            for norm in norms:
+                norm.train()
+            return pruned(x)
+
+    if norms:
+        features(Training(), images, **how)
+    pruned.eval()
+
+
+def _views_apart(encoder: Encoder, images: Images, config: Config, device: torch.device) -> Tensor:
+    """1 - cos of the features of two random views, as the loss of most objectives has it."""
+    assert config.data.size is not None
+    views = Views(config.views if len(config.views) == 2 else config.views * 2, config.data.size, MEAN, STD)
+    found, together = [], at_once(config.data.size)
+    for step, index in enumerate(np.array_split(np.arange(len(images)), -(-len(images) // together))):
+        where = {"seed": config.train.seed, "epoch": 0, "step": step, "batch": len(index)}
+        pair = views(images.batch(index).to(device), aspect=images.aspects(index), **where)
+        with torch.no_grad(), evaluating(encoder):
+            found.append(1 - cosine_similarity(*(encoder(view).float().cpu() for view in pair)))
+    return torch.cat(found)
+
+
+def _distance_to_neighbours(rows: Float[Tensor, "n d"], seed: int) -> Float[Tensor, " n"]:
+    unit = normalize(rows)
+    banked = torch.as_tensor(order(seed, -4, len(rows))[:BANK])
+    bank, k = unit[banked].T, min(NEIGHBOURS, len(banked) - 1)
+    found = []
+    for own in torch.arange(len(rows)).split(1000):
+        near = (unit[own] @ bank).masked_fill_(own[:, None] == banked, -torch.inf)  # no image is its own neighbour
+        found.append(1 - near.topk(k).values.mean(1))
+    return torch.cat(found)
+
+
+def _judge(scores: Mapping[str, np.ndarray], labels: Int[np.ndarray, " n"] | None) -> list[dict[str, Any]]:
+    """AUROC and lift of each score for the images of the rare third of the classes; none where there is no tail."""
+    if labels is None or (labels < 0).any():
+        return []
+    sizes = np.bincount(labels)
+    sizes, present = sizes[sizes > 0], np.flatnonzero(sizes)
+    group = thirds(sizes)
+    if len(sizes) < 3 or sizes.max() < 2 * sizes.min():
+        return []
+    rare = np.isin(labels, present[group == 2])
+    return [{"score": name, "AUROC": auroc(scores[name], rare), "lift": lift(scores[name], rare)} for name in SCORES]
+
+
+def auroc(score: Float[np.ndarray, " n"], positive: np.ndarray) -> float:
+    """Chance that a positive has a higher score than a negative; ties count half."""
+    from sklearn.metrics import roc_auc_score
+
+    return float(roc_auc_score(positive, score))
+
+
+def lift(score: Float[np.ndarray, " n"], positive: np.ndarray, top: float = TOP) -> float:
+    """Share of positives in the top part of the scores over their share in all."""
+    first = np.argsort(-score, kind="stable")[: max(1, round(top * len(score)))]
+    return float(positive[first].mean() / positive.mean())
+
+
+def _write_tables(run: Run, images: Images, scores: Mapping[str, np.ndarray], ranking: np.ndarray) -> None:
+    columns = columns_of(images, ranking) | {name: scores[name][ranking] for name in SCORES}
+    kinds = ("csv", "parquet") if find_spec("pyarrow") else ("csv",)  # it comes with `pip install twinblock[hf]`
+    for kind in kinds:
+        with replacing(run.path / f"forgotten.{kind}") as file:
+            write_table(file, kind, columns)
+
+
+def _picture(images: Images, ranking: np.ndarray) -> bytes:
+    """A PNG of two grids of 8 x 8: the images that move most, and below them those that move least."""
+    shown = min(SHOWN, len(ranking))
+    side = min(TILE, max(images.pixels.shape[1:3]))
+    rows = np.concatenate([ranking[:shown], ranking[::-1][:shown]])
+    tiles = pixels(take(images, rows), side).view(-1, 3, side, side).permute(0, 2, 3, 1)
+    tiles = (tiles * 255).round().clamp(0, 255).byte().numpy()
+    step, high = side + 2, -(-shown // 8)
+    canvas = np.full((2 * high * step + step // 2, 8 * step, 3), 255, np.uint8)
+    for i, tile in enumerate(tiles):
+        half, place = divmod(i, shown)
+        top, left = (place // 8) * step + half * (high * step + step // 2), place % 8 * step
+        canvas[top : top + side, left : left + side] = tile
+    file = io.BytesIO()
+    Image.fromarray(canvas).save(file, "PNG")
+    return file.getvalue()

@@ -1,0 +1,31 @@
+"""Barlow Twins (Zbontar et al. 2021, arXiv 2103.03230, section 2.1)."""
+
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from twinblock.methods.objectives.objective import Objective, full_precision
+
+
+class BarlowTwins(Objective):
+    """`sum_i (C_ii - 1)^2 + lambd * sum_{i != j} C_ij^2`, with C (d, d) the views' cross-correlation.
+
+    Each view is standardised over the batch (biased variance, eps 1e-5). A plain sum: a factor before it,
+    as some published code has, is the recipe's.
+    """
+
+    symmetric = True
+
+    def __init__(self, lambd: float):
+        super().__init__()
+        self.lambd = lambd
+
+    @full_precision
+    def forward(self, z: Float[Tensor, "n d"], t: Float[Tensor, "n d"]) -> Float[Tensor, ""]:
+        a, b = (F.batch_norm(x, None, None, training=True, eps=1e-5) for x in (z, t))
+        n, d = a.shape
+        diagonal = (a * b).mean(0)
+        # |a^T b|^2 = <a a^T, b b^T>: for a small batch two n x n products cost less than the d x d one.
+        whole = ((a @ a.T) * (b @ b.T)).sum() if 2 * n < d else (a.T @ b).square().sum()
+        off_diagonal = whole / n**2 - diagonal.square().sum()
+        return (diagonal - 1).square().sum() + self.lambd * off_diagonal

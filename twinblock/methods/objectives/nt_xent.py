@@ -1,0 +1,30 @@
+"""NT-Xent, the objective of SimCLR (Chen et al. 2020, arXiv 2002.05709, section 2.1)."""
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from twinblock.methods.objectives.objective import Objective, full_precision
+
+
+class NTXent(Objective):
+    """Mean over the 2n anchors i of `-s[i, pos(i)] + log sum_{k != i} exp s[i, k]`.
+
+    `s` holds the cosines of all 2n embeddings divided by the temperature; pos(i) is the other view of the
+    same image. SimCLR's own code sums the two directional means, which is twice this value.
+    """
+
+    symmetric = True
+
+    def __init__(self, temperature: float):
+        super().__init__()
+        self.temperature = temperature
+
+    @full_precision
+    def forward(self, z: Float[Tensor, "n d"], t: Float[Tensor, "n d"]) -> Float[Tensor, ""]:
+        unit = F.normalize(torch.cat([z, t]), dim=1)
+        scaled = unit / self.temperature
+        similarities = (scaled @ unit.T).fill_diagonal_(-torch.inf)
+        positives = (scaled[: len(z)] * unit[len(z) :]).sum(1)  # the same in both directions
+        return similarities.logsumexp(1).mean() - positives.mean()

@@ -1,0 +1,256 @@
+"""A run's folder: its config, checkpoints, metrics and result. Everything a run writes lies in it."""
+
+import fcntl
+import json
+import os
+import re
+import shutil
+import weakref
+from collections.abc import Mapping
+from pathlib import Path
+from torch import nn
+from typing import Any
+
+from twinblock.runs import checkpoint
+from twinblock.config.schema import Config
+from twinblock.nn.encoders import Encoder, build_encoder
+from twinblock.core.errors import InputError
+from twinblock.core.files import replacing, same_place
+from twinblock.assembly.build import encoder_of
+from twinblock.config.compare import differences
+from twinblock.config.recipes import from_yaml, to_yaml
+
+
+
+class Run:
+    """The folder of a run.
+
+    `config.yaml` the resolved config; `checkpoint/`; `metrics.jsonl` a row a step; `encoder.safetensors` and
+    `result.json` and `curves.png` when it is finished; `evaluation.json`; `skipped.txt` the images left out.
+    """
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+        self._release: weakref.finalize | None = None
+        self._made = False
+
+    def __repr__(self) -> str:
+        return f"Run({str(self.path)!r})"
+
+    @classmethod
+    def open(cls, path: str | Path) -> "Run":
+        """An existing run. Raises InputError where there is none."""
+        run = cls(path)
+        if not run.path.is_dir():
+            raise InputError(f"no run at {run.path}: there is no such folder")
+        if not run.begun:
+            raise InputError(f"no run at {run.path}: it holds no config.yaml")
+        return run
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoint"
+
+    @property
+    def config(self) -> Config:
+        file = self.path / "config.yaml"
+        try:
+            return from_yaml(file.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            why = " ".join(str(error).split())
+            raise InputError(f"cannot read {file} ({why}); put it back as it was, or train in another folder") from None
+
+    @property
+    def result(self) -> dict[str, Any] | None:
+        """What the finished run reported; None while it is not finished."""
+        return self._json("result.json", "state", "headline", "evidence", "advice", "effective_rank", "width")
+
+    @property
+    def evaluation(self) -> dict[str, Any] | None:
+        """What the last `evaluate` found; None before the first."""
+        return self._json("evaluation.json")
+
+    @property
+    def begun(self) -> bool:
+        try:
+            return (self.path / "config.yaml").is_file()
+        except OSError as error:  # a name that is too long
+            raise InputError(f"{self.path}: {error.strerror}") from None
+
+    @property
+    def finished(self) -> bool:
+        return self.result is not None
+
+    @property
+    def failed(self) -> bool:
+        """Whether it ended in complete collapse, or diverged: its encoder is of no use."""
+        return (self.result or {}).get("state") in ("complete collapse", "diverging")
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """The rows so far; a last line that is only half written, as beside a running training, is left out."""
+        return [row for row in map(_row, self._lines()) if row is not None]
+
+    def history(
+        self, learner: int = -1, start: int = 0, rows: list[dict[str, Any]] | None = None
+    ) -> list[dict[str, Any]]:
+        """What the monitor saw of one Learner from step `start` on, in order, as `diagnosis.verdict` takes it.
+
+        `rows`: the metrics, where they have been read already.
+        """
+        rows = self.metrics() if rows is None else rows
+        losses = {row["step"]: row["loss"][-1] for row in rows if "loss" in row}
+        looks = [{"step": row["step"], **row["diagnosis"][learner]} for row in rows if "diagnosis" in row]
+        looks = [look for look in looks if look["step"] >= start]
+        return [look if look["step"] not in losses else {**look, "loss": losses[look["step"]]} for look in looks]
+
+    def encoder(self) -> Encoder:
+        """The trained encoder, in evaluation mode; of an unfinished run, as its last checkpoint has it."""
+        encoder, own = encoder_of(self.config), self.path / "encoder.safetensors"
+        file, (tensors, _) = checkpoint.newest(self.checkpoints, own)
+        checkpoint.fill(encoder, tensors, file, "" if file == own else "encoder.")
+        return encoder.eval()
+
+    # writing: only the first process of a run does
+
+    def claim(self, config: Config) -> None:
+        """Make the folder, or check that it belongs to this config; hold it until `release`."""
+        self._made = not self.path.exists()
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            lock = os.open(self.path / ".lock", os.O_CREAT | os.O_WRONLY | os.O_NOFOLLOW | os.O_NONBLOCK, 0o644)
+            self._release = weakref.finalize(self, os.close, lock)
+        except (OSError, FileExistsError) as error:
+            raise InputError(f"out={self.path}: cannot write there ({error.strerror}); choose another folder") from None
+        for path in self.path.iterdir():  # a run from someone else must not lead out of its folder
+            if path.is_symlink():
+                raise InputError(f"{path} is a link to somewhere else; replace it by what it leads to, or remove it")
+            if not path.is_file() and not path.is_dir():
+                raise InputError(f"{path} is neither a file nor a folder; remove it")
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self._made = False  # it is the other process's
+            raise InputError(f"out={self.path}: another process is training there") from None
+        self.agree(config)
+        if not self.begun:
+            # what a run leaves that is killed before its config is written
+            others = [p for p in self.path.iterdir() if not re.fullmatch(r"\.lock|config\.yaml\.\d+\.partial", p.name)]
+            if others:
+                raise InputError(f"out={self.path} is not empty and holds no run; choose another folder")
+        for path in self.path.glob("*.*.[0-9]*.partial"):  # of processes that were killed while they wrote
+            path.unlink(missing_ok=True)
+
+    def agree(self, config: Config) -> None:
+        """Raises InputError where this run, if it has begun, is of another config."""
+        if self.begun and (changed := differences(self.config, config)):
+            what = "a finished run" if self.finished else "a run"
+            raise InputError(
+                f"out={self.path} holds {what} with another config ({'; '.join(changed)}); choose another out"
+            )
+
+    def release(self) -> None:
+        """Let other processes have the folder; take away one that was made for a run that did not begin."""
+        if self._release is not None:
+            if self._made and [p.name for p in self.path.iterdir()] == [".lock"]:
+                shutil.rmtree(self.path, ignore_errors=True)
+            self._release()
+
+    def write_config(self, config: Config) -> None:
+        self.write("config.yaml", to_yaml(config))
+
+    def write_json(self, name: str, value: Any) -> None:
+        self.write(name, json.dumps(value, indent=2) + "\n")
+
+    def write_skipped(self, skipped) -> None:
+        if skipped:
+            self.write("skipped.txt", "".join(f"{name}\t{reason}\n" for name, reason in skipped))
+
+    def append_metrics(self, rows: list[dict[str, Any]]) -> None:
+        try:
+            with open(self.path / "metrics.jsonl", "a", opener=_no_link) as file:
+                file.writelines(json.dumps(row) + "\n" for row in rows)
+        except OSError as error:
+            raise InputError(f"cannot write {self.path / 'metrics.jsonl'}: {error.strerror}") from None
+
+    def sync_metrics(self) -> None:
+        """See to it that the rows are on the disk."""
+        file = self.path / "metrics.jsonl"
+        if file.is_file():
+            with open(file, "rb") as rows:
+                os.fsync(rows.fileno())
+
+    def truncate_metrics(self, step: int) -> None:
+        """Forget the rows from `step` on: they will be written again."""
+        lines = self._lines()
+        kept = [line for line in lines if (row := _row(line)) is not None and row["step"] < step]
+        if len(kept) < len(lines):
+            self.write("metrics.jsonl", "".join(line + "\n" for line in kept))
+
+    def write(self, name: str, content: str | bytes) -> None:
+        """Write a file of the run, whole or not at all."""
+        with replacing(self.path / name) as file:
+            file.write(content.encode("utf-8", "surrogateescape") if isinstance(content, str) else content)
+
+    def _lines(self) -> list[str]:
+        """Of the metrics."""
+        file = self.path / "metrics.jsonl"
+        return file.read_text(errors="replace").splitlines() if file.is_file() else []
+
+    def _json(self, name: str, *needed: str) -> Any:
+        """A mapping with the needed keys; None where there is no such file."""
+        file = self.path / name
+        try:
+            found = json.loads(file.read_text()) if file.is_file() else None
+            if found is not None and not (isinstance(found, dict) and found.keys() >= {*needed}):
+                raise ValueError
+            return found
+        except (ValueError, RecursionError):
+            raise InputError(f"{file} is damaged; delete it and run again") from None
+
+
+
+
+
+
+
+
+
+
+
+
+def _no_link(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NOFOLLOW, 0o644)
+
+
+def _row(line: str) -> dict[str, Any] | None:
+    """A line of the metrics; None where it is none: the last one of a killed process may be cut."""
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(row, dict) or not isinstance(row.get("step"), int):
+        return None
+    for name, valid in (("loss", _is_number), ("diagnosis", _is_look)):
+        values = row.get(name)
+        if name in row and not (isinstance(values, list) and values and all(map(valid, values))):
+            return None
+    return row
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float)
+
+
+def _is_look(look: Any) -> bool:
+    """Whether it is what the monitor writes of a Learner: numbers of its outputs by name, and perhaps of its kNN."""
+    if not isinstance(look, dict) or not {"encoder", "projector"} <= look.keys():
+        return False
+    return all(
+        all(map(_is_number, value.values())) if isinstance(value, dict) else _is_number(value) and name == "sample_knn"
+        for name, value in look.items()
+    )
+
+
+def load_encoder(path: str | Path) -> nn.Module:
+    """The encoder of a run, in evaluation mode: normalised images (n, 3, s, s) in, features (n, d) out."""
+    return Run.open(path).encoder()
