@@ -1,105 +1,266 @@
-"""Scopes: which blocks form a Learner, and which Learners train when."""
+"""From a resolved config to the encoder and its Learners."""
 
-from collections.abc import Sequence
-from itertools import pairwise
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from twinblock.config import schema as c
-from twinblock.config.schema import Config
-from twinblock.core.errors import InputError
+from twinblock.config.schema import (
+    Blockwise,
+    Config,
+    EndToEnd,
+    Head,
+    InBlocks,
+    Overlapping,
+    Predictor,
+)
+from twinblock.core.errors import InputError, first_line
 from twinblock.core.seeding import hashed
-from twinblock.methods.learner import Learner, Network
-from twinblock.methods.objectives import BarlowTwins, InfoNCE, NTXent, Regression, Supervised, VICReg
-from twinblock.methods.objectives.objective import Objective
-from twinblock.methods.overlapping import Overlapping
-from twinblock.methods.targets import Shared, Target
-from twinblock.methods.targets.ema import EMA
-from twinblock.methods.targets.pruned import Pruned
+from twinblock.methods import objectives, targets
+from twinblock.methods.learner import Batch, Learner, Network, Passes, asks_for_batch
+from twinblock.methods.overlapping import OverlappingLearners
+from twinblock.methods.parts import OURS, how_to_give, make
 from twinblock.nn.encoders import Encoder, build_encoder
 from twinblock.nn.heads import mlp
 from twinblock.nn.pooling import Noise, Pooling
 
+Objects = Mapping[str, Any]  # Python objects of the caller's own, by the part of the run that they are
 
-def encoder_of(config: Config) -> Encoder:
-    """The untrained encoder of a resolved config: the same weights that its training starts from."""
+
+def encoder_of(config: Config, objects: Objects | None = None) -> Encoder:
+    """The untrained encoder of a resolved config: the same weights that its training starts from.
+
+    Raises InputError where it is a module of the caller's own that `objects` does not hold.
+    """
     e = config.encoder
     assert config.data.size is not None, "the config is not resolved"
-    return build_encoder(e.kind, e.stem, e.norm, e.width, config.data.size, config.train.seed, config.scope.cuts)
+    if ":" not in e.kind:
+        return build_encoder(e.kind, e.stem, e.norm, e.width, config.data.size, config.train.seed, config.scope.cuts)
+    from twinblock.nn.encoders import own_encoder
+
+    module = (objects or {}).get("encoder")
+    if module is None and e.kind in OURS:
+        module = OURS[e.kind]()
+    if not isinstance(module, nn.Module):
+        raise InputError(f"encoder={e.kind}: {how_to_give(e.kind)}, as encoder=module")
+    for name, default in (("stem", ("auto", "standard")), ("width", (None,))):
+        if getattr(e, name) not in default:
+            raise InputError(f"encoder.{name}={getattr(e, name)} is for named networks; leave it out for your own")
+    return own_encoder(module, config.data.size, config.scope.cuts, e.norm)
+
+
+@dataclass(frozen=True)
+class Cut:
+    """What one Learner trains: blocks by number, and the shapes of what they are given and give."""
+
+    blocks: Sequence[nn.Module]
+    first: int
+    last: int
+    input_shape: tuple[int, ...]
+    shape: tuple[int, ...]
 
 
 def make_learners(
-    config: c.Config, encoder: Encoder, classes: int | None, autocast: torch.dtype | None, epoch_steps: int = 1
-) -> list[Learner | Overlapping]:
+    config: Config,
+    encoder: Encoder,
+    classes: int | None,
+    autocast: torch.dtype | None,
+    epoch_steps: int = 1,
+    objects: Objects | None = None,
+) -> list[Any]:
     """The Learners of a run: one with all blocks, one for each block, or one of overlapping pairs.
 
-    Weights are drawn from the run's seed. `epoch_steps` matters to what is done every few epochs of training.
+    Weights are drawn from the run's seed. `epoch_steps` matters to what is done every few epochs of training;
+    `objects` are parts of the caller's own. Raises InputError for what does not fit together.
     """
-    blocks, shapes = encoder.as_blocks(), encoder.shapes
-    scope, count = config.scope, len(blocks)
-    own_batch_norms = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in encoder.modules())
-    norm = config.encoder.norm if own_batch_norms or config.encoder.norm != "batch" else "layer"
-    if isinstance(scope, c.EndToEnd):
-        scope = c.Blockwise(kind="blockwise")
-        blocks, shapes, ranges = [nn.Sequential(*blocks)], shapes[-1:], [range(1)]
-    elif isinstance(scope, c.Overlapping):
-        if count < 2:
-            raise InputError(
-                "scope.kind=overlapping joins pairs of blocks, but this encoder is cut into one: scope.cuts"
-            )
-        ranges = [range(k, k + 2) for k in range(count - 1)]
-    else:
-        ranges = [range(k, k + 1) for k in range(count)]
-    for number in scope.per_block:
-        if number > len(ranges):
-            what = "pairs of blocks" if isinstance(scope, c.Overlapping) else "blocks"
-            raise InputError(f"scope.per_block.{number}: there are {len(ranges)} {what}, counted from 1")
-    learners = []
-    for k, covered in enumerate(ranges):
-        own = config.of_block(k + 1)
-        if own.objective.kind == "supervised" and classes is None:
-            raise InputError(f"objective.kind=supervised of block {k + 1} needs labels, and this data has none")
+    cuts = _cuts(config, encoder)
+    _check_views(config, encoder)
+    learners: list[Any] = []
+    later = Passes.of(())
+    for k in reversed(range(len(cuts))):  # a Learner runs the passes that those after it need
+        of_block = config.of_block(k + 1)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(hashed("heads", config.train.seed, k))
-            pooling = pooling_of(scope, norm, shapes[covered[-1]], encoder.prefix, covered[-1] + 1)
-            projector, dim = _head(own.projector, pooling.width, classes)
-            if own.objective.kind == "supervised" and dim != classes:
-                raise InputError(
-                    f"projector.dims of block {k + 1} ends in {dim}, but the data has {classes} classes: let it end in "
-                    "classes"
-                )
-            predictor, predicted = (None, dim) if own.predictor is None else _head(own.predictor, dim, classes)
-            if predicted != dim:
-                raise InputError(
-                    f"predictor.dims ends in {predicted}, but it predicts the projector's {dim}: make them equal"
-                )
-            noise = Noise(scope.noise, scope.noise_over)
-            network = Network([blocks[i] for i in covered], pooling, projector, noise, covered[0])
-            learners.append(
-                Learner(
-                    network,
-                    predictor,
-                    _target(config.target, network, epoch_steps, hashed("prune", config.train.seed, k)),
-                    _objective(own.objective, dim, hashed("queue", config.train.seed, k)),
-                    views=len(config.views),
-                    scale=own.objective.scale,
-                    autocast=autocast,
-                )
+            if config.learner is not None:
+                learner = _learner_of_ones_own(config, cuts[k], k, classes, epoch_steps, objects or {})
+            else:
+                build = _Siamese(of_block, cuts[k], k, classes, epoch_steps, objects or {})
+                learner = build(encoder, _norm_of_expansions(config, encoder), autocast, later)
+                later = learner.passes
+        learners.insert(0, learner)
+    return [OverlappingLearners(learners)] if isinstance(config.scope, Overlapping) else learners
+
+
+def _cuts(config: Config, encoder: Encoder) -> list[Cut]:
+    """What each Learner trains."""
+    blocks, shapes, scope = encoder.as_blocks(), encoder.shapes, config.scope
+    assert config.data.size is not None
+    image = (3, config.data.size, config.data.size)
+    if isinstance(scope, EndToEnd):
+        return [Cut([nn.Sequential(*blocks)], 0, len(blocks) - 1, image, shapes[-1])]
+    together = 2 if isinstance(scope, Overlapping) else 1
+    if len(blocks) < together:
+        raise InputError("scope.kind=overlapping joins pairs of blocks, but this encoder is cut into one: scope.cuts")
+    given = [image, *shapes]
+    starts = range(len(blocks) - together + 1)
+    cuts = [Cut(blocks[k : k + together], k, k + together - 1, given[k], shapes[k + together - 1]) for k in starts]
+    for number in scope.per_block:
+        if number > len(cuts):
+            what = "pairs of blocks" if together == 2 else "blocks"
+            raise InputError(f"scope.per_block.{number}: there are {len(cuts)} {what}, counted from 1")
+    return cuts
+
+
+def _check_views(config: Config, encoder: Encoder) -> None:
+    """Raises InputError where the encoder does not take the size of a view."""
+    for size in sorted({*config.view_sizes} - {config.data.size}):
+        try:
+            with torch.no_grad():
+                training = encoder.training
+                encoder.eval()(torch.zeros(1, 3, size, size, dtype=next(encoder.parameters()).dtype))
+                encoder.train(training)
+        except (RuntimeError, ValueError, AssertionError) as error:
+            raise InputError(
+                f"views: encoder.kind={config.encoder.kind} does not take images of {size} px beside those of "
+                f"{config.data.size} ({first_line(error)}); choose another size for that view"
+            ) from None
+
+
+def _norm_of_expansions(config: Config, encoder: Encoder) -> str:
+    """An expansion has the norm of its encoder, or layer norm where the encoder has no batch norm of its own."""
+    batch_norms = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in encoder.modules())
+    return config.encoder.norm if batch_norms or config.encoder.norm != "batch" else "layer"
+
+
+@dataclass(frozen=True)
+class _Siamese:
+    """Builds the siamese Learner of one cut, number `k`, by the config of that block."""
+
+    config: Config
+    cut: Cut
+    k: int
+    classes: int | None
+    epoch_steps: int
+    objects: Objects
+
+    def __call__(self, encoder: Encoder, norm: str, autocast: torch.dtype | None, later: Passes) -> Learner:
+        config, cut = self.config, self.cut
+        assert config.projector is not None and config.objective is not None
+        scope = Blockwise(kind="blockwise") if isinstance(config.scope, EndToEnd) else config.scope
+        pooling = pooling_of(scope, norm, cut.shape, encoder.prefix, cut.last + 1)
+        projector, dim = _head(config.projector, pooling.width, self.classes)
+        objective = self.objective(dim)
+        predictor, predicted = (None, dim) if config.predictor is None else _head(config.predictor, dim, self.classes)
+        if predicted != dim:
+            raise InputError(
+                f"predictor.dims ends in {predicted}, but it predicts the projector's {dim}: make them equal"
             )
-    for following, learner in pairwise(reversed(learners)):
-        learner.passes = tuple(a | b for a, b in zip(learner.passes, following.passes, strict=True))
-    return [Overlapping(learners)] if isinstance(scope, c.Overlapping) else learners
+        noise = Noise(scope.noise, scope.noise_over)
+        network = Network(cut.blocks, pooling, projector, noise, cut.first)
+        target = make(
+            config.target,
+            targets.KINDS,
+            self.objects.get("target"),
+            network=network,
+            dim=dim,
+            seed=hashed("prune", config.train.seed, self.k),
+            epoch_steps=self.epoch_steps,
+        )
+        return Learner(
+            network,
+            predictor,
+            target,
+            objective,
+            config.view_sizes,
+            scale=config.objective.scale,
+            autocast=autocast,
+            later=later,
+        )
+
+    def objective(self, dim: int) -> nn.Module:
+        """The objective, and whether its embeddings and labels are what it needs."""
+        config, classes, number = self.config, self.classes, self.k + 1
+        assert config.objective is not None
+        kind = config.objective.kind
+        objective = make(
+            config.objective,
+            objectives.KINDS,
+            self.objects.get("objective"),
+            dim=dim,
+            classes=classes,
+            seed=hashed("queue", config.train.seed, self.k),
+        )
+        if getattr(objective, "labelled", False) and classes is None:
+            raise InputError(f"objective.kind={kind} of block {number} needs labels, and this data has none")
+        if config.labelled and dim != classes:
+            raise InputError(
+                f"projector.dims of block {number} ends in {dim}, but the data has {classes} classes: let it end in "
+                "classes"
+            )
+        if kind not in objectives.KINDS:
+            try_objective(objective, kind, dim, classes)
+        return objective
 
 
-def pooling_of(scope: c.InBlocks, norm: str, shape: tuple[int, ...], prefix: int, number: int) -> Pooling:
+def try_objective(objective: Any, kind: str, dim: int, classes: int | None) -> None:
+    """Raises InputError unless a loss of one's own gives one finite number with a gradient for a batch of noise."""
+    generator = torch.Generator().manual_seed(0)
+    z, t = torch.randn(2, 8, dim, generator=generator, requires_grad=True)
+    labels = None if classes is None else torch.arange(8) % classes
+    if getattr(objective, "labelled", False):
+        assert labels is not None
+        t = labels
+    batch = (Batch(labels, (0, 0), 0, torch.arange(8)),) if asks_for_batch(objective) else ()
+    try:
+        loss = objective(z, t, *batch)
+    except Exception as error:  # whatever the caller's own code raises
+        raise InputError(
+            f"objective.kind={kind} fails on two batches of 8 embeddings of width {dim}: "
+            f"{type(error).__name__}: {first_line(error)}"
+        ) from error
+    if not isinstance(loss, Tensor) or loss.shape != ():
+        shape = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
+        raise InputError(f"objective.kind={kind} gives {shape}; it should give one number, a tensor of shape ()")
+    if not loss.isfinite() or not loss.requires_grad:
+        what = "has no gradient" if loss.isfinite() else f"is {loss.item()}"
+        raise InputError(f"objective.kind={kind}: the loss of two batches of 8 random embeddings {what}")
+
+
+def _learner_of_ones_own(
+    config: Config, cut: Cut, k: int, classes: int | None, epoch_steps: int, objects: Objects
+) -> nn.Module:
+    """A learner that is not ours, and whether it has what training and diagnosis call."""
+    learner = make(
+        config.learner,
+        {},
+        objects.get("learner"),
+        blocks=nn.Sequential(*cut.blocks),
+        input_shape=cut.input_shape,
+        shape=cut.shape,
+        number=k,
+        classes=classes,
+        seed=hashed("learner", config.train.seed, k),
+        epoch_steps=epoch_steps,
+    )
+    assert config.learner is not None
+    missing = [name for name in ("forward", "pass_on", "after_step", "outputs") if not hasattr(learner, name)]
+    if not isinstance(learner, nn.Module) or missing:
+        what = f"has no {', '.join(missing)}" if missing else "is no torch.nn.Module"
+        raise InputError(f"learner.kind={config.learner.kind} {what}; see the page on a learner of your own")
+    return learner
+
+
+def pooling_of(scope: InBlocks, norm: str, shape: tuple[int, ...], prefix: int, number: int) -> Pooling:
     """The pooling of block `number`, which gives `shape`; an expansion has the norm `norm`."""
-    if len(shape) == 2:
+    if len(shape) != 3:
         for name, value in (("pool", scope.pool != "gap"), ("expand", scope.expand)):
             if value:
                 given = f"scope.{name}={getattr(scope, name)}"
-                raise InputError(f"{given} is for maps, but this encoder gives tokens; leave {name} out")
-        return Pooling(shape[1], prefix=prefix)
+                gives = "tokens" if len(shape) == 2 else "vectors"
+                raise InputError(f"{given} is for maps, but this encoder gives {gives}; leave {name} out")
+        return Pooling(shape[-1], prefix=prefix)
     channels, height, width = shape
     if scope.grid > min(height, width):
         raise InputError(f"scope.grid={scope.grid} is more than the {height} x {width} map of block {number} has")
@@ -108,34 +269,10 @@ def pooling_of(scope: c.InBlocks, norm: str, shape: tuple[int, ...], prefix: int
     return Pooling(channels, scope.pool, scope.grid, scope.expand, norm)
 
 
-def _head(spec: c.Predictor, width: int, classes: int | None) -> tuple[nn.Module, int]:
+def _head(spec: Predictor, width: int, classes: int | None) -> tuple[nn.Module, int]:
     if "classes" in spec.dims and classes is None:
         raise InputError("projector.dims asks for the number of classes, but this data has no labels")
     dims: Sequence[int] = [classes if d == "classes" else d for d in spec.dims]  # type: ignore[misc]
-    last = (spec.last_norm, spec.last_affine) if isinstance(spec, c.Head) else ("none", True)
+    last = (spec.last_norm, spec.last_affine) if isinstance(spec, Head) else ("none", True)
     head = mlp(width, dims, spec.norm, *last, spec.last_bias)
     return head, dims[-1] if dims else width
-
-
-def _target(spec: c.SharedSpec | c.EMASpec | c.PrunedSpec, network: Network, epoch_steps: int, seed: int) -> Target:
-    if isinstance(spec, c.EMASpec):
-        return EMA(network, spec.momentum, spec.schedule, spec.buffers)
-    if isinstance(spec, c.PrunedSpec):
-        return Pruned(network, spec.ratio, spec.every, epoch_steps, spec.random, seed)
-    return Shared()
-
-
-def _objective(spec: c.Objective, dim: int, seed: int) -> Objective:
-    match spec:
-        case c.NTXentSpec():
-            return NTXent(spec.temperature)
-        case c.InfoNCESpec():
-            return InfoNCE(dim, spec.queue, spec.temperature, seed, spec.negatives)
-        case c.RegressionSpec():
-            return Regression()
-        case c.BarlowTwinsSpec():
-            return BarlowTwins(spec.lambd)
-        case c.VICRegSpec():
-            return VICReg(spec.invariance, spec.variance, spec.covariance)
-        case c.SupervisedSpec():
-            return Supervised()

@@ -10,8 +10,8 @@ from twinblock.core.errors import InputError
 
 PLAIN_TEXT = ("out", "data", "data.source", "data.root", "data.indices")  # paths are not YAML
 # the field of a part that a word in its place stands for: scope=blockwise, data=photos/
-CHOICE = dict.fromkeys(("encoder", "target", "objective", "scope", "optim"), "kind") | {"data": "source"}
-KINDS = ("target", "objective", "scope")  # parts whose fields depend on their kind
+CHOICE = dict.fromkeys(("encoder", "learner", "target", "objective", "scope", "optim"), "kind") | {"data": "source"}
+KINDS = ("learner", "target", "objective", "scope")  # parts whose fields depend on their kind
 NO_MAPPING = "a run is a YAML mapping with data, views, encoder, ...; `twinblock show byol` prints one"
 
 

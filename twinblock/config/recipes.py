@@ -2,7 +2,7 @@
 
 import copy
 import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -11,8 +11,12 @@ import yaml
 
 from twinblock.config.overrides import CHOICE, lay_over, merge, parse
 from twinblock.config.presets import preset
-from twinblock.config.schema import Config, Train, check
+from twinblock.config.schema import RENAMED, Config, Train, check
 from twinblock.core.errors import InputError
+from twinblock.methods.parts import import_part
+
+OWN = ("objective", "target", "learner", "encoder")  # parts that may be a class of the caller's own
+SIAMESE = ("projector", "predictor", "target", "objective")
 
 
 def recipes() -> dict[str, Path]:
@@ -22,7 +26,10 @@ def recipes() -> dict[str, Path]:
 
 
 def compose(recipe: str | Path, fields: Mapping[str, Any] | None = None, overrides: Iterable[str] = ()) -> Config:
-    """A recipe by name or path, with nested `fields` and `a.b=c` overrides laid over it, checked."""
+    """A recipe by name or path, with nested `fields` and `a.b=c` overrides laid over it, checked.
+
+    Parts of the caller's own, named `package.module:Class`, are imported, from the current folder too.
+    """
     tree, overrides = _read(recipe), list(overrides)
     presets = tree.pop("presets", None) if isinstance(tree, dict) else None
     if presets is not None:
@@ -30,7 +37,46 @@ def compose(recipe: str | Path, fields: Mapping[str, Any] | None = None, overrid
         if isinstance(train, Mapping):  # `check` says what is wrong with another
             chosen = preset(presets, train.get("length", Train().length), Path(recipe).stem)
             lay_over(tree, [f"{name}={value}" for name, value in chosen.items()])
-    return check(_laid_over(tree, fields, overrides))
+    of_file = dict(_own_kinds(tree))
+    tree = _laid_over(tree, fields, overrides)
+    for where, kind in _own_kinds(tree):
+        if of_file.get(where) == kind and _of_a_run(Path(recipe)):
+            raise InputError(
+                f"{where}={kind}: a run's config.yaml imports nothing; name it on the command line or in a recipe"
+            )
+        import_part(kind, where)
+    if isinstance(tree, dict) and tree.get("learner"):
+        _leave_to_the_learner(
+            tree, {*(fields or {}), *(text.partition("=")[0].partition(".")[0] for text in overrides)}
+        )
+    return check(tree)
+
+
+def _own_kinds(tree: Any) -> Iterator[tuple[str, str]]:
+    """The parts of a run that are named `package.module:Class`, and where; Python objects, in brackets, are not."""
+    places = [("", tree)]
+    if isinstance(tree, Mapping) and isinstance(tree.get("scope"), Mapping):
+        blocks = tree["scope"].get("per_block")
+        blocks = blocks.items() if isinstance(blocks, Mapping) else ()
+        places += [(f"scope.per_block.{number}.", block) for number, block in blocks]
+    for prefix, place in places:
+        for part in OWN if isinstance(place, Mapping) else ():
+            kind = place[part].get("kind") if isinstance(place.get(part), Mapping) else None
+            if isinstance(kind, str) and ":" in kind and not kind.startswith("<"):
+                yield f"{prefix}{part}.kind", kind
+
+
+def _of_a_run(recipe: Path) -> bool:
+    """Whether a file is not a recipe but lies in a run, which may be anybody's."""
+    return recipe.name == "config.yaml" or (recipe.parent / "metrics.jsonl").exists()
+
+
+def _leave_to_the_learner(tree: dict[str, Any], given: set[str]) -> None:
+    """A learner of one's own has its own heads and loss: take away those of the recipe."""
+    for part in SIAMESE:
+        if part in given:
+            raise InputError(f"{part}: it belongs to the siamese learner, and learner names another; leave {part} out")
+        tree.pop(part, None)
 
 
 def _laid_over(tree: Any, fields: Mapping[str, Any] | None, overrides: Iterable[str]) -> Any:
@@ -64,9 +110,12 @@ def to_yaml(config: Config) -> str:
 
 
 def from_yaml(text: str) -> Config:
-    """What `to_yaml` wrote. Raises ValueError for all else."""
+    """What `to_yaml` wrote, in this version or an earlier one. Raises ValueError for all else; imports nothing."""
     try:
-        return check(yaml.safe_load(text))
+        tree = yaml.safe_load(text)
+        if isinstance(tree, dict):
+            tree = {RENAMED.get(name, name): part for name, part in tree.items()}
+        return check(tree)
     except (yaml.YAMLError, RecursionError) as error:
         raise ValueError(str(error)) from None
 
@@ -76,6 +125,7 @@ def recipe_rows() -> list[dict[str, str]]:
     rows = []
     for name, path in sorted(recipes().items()):
         config = compose(name)
+        assert config.projector is not None
         rows.append(
             {
                 "recipe": name,

@@ -2,17 +2,21 @@
 
 from collections.abc import Mapping
 from os import PathLike
-from typing import Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeAlias
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, model_validator
 
 from twinblock.config.explain import explain
 from twinblock.config.overrides import NO_MAPPING, merge
 from twinblock.core.durations import Duration
 from twinblock.core.errors import InputError
+from twinblock.core.types import NotNegative, Positive, Probability, Width
+from twinblock.methods import objectives, targets
+from twinblock.methods.parts import Part, flat, form_of, one_of, other
 from twinblock.nn.norms import parse_norm
-from twinblock.training.loggers import Logger
 from twinblock.views import View
+
+RENAMED = {"branch": "target"}  # fields that had another name in 0.1
 
 
 def _norm(text: str) -> str:
@@ -22,149 +26,138 @@ def _norm(text: str) -> str:
 
 Norm = Annotated[str, AfterValidator(_norm)]  # batch, sync, layer, group, none; group8, group+ws and so on
 Name = Annotated[str, BeforeValidator(lambda given: str(given) if isinstance(given, PathLike) else given)]  # or path
-Probability = Annotated[float, Field(ge=0, le=1)]
-Positive = Annotated[float, Field(gt=0, le=1e9, allow_inf_nan=False)]
-NotNegative = Annotated[float, Field(ge=0, le=1e9, allow_inf_nan=False)]
-Width = Annotated[int, Field(ge=1, le=65_536)]
-
-
-class Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+Logger = Literal["tensorboard", "wandb"]
 
 
 class LongTail(Part):
-    """A long-tailed part of labelled training images."""
+    """A long-tailed part of labelled training images, by published counts."""
 
-    imbalance: Annotated[float, Field(ge=1, allow_inf_nan=False)]  # of the most frequent class to the rarest
-    kind: Literal["exp", "step", "balanced"] = "exp"  # balanced: as many images as exp has, in equal parts
-    split: Annotated[int, Field(ge=0)] = 1  # which class is how frequent; 0: in order of label
-    seed: Annotated[int, Field(ge=0)] = 0  # which images of a class
-    largest: Annotated[int, Field(ge=1, le=2**31)] | None = (
-        None  # images of the most frequent class; null: the smallest class's
-    )
+    imbalance: Annotated[float, Field(ge=1, allow_inf_nan=False)]
+    """Images of the most frequent class for one of the rarest."""
+    kind: Literal["exp", "step", "balanced"] = "exp"
+    """How class sizes fall: `exp` exponentially, `step` in one step; `balanced` has as many images in equal parts."""
+    split: Annotated[int, Field(ge=0)] = 1
+    """Which class is how frequent; 0: in order of label."""
+    seed: Annotated[int, Field(ge=0)] = 0
+    """Which images of a class are kept."""
+    largest: Annotated[int, Field(ge=1, le=2**31)] | None = None
+    """Images of the most frequent class; null: as many as the smallest class has."""
 
 
 class Data(Part):
-    source: Name = "photodigits"  # photodigits, cifar10, cifar100, stl10, a folder, a Hugging Face name
-    root: Name | None = None  # where torchvision's sets lie
-    batch: Annotated[int, Field(ge=1, le=2**20)] = 256  # images a step, over all processes
-    size: Annotated[int, Field(ge=8, le=1024)] | None = None  # side of a view in pixels; null: from the images
-    indices: Name | None = None  # .npy or text: the rows to train on
-    longtail: LongTail | None = None  # of those
+    """The images, and how many make a step."""
+
+    source: Name = "photodigits"
+    """`photodigits`, `cifar10`, `cifar100`, `stl10`, a folder of images or parquet files, or a Hugging Face name."""
+    root: Name | None = None
+    """The folder that torchvision's sets lie in; null: the cache."""
+    batch: Annotated[int, Field(ge=1, le=2**20)] = 256
+    """Images in a step, over all processes."""
+    size: Annotated[int, Field(ge=8, le=1024)] | None = None
+    """Side of a view in pixels; null: that of small images of one size, else 224."""
+    indices: Name | None = None
+    """A .npy or text file of the rows to train on; null: all."""
+    longtail: LongTail | None = None
+    """A long-tailed part of these; null: all."""
 
 
 class ViewSpec(View, frozen=True):
-    """A view whose crop and flip may be left to the data: what is a nuisance depends on what the images show."""
+    """How one view is made. `crop` and `flip` may be left to the data: a fifth of a digit can be any digit."""
 
     crop: tuple[float, float] | None | Literal["auto"] = "auto"  # pyright: ignore[reportIncompatibleVariableOverride]
+    """Range of the random crop's area; null: the central square; `auto`: by the data."""
     flip: Probability | Literal["auto"] = "auto"  # pyright: ignore[reportIncompatibleVariableOverride]
+    """Probability of a horizontal flip; `auto`: by the data."""
 
 
 class EncoderSpec(Part):
-    kind: str = "auto"  # a timm name, torchvision/NAME, resnet10; auto: by the size of the images
+    """The network that is kept."""
+
+    kind: str = "auto"
+    """A name of timm, `torchvision/NAME`, `resnet10`, `package.module:function`; `auto`: by the size of the images."""
     stem: Literal["auto", "standard", "cifar", "cifar_stride2"] = "auto"
+    """First layers: `standard`; `cifar`, 3 x 3 without stride or pooling; `cifar_stride2`, with a stride of 2."""
     norm: Norm = "batch"
-    width: Annotated[int, Field(ge=8, le=4096, multiple_of=8)] | None = None  # channels of a ResNet's first stage
+    """Norm of its layers: `batch`, `sync`, `layer`, `group`, `group8`, `none`; `+ws` standardises the weights."""
+    width: Annotated[int, Field(ge=8, le=4096, multiple_of=8)] | None = None
+    """Channels of a ResNet's first stage; null: as published."""
 
 
 class Predictor(Part):
+    """Layers behind the projector, of the online network alone."""
+
     dims: tuple[Width | Literal["classes"], ...]
+    """Width of each layer; `classes`: the number of classes."""
     norm: Norm = "batch"
+    """Norm after each hidden layer."""
     last_bias: bool = False
+    """Whether the last layer has a bias."""
 
 
 class Head(Predictor):
+    """Layers behind the encoder that give the embedding; they are dropped after training."""
+
     last_norm: Norm = "none"
+    """Norm after the last layer."""
     last_affine: bool = True
+    """Whether that norm has weight and bias."""
 
 
-class SharedSpec(Part):
-    kind: Literal["shared"] = "shared"
+class ObjectiveFields(Part):
+    scale: Positive = 1.0
+    """Factor of the loss."""
 
 
-class EMASpec(Part):
-    kind: Literal["ema"]
-    momentum: Probability
-    schedule: Literal["cosine", "constant"] = "cosine"
-    buffers: Literal["own", "average"] = "own"
+OBJECTIVES = {kind: form_of(kind, cls, ObjectiveFields) for kind, cls in objectives.KINDS.items()}
+TARGETS = {kind: form_of(kind, cls) for kind, cls in targets.KINDS.items()}
+if TYPE_CHECKING:
+    ObjectivePart: TypeAlias = Any
+    TargetPart: TypeAlias = Any
+    LearnerPart: TypeAlias = Any
+else:
+    ObjectivePart = one_of(OBJECTIVES, ObjectiveFields) | None
+    TargetPart = one_of(TARGETS)
+    LearnerPart = other() | None
 
 
-class PrunedSpec(Part):
-    kind: Literal["pruned"]
-    ratio: Annotated[float, Field(ge=0, lt=1)]  # share of the layers' weights that the second view goes without
-    every: Duration = Duration.parse("1epochs")  # time from one mask to the next
-    random: Annotated[float, Field(ge=0, lt=1)] = 0.0  # chance of each weight left to be dropped as well
-
-
-class ObjectiveSpec(Part):
-    scale: Positive = 1.0  # factor of the loss
-
-
-class NTXentSpec(ObjectiveSpec):
-    kind: Literal["nt_xent"]
-    temperature: Positive
-
-
-class InfoNCESpec(ObjectiveSpec):
-    kind: Literal["info_nce"]
-    temperature: Positive
-    queue: Annotated[int, Field(ge=1, le=2**22)]
-    negatives: Annotated[int, Field(ge=1, le=2**53)] | None = None  # EqCo: count the queue as so many; null: as it is
-
-
-class RegressionSpec(ObjectiveSpec):
-    kind: Literal["regression"]
-
-
-class BarlowTwinsSpec(ObjectiveSpec):
-    kind: Literal["barlow_twins"]
-    lambd: NotNegative
-
-
-class VICRegSpec(ObjectiveSpec):
-    kind: Literal["vicreg"]
-    invariance: NotNegative
-    variance: NotNegative
-    covariance: NotNegative
-
-
-class SupervisedSpec(ObjectiveSpec):
-    kind: Literal["supervised"]
-
-
-def _flat(fields: dict[str, Any]) -> dict[str, Any]:
-    for name, value in fields.items():  # a tree may be billions of values in a few lines of YAML
-        if any(isinstance(x, list | tuple | dict) for x in (value if isinstance(value, list | tuple) else [value])):
-            raise ValueError(f"{name}: give one value, or a list of values")
-    return fields
-
-
-Fields = Annotated[dict[str, Any], AfterValidator(_flat)]
+Fields = Annotated[dict[str, Any], AfterValidator(flat)]
 
 
 class OfBlock(Part):
     """What a block has of its own: fields of these parts, in place of those of the run."""
 
-    objective: Fields = {}
-    projector: Fields = {}
-    predictor: Fields = {}
-    optim: Fields = {}
+    objective: Fields = Field(default={})
+    projector: Fields = Field(default={})
+    predictor: Fields = Field(default={})
+    optim: Fields = Field(default={})
 
 
 class EndToEnd(Part):
+    """All blocks learn from one loss."""
+
     kind: Literal["end_to_end"] = "end_to_end"
-    cuts: Literal["stages", "blocks"] | tuple[str, ...] = "stages"  # trains as one; the blocks are for the evaluation
+    cuts: Literal["stages", "blocks"] | tuple[str, ...] = "stages"
+    """Blocks that the evaluation measures; training ignores them."""
     per_block: ClassVar[dict[int, OfBlock]] = {}
 
 
 class InBlocks(Part):
-    cuts: Literal["stages", "blocks"] | tuple[str, ...] = "stages"  # or the names of the modules that begin a block
+    """Blocks with losses of their own."""
+
+    cuts: Literal["stages", "blocks"] | tuple[str, ...] = "stages"
+    """A block for each stage, for each residual block, or the names of the modules that begin a block."""
     pool: Literal["gap", "local", "l2"] = "gap"
-    grid: Annotated[int, Field(ge=1, le=64)] = 1  # windows a side, for local and l2
-    expand: Width | None = None  # width of a 1x1 convolution before pooling
-    noise: NotNegative = 0.0  # sigma, in units of the map's own std
-    noise_over: Literal["all", "hw", "c"] = "all"  # what that std is over: the whole tensor, each map, each place
-    per_block: dict[Annotated[int, Field(ge=1)], OfBlock] = {}  # by number of the block, from 1 on
+    """What heads see of a block: the mean of its map, means of windows, or the root of their sums of squares."""
+    grid: Annotated[int, Field(ge=1, le=64)] = 1
+    """Windows a side, for `local` and `l2`."""
+    expand: Width | None = None
+    """Width of a 1 x 1 convolution before pooling; null: none."""
+    noise: NotNegative = 0.0
+    """Standard deviation of the noise on a block's output, in units of the map's own."""
+    noise_over: Literal["all", "hw", "c"] = "all"
+    """What that deviation is taken over: the whole tensor, each map, or each place."""
+    per_block: dict[Annotated[int, Field(ge=1)], OfBlock] = Field(default={})
+    """Settings of single blocks, by number from 1 on."""
 
     @model_validator(mode="after")
     def _windows(self):
@@ -174,9 +167,13 @@ class InBlocks(Part):
 
 
 class Blockwise(InBlocks):
+    """No gradient crosses from block to block."""
+
     kind: Literal["blockwise"]
     plan: Literal["simultaneous", "sequential"] = "simultaneous"
-    budgets: tuple[Duration, ...] | None = None  # of the blocks of a sequential plan, in % or in steps; null: equal
+    """All blocks at once, or one after the other."""
+    budgets: tuple[Duration, ...] | None = None
+    """How long each block of a sequential plan trains, in % or in steps; null: equally long."""
 
     @model_validator(mode="after")
     def _whole(self):
@@ -193,6 +190,8 @@ class Blockwise(InBlocks):
 
 
 class Overlapping(InBlocks):
+    """Each pair of neighbouring blocks learns from one loss."""
+
     kind: Literal["overlapping"]
 
     @model_validator(mode="after")
@@ -204,26 +203,47 @@ class Overlapping(InBlocks):
 
 
 class Optim(Part):
+    """The optimizer of each Learner."""
+
     kind: Literal["sgd", "lars", "adamw"]
-    lr: Positive  # for 256 images a step; multiplied by batch / 256
-    lr_bias: Positive | None = None  # own learning rate of biases and norms, for 256 images; null: lr
+    """`sgd`, `lars` or `adamw`."""
+    lr: Positive
+    """Peak learning rate for 256 images a step; it is multiplied by batch / 256."""
+    lr_bias: Positive | None = None
+    """Peak for biases and norms; null: `lr`."""
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    """Momentum; the first beta of AdamW."""
     weight_decay: NotNegative = 0.0
-    exclude_bias_and_norm: bool = True  # from weight decay and from LARS's adaptation
+    """Weight decay."""
+    exclude_bias_and_norm: bool = True
+    """Whether biases and norms go without weight decay and without LARS's adaptation."""
     warmup: Duration = Duration.parse("0epochs")
-    end: Probability = 0.0  # last learning rate as a part of the peak
-    clip: Positive | None = None  # largest gradient norm of a Learner
+    """Time in which the learning rate rises from 0."""
+    end: Probability = 0.0
+    """Last learning rate as a part of the peak."""
+    clip: Positive | None = None
+    """Largest gradient norm of a Learner; null: any."""
 
 
 class Train(Part):
+    """How long, how exactly, and what is written down."""
+
     length: Duration = Duration.parse("100epochs")
+    """Length of the training, as `100epochs` or `5000steps`."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    """What all random draws follow from."""
     precision: Literal["auto", "fp32", "bf16", "fp64"] = "auto"
+    """Number type; `auto`: bf16 where the processor is fast at it, else fp32."""
     checkpoint_every: Duration = Duration.parse("1epochs")
-    deterministic: bool = False  # bit-exact on a GPU too, at some cost; a CPU is so anyway
-    compile: bool = False  # torch.compile the encoder
+    """Time from one checkpoint to the next."""
+    deterministic: bool = False
+    """Bit-exact on a GPU too, at some cost; a CPU is so anyway."""
+    compile: bool = False
+    """Whether to compile the encoder with torch.compile."""
     loggers: tuple[Logger, ...] = ()
-    on_collapse: Literal["warn", "stop"] = "warn"  # warn: go on; stop: save and end; exit code 3 for both
+    """Where else to log: `tensorboard`, `wandb`."""
+    on_collapse: Literal["warn", "stop"] = "warn"
+    """What a complete collapse does: `warn` goes on, `stop` saves and ends; exit code 3 for both."""
 
     @model_validator(mode="after")
     def _some_time(self):
@@ -232,26 +252,44 @@ class Train(Part):
         return self
 
 
-Objective = Annotated[
-    NTXentSpec | InfoNCESpec | RegressionSpec | BarlowTwinsSpec | VICRegSpec | SupervisedSpec,
-    Field(discriminator="kind"),
-]
-
-
 class Config(Part):
     """One pretraining run. Every field of every recipe; unknown fields are errors."""
 
     data: Data = Data()
-    views: Annotated[tuple[ViewSpec, ...], Field(min_length=1, max_length=2)]
+    """The images."""
+    views: Annotated[tuple[ViewSpec, ...], Field(min_length=1)]
+    """The random views of an image; `{like: 0, ...}` is view 0 with other fields."""
     encoder: EncoderSpec = EncoderSpec()
-    projector: Head
+    """The network that is kept."""
+    learner: LearnerPart = None
+    """A learner of your own, `package.module:Class`; null: the siamese one, made of the next four parts."""
+    projector: Head | None = None
+    """Layers that give the embedding."""
     predictor: Predictor | None = None
-    target: Annotated[SharedSpec | EMASpec | PrunedSpec, Field(discriminator="kind")] = SharedSpec()
-    objective: Objective
+    """Layers that predict the target's embedding; null: none."""
+    target: TargetPart = TARGETS["shared"](kind="shared")  # pyright: ignore[reportCallIssue]
+    """The network that makes the embeddings to compare with."""
+    objective: ObjectivePart = None
+    """The loss."""
     scope: Annotated[EndToEnd | Blockwise | Overlapping, Field(discriminator="kind")] = EndToEnd()
+    """Which blocks learn from which loss."""
     optim: Optim
+    """The optimizer."""
     train: Train = Train()
+    """Length, precision, checkpoints."""
     out: str | None = None
+    """The folder of the run; null: runs/ and the recipe's name."""
+
+    @property
+    def view_sizes(self) -> list[int]:
+        """The side of each view in pixels, with a view of count n listed n times. Only of a resolved config."""
+        assert self.data.size is not None, "the config is not resolved"
+        return [view.size or self.data.size for view in self.views for _ in range(view.count)]
+
+    @property
+    def labelled(self) -> bool:
+        """Whether the objective is one of ours that compares with labels."""
+        return self.objective is not None and getattr(objectives.KINDS.get(self.objective.kind), "labelled", False)
 
     def norms_of_batches(self) -> list[str]:
         """The fields that ask for batch statistics, as `projector.norm=batch`."""
@@ -271,29 +309,36 @@ class Config(Part):
 
     @model_validator(mode="after")
     def _sensible(self):
-        if self.objective.kind == "supervised":
-            if self.target.kind != "shared" or self.predictor is not None:
-                raise ValueError(
-                    "objective.kind=supervised compares with labels: use target.kind=shared and no predictor"
-                )
-        elif len(self.views) != 2:
-            raise ValueError(f"views: objective.kind={self.objective.kind} compares two views, {len(self.views)} given")
-        if self.target.kind == "pruned" and self.objective.kind == "regression" and self.predictor is None:
-            raise ValueError(
-                "target.kind=pruned with objective.kind=regression needs a predictor: each network regresses the "
-                "other, and without one both collapse to a constant"
-            )
+        if self.learner is None:
+            self._siamese()
         if self.data.batch == 1:
             for name in self.norms_of_batches():
                 raise ValueError(f"data.batch=1 with {name}: one sample has no batch statistics")
-            if self.objective.kind in ("nt_xent", "barlow_twins", "vicreg"):
-                raise ValueError(f"data.batch=1: objective.kind={self.objective.kind} compares the images of a batch")
         for number in self.scope.per_block:
             try:
                 self.of_block(number)
             except ValidationError as error:
                 raise ValueError(f"scope.per_block.{number}.{explain(error, Config)}") from None
         return self
+
+    def _siamese(self) -> None:
+        """What the parts of the siamese Learner need of each other."""
+        for name in ("projector", "objective"):
+            if getattr(self, name) is None:
+                raise ValueError(f"{name}: required, but missing; only a learner of your own goes without")
+        kind = self.objective.kind
+        if self.labelled:
+            if self.target.kind != "shared" or self.predictor is not None:
+                raise ValueError(f"objective.kind={kind} compares with labels: use target.kind=shared and no predictor")
+        elif kind in objectives.KINDS and sum(view.count for view in self.views) < 2:
+            raise ValueError(f"views: objective.kind={kind} compares two views or more, 1 given")
+        if self.target.kind == "pruned" and kind == "regression" and self.predictor is None:
+            raise ValueError(
+                "target.kind=pruned with objective.kind=regression needs a predictor: each network regresses the "
+                "other, and without one both collapse to a constant"
+            )
+        if self.data.batch == 1 and kind in ("nt_xent", "barlow_twins", "vicreg"):
+            raise ValueError(f"data.batch=1: objective.kind={kind} compares the images of a batch")
 
     def of_block(self, number: int) -> "Config":
         """The run as its block `number`, from 1 on, trains it: the block's own fields laid over the common ones."""
@@ -339,6 +384,9 @@ def check(tree: Any) -> Config:
     """Validate a whole run; the first thing that is wrong becomes one line."""
     if not isinstance(tree, Mapping):
         raise InputError(NO_MAPPING)
+    for old, new in RENAMED.items():
+        if old in tree:
+            raise InputError(f"{old}: this part is called {new} now; write {new}.kind=... in place of {old}.kind=...")
     try:
         return Config.model_validate(tree)
     except ValidationError as error:

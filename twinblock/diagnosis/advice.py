@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from twinblock.config.schema import Config, InfoNCESpec, NTXentSpec
+from twinblock.config.schema import Config
 
 GENERAL = {
     "healthy": "",
@@ -40,7 +40,9 @@ def causes(state: str, config: Config) -> Iterator[str]:
     if optim.weight_decay > HIGHEST_DECAY[optim.kind]:
         usual = USUAL_DECAY[optim.kind]
         yield f"optim.weight_decay={optim.weight_decay:g} shrinks the weights faster than they learn: try {usual}"
-    if isinstance(objective, NTXentSpec | InfoNCESpec):
+    if objective is None:  # a learner of one's own: nothing is known of its loss
+        return
+    if objective.kind in ("nt_xent", "info_nce"):
         low, high = TEMPERATURES
         if not low <= objective.temperature <= high:
             yield f"objective.temperature={objective.temperature:g} is unusual: try 0.1 to 0.5"

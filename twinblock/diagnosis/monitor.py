@@ -18,10 +18,7 @@ from twinblock.core.seeding import order
 from twinblock.data import Images, load
 from twinblock.diagnosis.measures import indicators
 from twinblock.diagnosis.verdict import Verdict, verdict, worst
-from twinblock.methods.learner import Learner
-from twinblock.methods.overlapping import Overlapping
-from twinblock.nn.modes import evaluating
-from twinblock.nn.pooling import average
+from twinblock.methods.learner import parts_of
 from twinblock.views import Views
 
 SAMPLE = 64, 256  # images looked at: within these bounds, two batches, or fewer where a short run cannot afford them
@@ -54,7 +51,7 @@ class Monitor:
 
     def __init__(
         self,
-        learners: Sequence[Learner | Overlapping],
+        learners: Sequence[Any],
         images: Images,
         views: Views,
         config: Config,
@@ -63,8 +60,8 @@ class Monitor:
         world: int = 1,
     ):
         self.config, self.device, self.plan = config, device, plan
-        self.learners = [part for whole in learners for part in whole.parts]
-        self.wholes = [i for i, whole in enumerate(learners) for _ in whole.parts]  # what the plan counts
+        self.learners = [part for whole in learners for part in parts_of(whole)]
+        self.wholes = [i for i, whole in enumerate(learners) for _ in parts_of(whole)]  # what the plan counts
         self.views = Views(views.specs[:1], views.size, views.mean, views.std)
         batch = config.data.batch
         # of all looks, in images of one: a block costs one pass where it only passes on, three where it learns
@@ -145,7 +142,7 @@ class Monitor:
         return found
 
     def outputs(self, views: Sequence[int], count: int | None = None) -> list[dict[str, list[Tensor]]]:
-        """By view, for each Learner: its pooled map (`encoder`), embedding (`projector`), prediction (`predictor`)."""
+        """By view, what each Learner says there is to diagnose."""
         pixels = self.pixels[:count].to(self.device)
         aspect = None if self.aspect is None else self.aspect[:count]
         found: list[dict[str, list[Tensor]]] = [defaultdict(list) for _ in self.learners]
@@ -160,18 +157,11 @@ class Monitor:
 
     def _outputs_of(self, x: Tensor) -> list[dict[str, Tensor]]:
         """For each Learner, of some images."""
-        found = []
+        by_learner = []
         for learner in self.learners:
-            network = learner.network
-            with evaluating(learner), learner.precision(self.device):
-                maps = network.maps(x, (0,), 0)
-                z = network.projector(network.pooling(maps[-1]))
-                outputs = {"encoder": average(maps[-1], network.pooling.prefix), "projector": z}
-                if learner.predictor is not None:
-                    outputs["predictor"] = learner.predict(z)
-            x = maps[0]
-            found.append({name: output.float() for name, output in outputs.items()})
-        return found
+            outputs, x = learner.outputs(x)
+            by_learner.append(outputs)
+        return by_learner
 
 
 def history_of(rows: Iterable[dict[str, Any]], learner: int, start: int = 0) -> list[dict[str, Any]]:

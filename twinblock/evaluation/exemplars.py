@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity, normalize
 
-from twinblock.config.schema import Config, PrunedSpec, other_data
+from twinblock.config.schema import Config, other_data
 from twinblock.core.errors import InputError
 from twinblock.core.files import replacing, write_table
 from twinblock.core.seeding import order
@@ -94,7 +94,7 @@ def measure(
     dense = features(encoder.to(device), images, **how)
     pruned = _trained(run) if ratio is None else None
     if pruned is None:
-        own = config.target.ratio if isinstance(config.target, PrunedSpec) else RATIO
+        own = config.target.ratio if config.target.kind == "pruned" else RATIO
         pruned = _made(encoder, own if ratio is None else ratio).to(device)
         _calibrate(pruned, images, how)
     moved = 1 - cosine_similarity(dense, features(pruned.to(device), images, **how))

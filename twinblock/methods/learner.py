@@ -1,17 +1,20 @@
 """The Learner trains one run of consecutive blocks; the Signal is what flows from Learner to Learner."""
 
+import inspect
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
 from twinblock.core.distributed import gather
-from twinblock.methods.objectives.objective import Objective
-from twinblock.methods.targets import Target
-from twinblock.nn.pooling import Noise, Pooling
+from twinblock.methods.objectives.objective import HALF, Objective
+from twinblock.methods.targets.target import Target
+from twinblock.nn.modes import evaluating
+from twinblock.nn.pooling import Noise, Pooling, average
 
 
 @dataclass
@@ -34,10 +37,26 @@ class Batch:
     labels: Int[Tensor, " n"] | None
     key: tuple[int, ...]  # (seed, step)
     offset: int = 0  # position of the first sample in the global batch
+    index: Int[Tensor, " n"] | None = None  # which image of the data each sample is
+
+
+@dataclass(frozen=True)
+class Passes:
+    """The views that go through the online network, and those that the target network embeds."""
+
+    online: frozenset[int]
+    target: frozenset[int]
+
+    @classmethod
+    def of(cls, pairs: Sequence[tuple[int, int | None]]) -> "Passes":
+        return cls(frozenset(i for i, _ in pairs), frozenset(j for _, j in pairs if j is not None))
+
+    def __or__(self, other: "Passes") -> "Passes":
+        return Passes(self.online | other.online, self.target | other.target)
 
 
 class Network(nn.Module):
-    """Blocks, pooling and projector: what a target averages or prunes.
+    """Blocks, pooling and projector: what a target network averages or prunes.
 
     Map in; the map that the next Learner begins with and the embedding out. That map is what the first block gives:
     of a Learner with one block its only one, of overlapping Learners the place where the next one begins.
@@ -56,19 +75,20 @@ class Network(nn.Module):
 
     def maps(self, x: Tensor, key: tuple[int, ...], offset: int) -> list[Tensor]:
         """What each block gives."""
-        found = []
+        maps = []
         for number, block in enumerate(self.blocks, start=self.number):
             x = self.noise(block(x), (*key, number), offset)
-            found.append(x)
-        return found
+            maps.append(x)
+        return maps
 
 
 class Learner(nn.Module):
-    """Blocks + pooling + projector + predictor + target + objective + its own optimizer.
+    """A siamese Learner: blocks, pooling, projector and predictor, a target network and an objective.
 
-    `forward(signal, batch) -> (loss, next signal)`; the next signal is detached, so backward frees this Learner's graph
-    before the next one runs. End-to-end training is one Learner that holds all blocks. The loss is the sum of
-    `objective(z of view i, t of view j)` over the directions (i, j) that the objective needs, times `scale`.
+    `forward(signal, batch) -> (loss, next signal, targets)`; the next signal is detached, so backward frees this
+    Learner's graph before the next one runs. End-to-end training is one Learner that holds all blocks. The loss is the
+    sum of `objective(z of view i, t of view j)` over the objective's pairs (i, j), times `scale`. `sizes`: the side of
+    each view. `later`: the passes that the Learners after this one need.
     """
 
     def __init__(
@@ -76,51 +96,51 @@ class Learner(nn.Module):
         network: Network,
         predictor: nn.Module | None,
         target: Target,
-        objective: Objective,
-        views: int,
+        objective: nn.Module,
+        sizes: Sequence[int],
+        *,
         scale: float = 1.0,
         autocast: torch.dtype | None = None,
+        later: Passes = Passes(frozenset(), frozenset()),
     ):
         super().__init__()
-        self.network, self.predictor = network, predictor
-        self.target: Target = target
-        self.objective: Objective = objective
+        self.network, self.predictor, self.target, self.objective = network, predictor, target, objective
         self.scale, self.autocast = scale, autocast
-        self.directions = directions(objective, target, predictor, views)
-        self.views = {i for i, _ in self.directions}, {j for _, j in self.directions if j is not None}
-        self.passes = self.views  # and those that only later Learners need
-        self._targets: Tensor | None = None
+        self.pairs = pairs_of(objective, target, predictor, sizes)
+        self.compared = Passes.of(self.pairs)
+        self.asks_for_batch = asks_for_batch(objective)
+        self.passes = self.compared | later
 
-    @property
-    def parts(self) -> Sequence["Learner"]:
-        return (self,)
-
-    def forward(self, signal: Signal, batch: Batch) -> tuple[Tensor, Signal]:
-        with self.precision(next(iter(signal.online.values())).device):
+    def forward(self, signal: Signal, batch: Batch) -> tuple[Tensor, Signal, Tensor | None]:
+        with self.precision(_device(signal)):
             online, target = self.streams(signal, batch)
-            z = {i: gather(self.predict(online[i][1])) for i in self.views[0]}
-        t = {j: gather(target[j][1]) for j in self.views[1]}
-        labels = gather(batch.labels) if self.objective.labelled and batch.labels is not None else None
-        losses = [self.objective(z[i], labels if j is None else t[j]) for i, j in self.directions]
+            z = {i: gather(self.predict(online[i][1])) for i in sorted(self.compared.online)}
+        t = {j: gather(target[j][1]) for j in sorted(self.compared.target)}
+        if self.asks_for_batch or None in dict(self.pairs).values():
+            batch = _gathered(batch)
+        losses = [self.compare(z[i], batch.labels if j is None else t[j], batch) for i, j in self.pairs]
         loss = torch.stack(losses).sum() * self.scale
-        self._targets = torch.cat([t[j] for j in self.views[1]]).detach() if t else None
-        return loss, _detached(online, target)
+        return loss, _detached(online, target), torch.cat([*t.values()]).detach() if t else None
 
     def streams(self, signal: Signal, batch: Batch, embed: bool = True):
-        """Run both streams: (map, embedding) by view. A shared target needs no pass of its own."""
-        online_views, target_views = self.passes
-        if not self.target.own_pass:
-            online_views = online_views | target_views
+        """Run both streams: (map, embedding) by view. Without a separate target they are one."""
+        views = self.passes.online if self.target.separate else self.passes.online | self.passes.target
         online = {}
-        for i in online_views:
+        for i in sorted(views):
             inputs = signal.online[i], (*batch.key, i), batch.offset, embed
-            online[i] = self.target(self.network, *inputs) if self.target.by_view and i else self.network(*inputs)
-        if not self.target.own_pass:
+            online[i] = self.target(self.network, *inputs) if self.target.sees(i) else self.network(*inputs)
+        if not self.target.separate:
             return online, online
         target = {
-            j: self.target(self.network, signal.target[j], (*batch.key, j), batch.offset, embed) for j in target_views
+            j: self.target(self.network, signal.target[j], (*batch.key, j), batch.offset, embed)
+            for j in sorted(self.passes.target)
         }
         return online, target
+
+    def compare(self, z: Tensor, t: Any, batch: Batch) -> Tensor:
+        """The loss of one pair on the global batch, in float32 or wider."""
+        z, t = (x.float() if x.dtype in HALF else x for x in (z, t))
+        return self.objective(z, t, batch) if self.asks_for_batch else self.objective(z, t)
 
     def predict(self, z: Tensor) -> Tensor:
         return z if self.predictor is None else self.predictor(z)
@@ -131,31 +151,62 @@ class Learner(nn.Module):
     @torch.no_grad()
     def pass_on(self, signal: Signal, batch: Batch) -> Signal:
         """The next signal of a Learner that is no longer trained."""
-        with self.precision(next(iter(signal.online.values())).device):
+        with self.precision(_device(signal)):
             return _detached(*self.streams(signal, batch, embed=False))
 
-    def after_step(self, step: int, total: int) -> None:
-        """Move the state that is not trained: target network, queue. Only after the optimizer step."""
+    def after_step(self, step: int, total: int, targets: Tensor | None = None) -> None:
+        """Move what is not trained: the target network, a queue. Only after the optimizer step, given its `targets`."""
         self.target.after_step(self.network, step, total)
-        if self._targets is not None:
-            self.objective.after_step(self._targets)
-            self._targets = None
+        if targets is not None and hasattr(self.objective, "after_step"):
+            self.objective.after_step(targets)  # pyright: ignore[reportCallIssue]
+
+    @torch.no_grad()
+    def outputs(self, x: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        """What there is to diagnose, in evaluation mode, by name; and what the next Learner is given."""
+        with evaluating(self), self.precision(x.device):
+            maps = self.network.maps(x, (0,), 0)
+            z = self.network.projector(self.network.pooling(maps[-1]))
+            outputs = {"encoder": average(maps[-1], self.network.pooling.prefix), "projector": z}
+            if self.predictor is not None:
+                outputs["predictor"] = self.predict(z)
+        return {name: output.float() for name, output in outputs.items()}, maps[0]
 
 
-def directions(
-    objective: Objective, target: Target, predictor: nn.Module | None, views: int
+def parts_of(learner: Any) -> Sequence[Any]:
+    """The Learners that train as this one: itself, or those that share blocks."""
+    return getattr(learner, "parts", None) or (learner,)
+
+
+def pairs_of(
+    objective: Any, target: Target, predictor: nn.Module | None, sizes: Sequence[int]
 ) -> tuple[tuple[int, int | None], ...]:
-    """The pairs (online view, target view) that an objective compares.
+    """The pairs (online view, target view) that are compared; None stands for the labels.
 
-    One pair is enough where swapping the views gives the same loss and gradient, and where a queue holds the
-    negatives (MoCo) unless each view has a network of its own; else both, so that every view trains the network that
-    sees it. A labelled objective compares no views.
+    Those that the objective names, and their mirror images where views meet networks of their own, so that every view
+    trains the network that sees it. Of two mirror images one is enough if both have the same loss and gradient.
     """
-    if objective.labelled:
-        return tuple((i, None) for i in range(views))
-    if (objective.one_way and not target.by_view) or (objective.symmetric and target.live and predictor is None):
-        return ((0, 1),)
-    return ((0, 1), (1, 0))
+    pairs = objective.pairs(sizes) if hasattr(objective, "pairs") else Objective.pairs(objective, sizes)
+    if any(target.sees(i) for i in range(len(sizes))):
+        pairs = [*pairs, *((j, i) for i, j in pairs if j is not None and (j, i) not in pairs)]
+    if getattr(objective, "symmetric", False) and target.differentiable and predictor is None:
+        pairs = [(i, j) for k, (i, j) in enumerate(pairs) if (j, i) not in pairs[:k]]
+    return tuple(pairs)
+
+
+def asks_for_batch(objective: Any) -> bool:
+    """Whether an objective's forward has a third argument, `batch`."""
+    forward = getattr(objective, "forward", objective)
+    return "batch" in inspect.signature(forward).parameters
+
+
+def _gathered(batch: Batch) -> Batch:
+    """The global batch's labels and numbers."""
+    labels, index = (None if x is None else gather(x) for x in (batch.labels, batch.index))
+    return replace(batch, labels=labels, index=index, offset=0)
+
+
+def _device(signal: Signal) -> torch.device:
+    return next(iter(signal.online.values())).device
 
 
 def _detached(online: Mapping[int, tuple[Tensor, ...]], target: Mapping[int, tuple[Tensor, ...]]) -> Signal:

@@ -8,7 +8,7 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
@@ -150,22 +150,26 @@ def below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def fill(
-    module: torch.nn.Module, tensors: Mapping[str, Tensor], file: Path, prefix: str = "", elsewhere: str | None = None
+    module: torch.nn.Module,
+    tensors: Mapping[str, Tensor],
+    file: Path,
+    prefix: str = "",
+    shared: Collection[str] = (),
 ) -> None:
-    """Load into a module the tensors below `prefix`; what has `elsewhere` in its name was loaded before.
+    """Load into a module the tensors below `prefix`, but for those that it shares with one that was filled before.
 
     Raises InputError for tensors of another architecture.
     """
-    own = {name: t for name, t in module.state_dict().items() if elsewhere is None or elsewhere not in name}
-    mine = below(prefix, tensors)
-    for name in sorted(own.keys() | mine.keys()):
-        there, here = (tuple(t[name].shape) if name in t else "missing" for t in (mine, own))
+    wanted = {name: t for name, t in module.state_dict().items() if name not in shared}
+    stored = below(prefix, tensors)
+    for name in sorted(wanted.keys() | stored.keys()):
+        there, here = (tuple(t[name].shape) if name in t else "missing" for t in (stored, wanted))
         if there != here:
             raise InputError(
                 f"{file} holds another architecture than the run's config.yaml: {prefix}{name} is {there} there, "
                 f"{here} by the config"
             )
-    module.load_state_dict(mine, strict=elsewhere is None)
+    module.load_state_dict(stored, strict=not shared)
 
 
 def flatten_optimizer(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

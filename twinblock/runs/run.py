@@ -22,15 +22,19 @@ from twinblock.config.recipes import from_yaml, to_yaml
 
 
 
+STARTED = "started.safetensors"  # the weights that an encoder of the caller's own began with
+
+
 class Run:
     """The folder of a run.
 
     `config.yaml` the resolved config; `checkpoint/`; `metrics.jsonl` a row a step; `encoder.safetensors` and
     `result.json` and `curves.png` when it is finished; `evaluation.json`; `skipped.txt` the images left out.
+    `objects`: Python objects that its config names as parts, such as `encoder=module`.
     """
 
-    def __init__(self, path: str | Path):
-        self.path = Path(path)
+    def __init__(self, path: str | Path, **objects: Any):
+        self.path, self.objects = Path(path), {part: given for part, given in objects.items() if given is not None}
         self._release: weakref.finalize | None = None
         self._made = False
 
@@ -38,9 +42,9 @@ class Run:
         return f"Run({str(self.path)!r})"
 
     @classmethod
-    def open(cls, path: str | Path) -> "Run":
-        """An existing run. Raises InputError where there is none."""
-        run = cls(path)
+    def open(cls, run: "Run | str | Path", **objects: Any) -> "Run":
+        """An existing run, with the Python objects it was made with. Raises InputError where there is none."""
+        run = cls(run.path, **{**run.objects, **objects}) if isinstance(run, Run) else cls(run, **objects)
         if not run.path.is_dir():
             raise InputError(f"no run at {run.path}: there is no such folder")
         if not run.begun:
@@ -105,9 +109,16 @@ class Run:
 
     def encoder(self) -> Encoder:
         """The trained encoder, in evaluation mode; of an unfinished run, as its last checkpoint has it."""
-        encoder, own = encoder_of(self.config), self.path / "encoder.safetensors"
+        encoder, own = encoder_of(self.config, self.objects), self.path / "encoder.safetensors"
         file, (tensors, _) = checkpoint.newest(self.checkpoints, own)
         checkpoint.fill(encoder, tensors, file, "" if file == own else "encoder.")
+        return encoder.eval()
+
+    def untrained_encoder(self) -> Encoder:
+        """The encoder that the training began with."""
+        encoder, file = encoder_of(self.config, self.objects), self.path / STARTED
+        if file.is_file():
+            checkpoint.fill(encoder, checkpoint.read(file)[0], file)
         return encoder.eval()
 
     # writing: only the first process of a run does
@@ -251,6 +262,10 @@ def _is_look(look: Any) -> bool:
     )
 
 
-def load_encoder(path: str | Path) -> nn.Module:
-    """The encoder of a run, in evaluation mode: normalised images (n, 3, s, s) in, features (n, d) out."""
-    return Run.open(path).encoder()
+def load_encoder(run: Run | str | Path, *, encoder: nn.Module | None = None) -> nn.Module:
+    """The encoder of a run, in evaluation mode: normalised images (n, 3, s, s) in, features (n, d) out.
+
+    `encoder`: the module of your own that the run was made with; its weights are replaced by the trained ones in a
+    copy. Raises InputError where it is missing, or of another architecture.
+    """
+    return Run.open(run, encoder=encoder).encoder()

@@ -1,44 +1,60 @@
 """The state of a training as one dictionary of tensors: how it is written, and how it is read back."""
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from twinblock.runs import checkpoint
-from twinblock.assembly.build import encoder_of, make_learners
+from twinblock.assembly.build import Objects, encoder_of, make_learners
 from twinblock.config.schema import Config
-from twinblock.nn.encoders import Encoder
 from twinblock.core.errors import InputError
-from twinblock.methods.learner import Learner
-from twinblock.methods.overlapping import Overlapping
+from twinblock.methods import objectives, targets
+from twinblock.methods.objectives.objective import Objective
+from twinblock.methods.targets.shared import Shared
+from twinblock.nn.encoders import Encoder
+from twinblock.runs import checkpoint
 
-Parts = Sequence[Learner | Overlapping]
-ELSEWHERE = "network.blocks."  # of a Learner: the encoder's state holds them
+# names of 0.1, and what they are now
+_RENAMED = (
+    (re.compile(r"\.branch\.target\."), ".target.average."),
+    (re.compile(r"\.branch\."), ".target."),
+    (re.compile(r"\.network\.tap\."), ".network.pooling."),
+    (re.compile(r"\.average\.tap\."), ".average.pooling."),
+    (re.compile(r"\.norms\.tap/"), ".norms.pooling/"),
+)
 
 
-def state_of(encoder: Encoder, learners: Parts, optimizers: Sequence[torch.optim.Optimizer]) -> dict[str, Tensor]:
-    """Every tensor of a training by name."""
+def state_of(encoder: Encoder, learners: Sequence[Any], optimizers: Sequence[torch.optim.Optimizer]) -> dict[str, Tensor]:
+    """Every tensor of a training by name; what a Learner shares with the encoder once, as the encoder's."""
     tensors = {f"encoder.{name}": t for name, t in encoder.state_dict().items()}
     for i, (learner, optimizer) in enumerate(zip(learners, optimizers, strict=True)):
-        tensors |= {f"learners.{i}.{name}": t for name, t in learner.state_dict().items() if ELSEWHERE not in name}
+        shared = _shared(encoder, learner)
+        tensors |= {f"learners.{i}.{name}": t for name, t in learner.state_dict().items() if name not in shared}
         tensors |= {f"optimizers.{i}.{name}": t for name, t in checkpoint.flatten_optimizer(optimizer).items()}
     return tensors
 
 
+def _shared(encoder: Encoder, learner: nn.Module) -> set[str]:
+    """The names of a Learner's tensors that are the encoder's own."""
+    of_encoder = {id(t) for t in encoder.state_dict(keep_vars=True).values()}
+    return {name for name, t in learner.state_dict(keep_vars=True).items() if id(t) in of_encoder}
+
+
 def restore_state(
     encoder: Encoder,
-    learners: Parts,
+    learners: Sequence[Any],
     optimizers: Sequence[torch.optim.Optimizer],
     tensors: Mapping[str, Tensor],
     file: Path,
 ) -> None:
     """Give a training the state that `state_of` took and `file` holds. Raises InputError for that of another config."""
+    tensors = _current(tensors)
     checkpoint.fill(encoder, tensors, file, "encoder.")
     for i, (learner, optimizer) in enumerate(zip(learners, optimizers, strict=True)):
-        checkpoint.fill(learner, tensors, file, f"learners.{i}.", elsewhere=ELSEWHERE)
+        checkpoint.fill(learner, tensors, file, f"learners.{i}.", _shared(encoder, learner))
         try:
             checkpoint.restore_optimizer(optimizer, checkpoint.below(f"optimizers.{i}.", tensors))
         except ValueError as error:
@@ -46,17 +62,54 @@ def restore_state(
 
 
 def restored(
-    config: Config, file: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]
-) -> tuple[Encoder, list[Learner | Overlapping]]:
+    config: Config,
+    file: Path,
+    tensors: Mapping[str, Tensor],
+    meta: Mapping[str, Any],
+    objects: Objects | None = None,
+) -> tuple[Encoder, list[Any]]:
     """Encoder and Learners, on the CPU, from what `checkpoint.read(file)` gave; they share the encoder's blocks.
 
-    A Learner of which the file holds nothing stays untrained. Raises InputError for tensors of another architecture.
+    A Learner that the file holds nothing of stays untrained. An objective or target network of the caller's own that
+    `objects` does not hold is left out: nothing is compared any more. Raises InputError for another architecture.
     """
-    encoder = encoder_of(config)
+    absent = _absent(config, objects or {})
+    encoder = encoder_of(config, objects)
+    tensors = {n: t for n, t in _current(tensors).items() if not re.match(r"learners\.", n) or not _of(n, absent)}
     checkpoint.fill(encoder, tensors, file, "encoder.")
-    learners = make_learners(config, encoder, meta.get("classes"), None, meta.get("epoch_steps", 1))
+    classes, epoch_steps = meta.get("classes"), meta.get("epoch_steps", 1)
+    learners = make_learners(config, encoder, classes, None, epoch_steps, {**(objects or {}), **absent})
     for i, learner in enumerate(learners):
         prefix = f"learners.{i}."
         if any(name.startswith(prefix) for name in tensors):
-            checkpoint.fill(learner, tensors, file, prefix, elsewhere=ELSEWHERE)
+            checkpoint.fill(learner, tensors, file, prefix, _shared(encoder, learner))
     return encoder, learners
+
+
+def _absent(config: Config, objects: Objects) -> dict[str, nn.Module]:
+    """What stands in for parts that are not ours and were not given."""
+    parts = (("objective", objectives.KINDS, _Nothing()), ("target", targets.KINDS, Shared()))
+    chosen = ((name, getattr(config, name), kinds, instead) for name, kinds, instead in parts)
+    return {name: x for name, part, kinds, x in chosen if part and part.kind not in kinds and name not in objects}
+
+
+class _Nothing(Objective):
+    """Compares nothing."""
+
+    def forward(self, z: Tensor, t: Tensor) -> Tensor:
+        return (z - t).mean()
+
+
+def _of(name: str, parts: Mapping[str, Any]) -> bool:
+    """Whether a tensor is of one of these parts of a Learner."""
+    return any(f".{part}." in name for part in parts)
+
+
+def _current(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of a file of an earlier version by the names that they have now."""
+    current = {}
+    for name, tensor in tensors.items():
+        for old, new in _RENAMED:
+            name = old.sub(new, name)
+        current[name] = tensor
+    return current

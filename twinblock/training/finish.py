@@ -17,13 +17,17 @@ from twinblock.runs.run import Run
 def headline(config: Config, images: Images, fabric) -> str:
     """The run in one line, before its first step."""
     labels = "no labels" if images.labels is None else f"{images.labels.max() + 1} classes"
-    if images.labels is not None and config.objective.kind != "supervised":
+    if images.labels is not None and not config.labelled:
         labels += ", for the report only"
+    if config.learner is not None:
+        method = f"learner {config.learner.kind}"
+    else:
+        method = f"{config.objective.kind}, {config.target.kind} target"
     where = f"{fabric.world_size} x {fabric.device.type}" if fabric.world_size > 1 else fabric.device.type
     left_out = f", {len(images.skipped)} unreadable files left out (skipped.txt)" if images.skipped else ""
     return (
         f"{config.out}: {len(images):,} images of {config.data.source} ({labels}{left_out}) · "
-        f"{config.encoder.kind} at {config.data.size} px · {config.objective.kind}, {config.target.kind} target, "
+        f"{config.encoder.kind} at {config.data.size} px · {method}, "
         f"{config.scope.kind} · {config.train.length} of batch {config.data.batch} · {where}, {config.train.precision}"
     )
 

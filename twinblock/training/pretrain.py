@@ -1,10 +1,11 @@
-"""The public functions: pretrain a run, evaluate it, load its encoder."""
+"""Pretraining: a recipe and what the caller gives become a run, and it is trained to its end."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from twinblock.assembly.resolve import resolve
 from twinblock.config.recipes import compose
@@ -12,32 +13,49 @@ from twinblock.config.schema import Config
 from twinblock.core.console import Reporter
 from twinblock.core.distributed import lost_peer
 from twinblock.core.errors import InputError, first_line
-from twinblock.data import Images
 from twinblock.data.training import training
-from twinblock.runs.run import Run
+from twinblock.methods.parts import describe
+from twinblock.runs import checkpoint
+from twinblock.runs.run import STARTED, Run
 from twinblock.training.finish import finish, headline, last_line
 
 
 def pretrain(
     recipe: str | Path,
     *,
-    data: str | Path | Mapping[str, Any] | None = None,
+    data: Any = None,
+    encoder: nn.Module | str | Mapping[str, Any] | None = None,
+    blocks: Sequence[str] | None = None,
+    objective: Any = None,
+    target: Any = None,
+    learner: Any = None,
     out: str | Path | None = None,
     overrides: Iterable[str] = (),
     quiet: bool = False,
     **fields: Any,
 ) -> Run:
-    """Pretrain an encoder by a recipe (a name or a YAML file), or go on with the run that lies in `out`.
+    """Pretrain an encoder by a recipe, or go on with the run that lies in `out`. A finished run does nothing.
 
-    `data`: a source or folder, or the fields of `data`; `fields`: any other part of the run, e.g.
-    `train={"length": "10epochs"}`; `overrides`: `a.b=c` texts as on the command line. A finished run does nothing.
-    Raises InputError, one line, for everything that the caller can mend.
+    `recipe`: a name, or a YAML file. `data`: a folder or another source, the fields of `data`, or images themselves: a
+    map-style `Dataset` of images or (image, label), an array or tensor, a list of paths, or `Images`.
+    `encoder`: a name, fields, or a module of your own, trained from the weights that it has; `blocks`: the names of its
+    modules that begin a block. `objective`, `target`, `learner`: a name, fields, or a part of your own: an object, its
+    class, or a `functools.partial` of one. `fields`: any other part of the run, e.g. `train={"length": "10epochs"}`;
+    `overrides`: `a.b=c` texts, as on the command line. `out`: the folder of the run, by default runs/ and the recipe's
+    name. `quiet`: print nothing.
+
+    Gives the `Run`. Raises InputError, one line, for everything that the caller can mend.
     """
     from twinblock.training.launch import make_fabric  # here, so that looking at a run does not need it
 
-    given = {"data": data, "out": None if out is None else str(out), **fields}
+    parts = {"encoder": encoder, "objective": objective, "target": target, "learner": learner}
+    objects = {part: given for part, given in parts.items() if _is_object(given)}
+    parts |= {part: describe(given) for part, given in objects.items()}
+    if blocks is not None:
+        fields["scope"] = {**(fields.get("scope") or {}), "cuts": tuple(blocks)}
+    given = {"data": data, **parts, "out": None if out is None else str(out), **fields}
     config = compose(recipe, {k: v for k, v in given.items() if v is not None}, overrides)
-    run = Run(config.out or f"runs/{Path(recipe).stem}")
+    run = Run(config.out or f"runs/{Path(recipe).stem}", **objects)
     config = config.model_copy(update={"out": str(run.path)})
     reporter = Reporter(quiet)
     if _already_finished(run, config, reporter):
@@ -63,11 +81,18 @@ def pretrain(
     return run
 
 
+def _is_object(part: Any) -> bool:
+    """Whether a part was given as a Python object, rather than by name or fields."""
+    return part is not None and not isinstance(part, str | Path | Mapping)
+
+
 def _train(run: Run, config: Config, fabric, reporter: Reporter) -> None:
     from twinblock.diagnosis.monitor import held_out
     from twinblock.training.trainer import Trainer
 
-    images = _load(config)  # the first process on a machine packs them; the others wait for its lock, however long
+    images = training(
+        config.data
+    )  # the first process on a machine packs them; the others wait for its lock, however long
     seen = held_out(config.data, images)
     config = resolve(config, images, fabric.device) if not run.begun else _as_begun(run.config, config)
     reporter.say(headline(config, images, fabric))
@@ -75,6 +100,8 @@ def _train(run: Run, config: Config, fabric, reporter: Reporter) -> None:
     if fabric.is_global_zero:
         run.write_config(config)
         run.write_skipped(images.skipped)
+        if ":" in config.encoder.kind and not (run.path / STARTED).exists():
+            checkpoint.write(run.path / STARTED, trainer.encoder.state_dict(), trainer.metadata())
     trainer.resume()
     trainer.fit()
     if fabric.is_global_zero:
@@ -101,10 +128,3 @@ def _already_finished(run: Run, config: Config, reporter: Reporter) -> bool:
     reporter.say(f"run: {run.path} is finished; nothing to do")
     reporter.say(last_line(run.result or {}))
     return True
-
-
-def _load(config: Config) -> Images:
-    images = training(config.data)
-    if config.objective.kind == "supervised" and images.labels is None:
-        raise InputError(f"objective.kind=supervised needs labels, and {config.data.source} has none")
-    return images

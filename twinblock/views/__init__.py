@@ -30,20 +30,29 @@ Strength = Annotated[float, Field(ge=0, le=1e3)]
 HueStrength = Annotated[float, Field(ge=0, le=0.5)]
 
 
-class View(BaseModel, extra="forbid", frozen=True):
-    """How one view is made. `crop`: area range of the random resized crop; None: the central square.
-
-    `jitter`: strengths of brightness, contrast, saturation and hue. The rest are probabilities.
-    """
+class View(BaseModel, extra="forbid", frozen=True, use_attribute_docstrings=True):
+    """How one view of an image is made, at random."""
 
     crop: tuple[float, float] | None = (0.2, 1.0)
+    """Range of the random resized crop's area; None: the central square."""
     flip: Probability = 0.5
+    """Probability of a horizontal flip."""
     jitter: tuple[Strength, Strength, Strength, HueStrength] = (0.4, 0.4, 0.2, 0.1)
+    """Strengths of the jitter of brightness, contrast, saturation and hue."""
     jitter_p: Probability = 0.8
+    """Probability of the jitter."""
     gray: Probability = 0.2
+    """Probability of no colour."""
     blur: Probability = 0.0
+    """Probability of a Gaussian blur."""
     solarize: Probability = 0.0
+    """Probability of solarisation."""
     interpolation: Literal["bilinear", "bicubic"] = "bilinear"
+    """How pixels are interpolated."""
+    size: Annotated[int, Field(ge=8, le=1024)] | None = None
+    """Side in pixels; None: that of the run."""
+    count: Annotated[int, Field(ge=1, le=64)] = 1
+    """How many such views there are."""
 
     @model_validator(mode="after")
     def _crop_is_a_range(self) -> "View":
@@ -53,10 +62,11 @@ class View(BaseModel, extra="forbid", frozen=True):
 
 
 class Views:
-    """Makes a batch of views for each spec, normalised by `mean` and `std` of images in [0, 1]."""
+    """Makes a batch for each view of each spec, normalised by `mean` and `std` of images in [0, 1]."""
 
     def __init__(self, specs: Sequence[View], size: int, mean: Sequence[float], std: Sequence[float]) -> None:
-        self.specs, self.size, self.mean, self.std = tuple(specs), size, tuple(mean), tuple(std)
+        self.specs = tuple(spec for spec in specs for _ in range(spec.count))
+        self.size, self.mean, self.std = size, tuple(mean), tuple(std)
 
     def __call__(
         self,
@@ -68,7 +78,7 @@ class Views:
         batch: int,
         offset: int = 0,
         aspect: Float[Tensor, "n"] | None = None,
-    ) -> list[Float[Tensor, "n 3 s s"]]:
+    ) -> list[Float[Tensor, "n 3 _ _"]]:
         """Contiguous views of the images at positions `offset` to `offset + n` of a global batch of `batch`.
 
         `step` counts within the epoch. `aspect`: width/height of images before they were squashed, on the CPU.
@@ -82,7 +92,7 @@ class Views:
             generator = np.random.Generator(np.random.PCG64(hashed("view", seed, epoch, step, index)))
             uniform = generator.random((batch, sum(UNIFORM)))[offset : offset + n]
             params = draw(spec, uniform, height, width, aspect)
-            views.append(apply(images, params, self.size, self.mean, self.std, spec.interpolation))
+            views.append(apply(images, params, spec.size or self.size, self.mean, self.std, spec.interpolation))
         return views
 
 

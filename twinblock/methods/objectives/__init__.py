@@ -2,14 +2,21 @@
 
 Each is a module called with the online embedding `z` and the target embedding `t`, usable in anyone's loop.
 It normalises or standardises its own input, holds no parameters, and its forward changes no state: a buffer
-moves only in `after_step`.
+moves only in `after_step`. A file here is a kind: its name, and the annotated arguments of its class are its fields.
 """
 
-from twinblock.methods.objectives.barlow_twins import BarlowTwins
-from twinblock.methods.objectives.info_nce import InfoNCE
-from twinblock.methods.objectives.nt_xent import NTXent
-from twinblock.methods.objectives.regression import Regression
-from twinblock.methods.objectives.supervised import Supervised
-from twinblock.methods.objectives.vicreg import VICReg
+import sys
+from typing import Any
 
-__all__ = ["BarlowTwins", "InfoNCE", "NTXent", "Regression", "Supervised", "VICReg"]
+from twinblock.methods.objectives.objective import Objective
+from twinblock.methods.parts import discover
+
+KINDS: dict[str, type[Objective]] = discover(sys.modules[__name__], Objective)
+__all__ = sorted(cls.__name__ for cls in KINDS.values())  # pyright: ignore[reportUnsupportedDunderAll]
+
+
+def __getattr__(name: str) -> Any:
+    for cls in KINDS.values():
+        if cls.__name__ == name:
+            return cls
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -4,6 +4,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from twinblock.core.types import NotNegative
 from twinblock.methods.objectives.objective import Objective, full_precision
 
 
@@ -16,7 +17,7 @@ class BarlowTwins(Objective):
 
     symmetric = True
 
-    def __init__(self, lambd: float):
+    def __init__(self, lambd: NotNegative = 0.005):
         super().__init__()
         self.lambd = lambd
 

@@ -1,40 +1,52 @@
 """InfoNCE with a queue of earlier keys: MoCo (He et al. 2020, arXiv 1911.05722, section 3)."""
 
 import math
+from collections.abc import Sequence
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
+from pydantic import Field
 from torch import Tensor
 
 from twinblock.core.errors import InputError
+from twinblock.core.types import Positive
 from twinblock.methods.objectives.objective import Objective, full_precision
+
+QueueSize = Annotated[int, Field(ge=1, le=2**22)]
+Negatives = Annotated[int, Field(ge=1, le=2**53)]
 
 
 class InfoNCE(Objective):
     """Mean over queries of `-log softmax([q.k, q.queue] / temperature)[0]`, with q and k of unit length.
 
-    `z` are queries, `t` keys, both raw. Keys and queue carry no gradient. The queue is a ring of `size`
+    `z` are queries, `t` keys, both raw. Keys and queue carry no gradient. The queue is a ring of `queue`
     unit rows, random ones (from `seed`) at first; `after_step` overwrites the oldest by the last global
     batch of keys, so that a loss never meets its own keys there. Unlike in the published code, the batch
     need not divide the size. `negatives`, EqCo's alpha, weights the queue as if it held so many (Zhu et al. 2020).
     """
 
-    one_way = True
     detaches_target = True
     separable = True
 
     queue: Tensor
     pointer: Tensor
 
-    def __init__(self, dim: int, size: int, temperature: float, seed: int = 0, negatives: int | None = None):
+    def __init__(
+        self, dim: int, queue: QueueSize, temperature: Positive, seed: int = 0, negatives: Negatives | None = None
+    ):
         super().__init__()
-        if size < 1:
-            raise InputError(f"size={size}: a queue holds at least one key")
-        self.temperature, self.margin = temperature, math.log((negatives or size) / size)
-        rows = torch.randn(size, dim, generator=torch.Generator().manual_seed(seed), device="cpu")
+        if queue < 1:
+            raise InputError(f"queue={queue}: a queue holds at least one key")
+        self.temperature, self.margin = temperature, math.log((negatives or queue) / queue)
+        rows = torch.randn(queue, dim, generator=torch.Generator().manual_seed(seed), device="cpu")
         self.register_buffer("queue", F.normalize(rows, dim=1))
         self.register_buffer("pointer", torch.zeros((), dtype=torch.int64))
+
+    def pairs(self, sizes: Sequence[int]) -> list[tuple[int, int | None]]:
+        """The first view alone asks, as published."""
+        return [(i, j) for i, j in super().pairs(sizes) if i == 0]
 
     @full_precision
     def forward(self, z: Float[Tensor, "n d"], t: Float[Tensor, "n d"]) -> Float[Tensor, ""]:

@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from twinblock.core.types import Positive
 from twinblock.methods.objectives.objective import Objective, full_precision
 
 
@@ -17,7 +18,7 @@ class NTXent(Objective):
 
     symmetric = True
 
-    def __init__(self, temperature: float):
+    def __init__(self, temperature: Positive):
         super().__init__()
         self.temperature = temperature
 

@@ -4,6 +4,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from twinblock.core.types import NotNegative
 from twinblock.methods.objectives.objective import Objective, full_precision
 
 
@@ -18,7 +19,7 @@ class VICReg(Objective):
 
     symmetric = True
 
-    def __init__(self, invariance: float = 25, variance: float = 25, covariance: float = 1):
+    def __init__(self, invariance: NotNegative = 25.0, variance: NotNegative = 25.0, covariance: NotNegative = 1.0):
         super().__init__()
         self.invariance, self.variance, self.covariance = invariance, variance, covariance
 

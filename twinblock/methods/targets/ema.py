@@ -6,7 +6,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from twinblock.methods.targets import Target
+from twinblock.core.types import Probability
+from twinblock.methods.targets.target import Target
 from twinblock.optim import cosine_decay
 
 
@@ -21,7 +22,7 @@ class EMA(Target):
     def __init__(
         self,
         network: nn.Module,
-        momentum: float,
+        momentum: Probability,
         schedule: Literal["cosine", "constant"] = "cosine",
         buffers: Literal["own", "average"] = "own",
     ):

@@ -16,7 +16,8 @@ from torch.nn.modules.conv import _ConvNd
 from twinblock.core.durations import Duration
 from twinblock.core.errors import InputError
 from twinblock.core.seeding import generator
-from twinblock.methods.targets import Target
+from twinblock.core.types import Share
+from twinblock.methods.targets.target import Target
 from twinblock.nn.norms import WSConv2d
 
 EPOCH = Duration.parse("1epochs")
@@ -34,17 +35,16 @@ class Pruned(Target):
     move twice a step, here once.
     """
 
-    own_pass = False
-    live = True
-    by_view = True
+    separate = False
+    differentiable = True
 
     def __init__(
         self,
         network: nn.Module,
-        ratio: float,
+        ratio: Share,
         every: Duration = EPOCH,
         epoch_steps: int = 1,
-        random: float = 0.0,
+        random: Share = 0.0,
         seed: int = 0,
     ):
         super().__init__()
@@ -62,6 +62,10 @@ class Pruned(Target):
         for name in self.weights:
             self.register_buffer(_mask(name), torch.ones_like(network.get_parameter(name), dtype=torch.bool))
         self.draw(network, step=0)
+
+    def sees(self, view: int) -> bool:
+        """The first view meets the dense network, all others the pruned one."""
+        return view > 0
 
     def forward(self, network: nn.Module, *inputs) -> tuple[Tensor, ...]:
         return functional_call(network, self.tensors(network), inputs)

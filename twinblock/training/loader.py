@@ -1,0 +1,61 @@
+"""Batches of a run in order: each process gathers its own part, and the next while one is trained on."""
+
+from collections.abc import Generator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int, UInt8
+from torch import Tensor
+
+from twinblock.core.seeding import order
+from twinblock.data import Images
+
+
+@dataclass(frozen=True)
+class Samples:
+    """This process's part of a batch. Views draw by `aspect` on the CPU, so it stays there."""
+
+    pixels: UInt8[Tensor, "n h w c"]
+    labels: Int[Tensor, " n"] | None
+    aspect: Float[Tensor, " n"] | None
+    index: Int[Tensor, " n"]
+
+    def to(self, device: torch.device) -> "Samples":
+        labels = None if self.labels is None else self.labels.to(device, non_blocking=True)
+        pixels, index = self.pixels.to(device, non_blocking=True), self.index.to(device, non_blocking=True)
+        return Samples(pixels, labels, self.aspect, index)
+
+
+class Loader:
+    """Images in an order that follows from seed and epoch, `batch` a step; `share` from `offset` on are ours."""
+
+    def __init__(self, images: Images, seed: int, batch: int, share: int, offset: int, device: torch.device):
+        self.images, self.seed, self.batch, self.share, self.offset = images, seed, batch, share, offset
+        self.device, self.epoch_steps = device, len(images) // batch
+        self.epoch, self.order = -1, np.empty(0, np.int64)
+
+    def batches(self, start: int, stop: int) -> Generator[Samples, None, None]:
+        """The samples of these steps, on the device."""
+        with ThreadPoolExecutor(1) as pool:
+            upcoming = pool.submit(self.gather, start)
+            for step in range(start, stop):
+                samples = upcoming.result()
+                if step + 1 < stop:
+                    upcoming = pool.submit(self.gather, step + 1)
+                yield samples.to(self.device)
+
+    def gather(self, step: int) -> Samples:
+        epoch, i = divmod(step, self.epoch_steps)
+        if epoch != self.epoch:
+            self.epoch, self.order = epoch, order(self.seed, epoch, len(self.images))
+        start = i * self.batch + self.offset
+        index = self.order[start : start + self.share]
+        pixels, labels = self.images.batch(index), self.images.labels
+        return Samples(
+            pixels.pin_memory() if self.device.type == "cuda" else pixels,  # else its copy would be waited for
+            None if labels is None else torch.from_numpy(np.ascontiguousarray(labels[index])),
+            self.images.aspects(index),
+            torch.from_numpy(index.astype(np.int64)),
+        )
