@@ -134,11 +134,11 @@ class Step:
                 assert isinstance(learner, Learner)
                 signal = learner.eval().pass_on(signal, Batch(None, (0, 0)))
                 continue
-            loss, signal = learner.train()(signal, Batch(None, (0, 0)))
+            loss, signal, *rest = learner.train()(signal, Batch(None, (0, 0)))
             loss.backward()
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-            learner.after_step(0, 1)
+            learner.after_step(0, 1, *rest)
 
     def bytes_saved(self, trained: set[int]) -> int:
         """The most that is held for backward at any moment."""

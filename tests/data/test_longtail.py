@@ -10,6 +10,7 @@ from twinblock.config.recipes import compose
 from twinblock.config.schema import Data, LongTail
 from twinblock.core.errors import InputError
 from twinblock.data import tails as longtail
+from twinblock.data import training as training_module
 from twinblock.data.tails import counts, few_shot, read_indices, subset
 from twinblock.data.training import training, whole
 
@@ -54,7 +55,7 @@ def test_the_few_lie_in_the_tail_and_in_the_balanced_twin():
 @pytest.fixture
 def source(monkeypatch):
     data = tiny.images(300)
-    monkeypatch.setattr(longtail, "load", lambda *_: data)
+    monkeypatch.setattr(training_module, "load", lambda *_: data)
     return data
 
 
@@ -119,7 +120,7 @@ def test_more_shots_than_samples_and_classes_without_samples():
 
 
 def test_a_tail_of_unlabelled_images(source, monkeypatch):
-    monkeypatch.setattr(longtail, "load", lambda *_: tiny.images(30).__class__(source.pixels))
+    monkeypatch.setattr(training_module, "load", lambda *_: tiny.images(30).__class__(source.pixels))
     with pytest.raises(InputError, match=r"data\.longtail needs labels"):
         training(Data(source="photos/", longtail=LongTail(imbalance=2)))
 

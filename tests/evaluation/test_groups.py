@@ -14,7 +14,7 @@ from twinblock.config.recipes import compose
 from twinblock.config.schema import Data, LongTail
 from twinblock.core.errors import InputError
 from twinblock.data import Images
-from twinblock.data import tails as longtail
+from twinblock.data import training as training_module
 from twinblock.evaluation.evaluate import group_rows
 from twinblock.evaluation.groups import by_size, class_accuracies, class_sizes, classes_of, group_report, thirds
 from twinblock.evaluation.sgd import augmented, sgd_probe
@@ -46,13 +46,13 @@ def test_a_group_without_classes_and_classes_without_images():
 
 
 def test_groups_need_labels(monkeypatch):
-    monkeypatch.setattr(longtail, "load", lambda *_: Images(tiny.images().pixels))
+    monkeypatch.setattr(training_module, "load", lambda *_: Images(tiny.images().pixels))
     with pytest.raises(InputError, match="groups of classes need labels"):
         class_sizes(compose("simclr", {"data": {"source": "photos"}}), np.arange(3))
 
 
 def test_a_balanced_twin_has_the_groups_of_the_long_tailed_set(monkeypatch):
-    monkeypatch.setattr(longtail, "load", lambda *_: tiny.images(300))
+    monkeypatch.setattr(training_module, "load", lambda *_: tiny.images(300))
     config = compose("simclr")
     sizes = [
         class_sizes(config.model_copy(update={"data": Data(longtail=LongTail(imbalance=10, kind=kind))}), np.arange(4))

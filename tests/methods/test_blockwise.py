@@ -1,7 +1,6 @@
 """Blockwise training: isolation, overlap, settings of single blocks, phases, and what is refused."""
 
 import weakref
-from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import tiny
@@ -11,8 +10,8 @@ from torch import nn
 from twinblock import diagnosis
 from twinblock.methods.learner import Batch, Learner, Network, Signal
 from twinblock.methods.objectives import BarlowTwins
-from twinblock.methods.overlapping import Overlapping
-from twinblock.methods.targets import Shared
+from twinblock.methods.overlapping import OverlappingLearners
+from twinblock.methods.targets.shared import Shared
 from twinblock.nn import pooling as pooling_module
 from twinblock.nn.heads import mlp
 from twinblock.nn.pooling import Noise, Pooling
@@ -37,7 +36,7 @@ def test_no_loss_reaches_another_residual_block_or_layer(method, kind):
     signal = views(method)
     assert len(learners) == (12 if kind == "vit" else 8)
     for block, learner in zip(encoder.as_blocks(), learners, strict=True):
-        loss, signal = learner(signal, labels())
+        loss, signal, *_ = learner(signal, labels())
         loss.backward()
         touched = {id(p) for p in encoder.parameters() if p.grad is not None and p.grad.any()}
         assert touched
@@ -68,7 +67,7 @@ def test_a_frozen_block_runs_the_passes_that_the_next_needs_and_no_head(method, 
     ran = {"online": 0, "target": 0}
     first.network.blocks[0].register_forward_hook(lambda *_: ran.update(online=ran["online"] + 1))
     first.network.projector.register_forward_hook(lambda *_: pytest.fail("an embedding that nobody needs"))
-    if first.target.own_pass:
+    if first.target.separate:
         first.target.average.blocks[0].register_forward_hook(lambda *_: ran.update(target=ran["target"] + 1))
         first.target.average.projector.register_forward_hook(lambda *_: pytest.fail("an embedding that nobody needs"))
     passed = first.eval().pass_on(views(), labels())
@@ -83,7 +82,10 @@ def test_a_block_passes_on_what_blocks_of_another_objective_need(tmp_path):
     tree = config.model_dump(mode="json")
     tree["scope"]["per_block"] = {3: {"objective": {"kind": "nt_xent", "temperature": 0.2}}}
     trainer = tiny.trainer(type(config).model_validate(tree), tmp_path / "run")
-    assert [learner.passes for learner in trainer.learners] == [({0, 1}, {0, 1})] * 3 + [({0}, {1})]
+    assert [(set(learner.passes.online), set(learner.passes.target)) for learner in trainer.learners] == [
+        *[({0, 1}, {0, 1})] * 3,
+        ({0}, {1}),
+    ]
     trainer.fit()
 
 
@@ -114,12 +116,12 @@ def test_golden_losses_gradients_and_statistics(golden, noise, slice_, monkeypat
         nn.init.zeros_(projector[0].bias)  # the published layer has none, and the norm behind it takes it away
         network = Network([nn.Sequential(*layers)], pooling, projector, Noise(sigma), number=k)
         objective = BarlowTwins(float(g["lambd"]))
-        learner = Learner(network, None, Shared(), objective, views=2, scale=float(g["scale_loss"])).double()
+        learner = Learner(network, None, Shared(), objective, sizes=(32, 32), scale=float(g["scale_loss"])).double()
         with torch.no_grad():
             for name, tensor in g.items():
                 if name.startswith("init/") and (found := parts.get(name[5:].rpartition(".")[0])) is not None:
                     found.get_parameter(name.rpartition(".")[2]).copy_(tensor)
-        loss, signal = learner(signal, Batch(None, ()))
+        loss, signal, *_ = learner(signal, Batch(None, ()))
         loss.backward()
         losses.append(loss.detach())
     torch.testing.assert_close(torch.stack(losses), g[f"{noise}/losses"], rtol=1e-12, atol=0)
@@ -137,9 +139,9 @@ def test_golden_losses_gradients_and_statistics(golden, noise, slice_, monkeypat
 def test_overlapping_gradients_are_those_of_the_summed_loss(method):
     """Against autograd through the whole chain, with the maps detached by hand where a pair begins."""
     _, encoder, (whole,) = tiny.learners(method, "overlapping", of_scope={"noise": 0.1}, norm="none")
-    assert isinstance(whole, Overlapping)
+    assert isinstance(whole, OverlappingLearners)
     assert len(whole.parts) == 3
-    loss, _ = whole(views(method), labels())
+    loss, *_ = whole(views(method), labels())
     loss.backward()
     found = [p.grad.clone() for p in whole.parameters() if p.requires_grad]
     whole.zero_grad()
@@ -153,7 +155,7 @@ def test_overlapping_gradients_are_those_of_the_summed_loss(method):
             online[v], following[v] = network.projector(network.pooling(second)), first.detach()
             # before the first step the moving average equals the network
             target[v] = online[v].detach() if method == "byol" else online[v]
-        for i, j in learner.directions:
+        for i, j in learner.pairs:
             t = labels().labels if j is None else target[j]
             total = total + learner.objective(learner.predict(online[i]), t) * learner.scale
         start = following
@@ -169,7 +171,7 @@ def test_an_overlap_couples_neighbours_and_nobody_else():
     _, encoder, (whole,) = tiny.learners("simclr", "overlapping", norm="none")
     signal = views()
     for k, learner in enumerate(whole.parts):
-        loss, signal = learner(signal, labels())
+        loss, signal, *_ = learner(signal, labels())
         loss.backward()
         reached = [any(p.grad is not None for p in block.parameters()) for block in encoder.as_blocks()]
         assert reached == [i in (k, k + 1) for i in range(4)]
@@ -212,7 +214,8 @@ def test_what_a_finished_phase_held_is_let_go(tmp_path):
 def test_views_are_let_go_when_the_first_block_has_learned(tmp_path):
     config = tiny.config("simclr", "simultaneous", precision="fp32", train={"length": "1steps"})
     trainer = tiny.trainer(config, tmp_path / "run")
-    make, last, alive = trainer.views, trainer.forwards[-1], []
+    train_step = trainer.train_step
+    make, last, alive = train_step.views, train_step.forwards[-1], []
 
     def views(*args, **kwargs):
         made = make(*args, **kwargs)
@@ -223,5 +226,5 @@ def test_views_are_let_go_when_the_first_block_has_learned(tmp_path):
         assert len(alive) == 2 and not any(ref() is not None for ref in alive)
         return last(*args)
 
-    trainer.views, trainer.forwards[-1] = views, forward
-    trainer.train_step(*next(trainer.batches(ThreadPoolExecutor(1))))
+    train_step.views, train_step.forwards[-1] = views, forward
+    train_step(0, next(trainer.loader.batches(0, 1)))

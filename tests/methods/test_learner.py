@@ -9,11 +9,11 @@ from torch import nn
 
 from twinblock.assembly.build import encoder_of, make_learners
 from twinblock.assembly.plan import Phase, Plan, make_plan
-from twinblock.diagnosis.monitor import evaluating
-from twinblock.methods.learner import Batch, Signal, directions
+from twinblock.methods.learner import Batch, Signal, pairs_of
 from twinblock.methods.objectives import InfoNCE, NTXent, Regression, Supervised
-from twinblock.methods.targets import Shared
 from twinblock.methods.targets.ema import EMA, ema_momentum
+from twinblock.methods.targets.shared import Shared
+from twinblock.nn.modes import evaluating
 
 
 def build(method: str, scope: str, **fields):
@@ -28,15 +28,17 @@ def views(count: int = 2, n: int = 8) -> list[torch.Tensor]:
     return [torch.randn(n, 3, 16, 16, generator=g, dtype=torch.float64) for _ in range(count)]
 
 
-def test_directions():
+def test_pairs():
     ema, head = EMA(nn.Linear(1, 1), 0.9), nn.Linear(1, 1)
     both = ((0, 1), (1, 0))
-    assert directions(NTXent(0.1), Shared(), None, 2) == ((0, 1),)  # symmetric and live: one is all there is
-    assert directions(NTXent(0.1), ema, None, 2) == both  # the target gets no gradient: each view must be online once
-    assert directions(NTXent(0.1), Shared(), head, 2) == both
-    assert directions(Regression(), Shared(), head, 2) == both
-    assert directions(InfoNCE(2, 4, 0.1), ema, None, 2) == ((0, 1),)
-    assert directions(Supervised(), Shared(), None, 1) == ((0, None),)
+    assert pairs_of(NTXent(0.1), Shared(), None, (32, 32)) == ((0, 1),)  # symmetric and live: one is all there is
+    assert (
+        pairs_of(NTXent(0.1), ema, None, (32, 32)) == both
+    )  # the target gets no gradient: each view must be online once
+    assert pairs_of(NTXent(0.1), Shared(), head, (32, 32)) == both
+    assert pairs_of(Regression(), Shared(), head, (32, 32)) == both
+    assert pairs_of(InfoNCE(2, 4, 0.1), ema, None, (32, 32)) == ((0, 1),)
+    assert pairs_of(Supervised(), Shared(), None, (32,)) == ((0, None),)
 
 
 @pytest.mark.parametrize(
@@ -61,7 +63,7 @@ def test_no_loss_reaches_another_block(method):
     signal = Signal.from_views(views(1 if method == "supervised" else 2))
     batch = Batch(torch.arange(8) % 3, (0, 0))
     for k, learner in enumerate(learners):
-        loss, signal = learner(signal, batch)
+        loss, signal, *_ = learner(signal, batch)
         loss.backward()
         touched = {name.split(".")[0] for name, p in encoder.named_parameters() if p.grad is not None and p.grad.any()}
         own = {path.split(".")[0] for path in encoder.cuts[k]}
@@ -107,7 +109,7 @@ def test_overlapping_pairs_hold_one_pair_at_a_time():
     for learner in whole.parts:
         live = {"now": 0, "peak": 0}
         with torch.autograd.graph.saved_tensors_hooks(partial(Held, live=live), lambda held: held.tensor):
-            loss, signal = learner(signal, batch)
+            loss, signal, *_ = learner(signal, batch)
         pairs.append(live["now"])
         del loss
     live = {"now": 0, "peak": 0}
@@ -123,7 +125,7 @@ def bytes_held(scope: str) -> list[int]:
     for learner in build("simclr", scope)[2]:
         held = {"now": 0, "peak": 0}
         with torch.autograd.graph.saved_tensors_hooks(partial(Held, live=held), lambda held: held.tensor):
-            loss, signal = learner(signal, Batch(None, (0, 0)))
+            loss, signal, *_ = learner(signal, Batch(None, (0, 0)))
         found.append(held["now"])
         del loss
     return found
@@ -135,7 +137,7 @@ def peak_bytes(at_once: bool) -> int:
     signal, losses = Signal.from_views(views()), []
     for learner in build("simclr", "simultaneous")[2]:
         with torch.autograd.graph.saved_tensors_hooks(partial(Held, live=live), lambda held: held.tensor):
-            loss, signal = learner(signal, Batch(None, (0, 0)))
+            loss, signal, *_ = learner(signal, Batch(None, (0, 0)))
         if at_once:
             loss.backward()
         else:

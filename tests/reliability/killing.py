@@ -34,7 +34,7 @@ def kill() -> None:
 
 def kill_at(trainer, step: int, moment: str) -> None:
     """Make a Trainer die."""
-    take, update, append = trainer.train_step, trainer.update, trainer.run.append_metrics
+    take, update, append = trainer.train_step, trainer.train_step.update, trainer.run.append_metrics
     save_file, replace = checkpoint.save_file, os.replace
 
     def due(at: str) -> bool:
@@ -76,7 +76,8 @@ def kill_at(trainer, step: int, moment: str) -> None:
             kill()
 
     first = trainer.save_every  # this checkpoint has none before it
-    trainer.train_step, trainer.update, trainer.run.append_metrics = train_step, update_one, append_metrics
+    trainer.train_step.update, trainer.run.append_metrics = update_one, append_metrics
+    trainer.train_step = train_step
     checkpoint.save_file, os.replace = save, rename
 
 

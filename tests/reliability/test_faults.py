@@ -161,14 +161,14 @@ def test_images_that_vanish_during_training_are_not_missed(photos, tmp_path, mon
 def test_a_reader_of_images_that_fails_ends_the_run_with_its_state_kept(config, straight, tmp_path, monkeypatch):
     out = tmp_path / "run"
     trainer = tiny.trainer(config, out)
-    gather = trainer.gather
+    gather = trainer.loader.gather
 
     def fail(step: int):
         if step == 8:
             raise OSError(5, "Input/output error")
         return gather(step)
 
-    trainer.gather = fail
+    trainer.loader.gather = fail
     with pytest.raises(InputError, match="Input/output error"):
         trainer.fit()
     trainer.run.release()

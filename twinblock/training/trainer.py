@@ -65,6 +65,8 @@ class Trainer:
         self.save_every = max(1, config.train.checkpoint_every.steps(self.epoch_steps, self.plan.total))
         self.step, self.fingerprint = 0, images.fingerprint()
         self.loggers: list[Log] = []
+        if self.train_step.only_warms_up():
+            reporter.warn(f"optim.warmup={config.optim.warmup} fills the training: no time is left to learn in")
 
     def fit(self) -> None:
         """Train to the end. Raises Interrupted after a signal, Collapsed where `on_collapse` is stop, InputError when
@@ -73,9 +75,6 @@ class Trainer:
         losses: list[Tensor] = []
         if self.fabric.is_global_zero:  # not before the run has its config: what they write would be in its way
             self.loggers += make_loggers(self.config.train.loggers, self.run.path)
-        if self.train_step.only_warms_up():
-            warmup = self.train_step.optims[0].warmup
-            self.reporter.warn(f"optim.warmup={warmup} fills the training: no time is left to learn in")
         self.reporter.start(self.plan.total, self.step, self.config.data.batch)
         batches = self.loader.batches(self.step, self.plan.total)
         with stop_signals() as stop, closing(batches), closing(self.reporter):

@@ -10,7 +10,7 @@ from twinblock.methods.objectives import BarlowTwins, InfoNCE, NTXent, Regressio
 
 OBJECTIVES = {
     "BarlowTwins": lambda: BarlowTwins(0.01),
-    "InfoNCE": lambda: InfoNCE(dim=6, size=20, temperature=0.1),
+    "InfoNCE": lambda: InfoNCE(dim=6, queue=20, temperature=0.1),
     "NTXent": lambda: NTXent(0.2),
     "Regression": lambda: Regression(),
     "Supervised": lambda: Supervised(),

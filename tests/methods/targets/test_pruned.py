@@ -11,10 +11,10 @@ from twinblock.assembly.build import encoder_of, make_learners
 from twinblock.config.recipes import compose
 from twinblock.core.durations import Duration
 from twinblock.core.errors import InputError
-from twinblock.methods.learner import Batch, Learner, Network, Signal, directions
+from twinblock.methods.learner import Batch, Learner, Network, Signal, pairs_of
 from twinblock.methods.objectives import BarlowTwins, InfoNCE, NTXent, Regression
-from twinblock.methods.targets import Shared
 from twinblock.methods.targets.pruned import Pruned, magnitude_masks
+from twinblock.methods.targets.shared import Shared
 from twinblock.nn.encoders import build_encoder
 from twinblock.nn.norms import WSConv2d, standardise
 from twinblock.nn.pooling import Noise, Pooling
@@ -84,7 +84,7 @@ def published_toy(golden) -> Learner:
     with torch.no_grad():
         for name, parameter in target.norms.named_parameters():
             parameter.copy_(init[golden_name(name, "pruned")])
-    return Learner(network, None, target, NTXent(float(golden["sdclr_step/T"])), views=2)
+    return Learner(network, None, target, NTXent(float(golden["sdclr_step/T"])), sizes=(32, 32))
 
 
 def golden_name(name: str, kind: str) -> str:
@@ -111,7 +111,7 @@ def test_one_joint_step_has_the_gradients_of_the_published_three_forwards_and_tw
     masks = group(golden, "sdclr_step/mask/")
     assert all(torch.equal(learner.target.get_buffer(f"mask/blocks/0/{n.replace('.', '/')}"), masks[n]) for n in CONVS)
     views = torch.as_tensor(golden["sdclr_step/views"])
-    loss, _ = learner(Signal.from_views([*views[0]]), Batch(None, (0, 0)))
+    loss, *_ = learner(Signal.from_views([*views[0]]), Batch(None, (0, 0)))
     loss.backward()
     assert loss.item() == pytest.approx(float(golden["sdclr_step/one/losses_dense"][0]), rel=1e-10)
     gradients = group(golden, "sdclr_step/one/grad/")
@@ -131,7 +131,7 @@ def test_an_epoch_ends_with_the_published_weights(golden):
     for views, loss_there in zip(
         torch.as_tensor(golden["sdclr_step/views"]), golden["sdclr_step/epoch/losses_dense"], strict=True
     ):
-        loss, _ = learner(Signal.from_views([*views]), Batch(None, (0, 0)))
+        loss, *_ = learner(Signal.from_views([*views]), Batch(None, (0, 0)))
         assert loss.item() == pytest.approx(loss_there, rel=1e-9)
         optimizer.zero_grad()
         loss.backward()
@@ -151,9 +151,13 @@ def views() -> list[torch.Tensor]:
 
 def test_both_views_train_the_network_that_sees_them():
     pruned, head, both = Pruned(tiny_network(), 0.5), nn.Linear(1, 1), ((0, 1), (1, 0))
-    assert directions(NTXent(0.1), pruned, None, 2) == directions(BarlowTwins(0.1), pruned, None, 2) == ((0, 1),)
-    assert directions(Regression(), pruned, head, 2) == directions(InfoNCE(2, 4, 0.1), pruned, None, 2) == both
-    assert directions(NTXent(0.1), pruned, head, 2) == both
+
+    def pairs(objective, predictor):
+        return pairs_of(objective, pruned, predictor, (32, 32))
+
+    assert pairs(NTXent(0.1), None) == pairs(BarlowTwins(0.1), None) == ((0, 1),)
+    assert pairs(Regression(), head) == pairs(InfoNCE(2, 4, 0.1), None) == both
+    assert pairs(NTXent(0.1), head) == both
 
 
 def tiny_network() -> Network:
@@ -169,7 +173,7 @@ def test_every_method_takes_two_passes_and_trains_all_its_tensors(method, norm):
     (learner,) = build(method, norm=norm, **wide)
     passes = []
     learner.network.blocks[0].register_forward_hook(lambda *_: passes.append(1))
-    loss, _ = learner(Signal.from_views(views()), Batch(None, (0, 0)))
+    loss, *_ = learner(Signal.from_views(views()), Batch(None, (0, 0)))
     loss.backward()
     assert len(passes) == 2
     assert [name for name, p in learner.named_parameters() if p.grad is None] == []
@@ -229,7 +233,7 @@ def test_blocks_of_a_blockwise_run_are_pruned_each_by_itself_and_pass_their_prun
     for learner in learners:
         masks = [m for name, m in learner.target.named_buffers() if name.startswith("mask/")]
         assert np.isclose(sum(int(m.sum()) for m in masks) / sum(m.numel() for m in masks), 0.5, atol=0.01)
-        _, following = learner(signal, Batch(None, (0, 0)))
+        _, following, *_ = learner(signal, Batch(None, (0, 0)))
         assert torch.equal(following.online[1], learner.target(learner.network, signal.online[1], (0, 0, 1), 0)[0])
         signal = following
 
