@@ -59,6 +59,7 @@ class Images:
     names: Names | None = None
     skipped: tuple[tuple[str, str], ...] = ()
     rows: np.ndarray | None = None  # (n,) int64
+    classes_from: str | None = None  # what the labels are: "the top folders cat, dog", "column label", None: unknown
 
     def __len__(self) -> int:
         return len(self.pixels if self.rows is None else self.rows)

@@ -10,7 +10,7 @@ from io import BytesIO
 import numpy as np
 from PIL import Image
 
-File = str | bytes  # the path of an encoded image, or its content
+File = str | bytes | np.ndarray  # the path of an encoded image, its content, or its (h, w, 3) uint8 pixels
 
 _TURN = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -30,7 +30,7 @@ def decode(file: File, height: int, width: int) -> tuple[np.ndarray, float]:
         # A large JPEG decodes faster at a reduced scale; with this margin pixels change by 3 levels at most.
         image.draft(image.mode, (width * 3 // 2, height * 3 // 2))
         image.load()
-        orientation, image = _orientation(image), _rgb(image)
+        orientation, image = _orientation(image), rgb(image)
     if orientation in _TURN:
         image = image.transpose(_TURN[orientation])
         aspect = 1 / aspect if orientation >= 5 else aspect
@@ -79,6 +79,8 @@ def _formats() -> list[str]:
 
 
 def _open(file: File) -> Image.Image:
+    if isinstance(file, np.ndarray):
+        return Image.fromarray(file)
     if not (len(file) if isinstance(file, bytes) else os.path.getsize(file)):
         raise ValueError("empty file")
     image = Image.open(BytesIO(file) if isinstance(file, bytes) else file, formats=_formats())
@@ -94,7 +96,7 @@ def _orientation(image: Image.Image) -> int:
         return 1
 
 
-def _rgb(image: Image.Image) -> Image.Image:
+def rgb(image: Image.Image) -> Image.Image:
     """8-bit RGB: 16 bits are scaled, never clipped; transparency is laid over white, as a page shows it."""
     if image.mode.startswith("I;16"):
         image = Image.fromarray(((np.asarray(image).astype(np.uint32) + 128) // 257).astype(np.uint8))

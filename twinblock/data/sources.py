@@ -33,6 +33,8 @@ def load(
     source: str, root: str | None, split: Literal["train", "test"], size: int | None, download: bool
 ) -> Images | None:
     """See `twinblock.data.load`."""
+    if source.startswith("<") and source.endswith(">"):
+        raise InputError(f"the run's images were a Python object, {source}; give them again: data=...")
     if source == "photodigits":
         from twinblock.data.photodigits import photodigits
 

@@ -37,6 +37,7 @@ class Encoded:
     items: Callable[[], Iterator[Item]]
     sample: Callable[[], Iterable[File]]  # some of them, evenly spread
     classes: tuple[str, ...] | None = None
+    classes_from: str | None = None  # as in `Images`
 
 
 def cache() -> Path:
@@ -59,13 +60,13 @@ def packed(source: Encoded, size: int | None = None) -> Images:
     side = round((size or 224) * 8 / 7)
     kept, squashed = cache() / f"{source.key}-kept", cache() / f"{source.key}-{side}"
     for folder in (kept, squashed):
-        if (images := read(folder, source.name, source.classes)) is not None:
+        if (images := read(folder, source.name, source.classes, source.classes_from)) is not None:
             return images
     with quiet():
         height, width, same = _stored_shape(source.sample(), side)
         folder = kept if same else squashed
         build(folder, lambda temporary: _pack(source, temporary, height, width))
-    images = read(folder, source.name, source.classes)
+    images = read(folder, source.name, source.classes, source.classes_from)
     assert images is not None
     return images
 
@@ -107,7 +108,7 @@ def finish(
     (folder / "meta.json").write_text(json.dumps({"shape": shape, "skipped": skipped}))
 
 
-def read(folder: Path, name: str, classes: tuple[str, ...] | None) -> Images | None:
+def read(folder: Path, name: str, classes: tuple[str, ...] | None, classes_from: str | None = None) -> Images | None:
     """The images of a complete store; None where there is none, or a damaged one."""
     if (arrays := _arrays(folder)) is None:
         return None
@@ -118,6 +119,7 @@ def read(folder: Path, name: str, classes: tuple[str, ...] | None) -> Images | N
         pixels=pixels,
         labels=labels if labelled else None,
         classes=classes if labelled else None,
+        classes_from=classes_from if labelled else None,
         aspect=None if undistorted else aspect,
         name=name,
         names=names,

@@ -6,9 +6,12 @@ from twinblock.data import Images, load, take
 from twinblock.data.tails import read_indices, subset
 
 
-def training(data: Data) -> Images:
-    """The training images of a run: those of its source, or the part that `indices` and then `longtail` leave."""
-    images = load(data.source, data.root, "train", data.size)
+def training(data: Data, images: Images | None = None) -> Images:
+    """The training images of a run: those of its source, or the part that `indices` and then `longtail` leave.
+
+    `images`: those of the source, where the caller holds them already, as `objects.images_from` gives them.
+    """
+    images = load(data.source, data.root, "train", data.size) if images is None else images
     assert images is not None, "every source has a training split"
     if data.indices is not None:
         if images.skipped:

@@ -1,0 +1,309 @@
+"""Images that the caller holds: arrays, tensors, lists of files, torch data sets."""
+
+import logging
+import os
+import subprocess
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import tiny
+import torch
+from pictures import one_line, put, values
+from PIL import Image
+from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
+
+from twinblock.config.schema import Data
+from twinblock.core.errors import InputError
+from twinblock.data import load
+from twinblock.data.objects import describe, images_from, is_object
+from twinblock.data.training import training
+
+PIXELS = np.random.default_rng(0).integers(0, 256, (5, 6, 7, 3), np.uint8)
+
+
+class Birds(Dataset):
+    """Items as they are given; counts how often each is read."""
+
+    def __init__(self, items, **attributes):
+        self.items, self.reads = items, []
+        self.__dict__.update(attributes)
+
+    def __len__(self):
+        return len(self.items)
+
+    def __getitem__(self, i):
+        self.reads.append(i)
+        if isinstance(self.items[i], Exception):
+            raise self.items[i]
+        return self.items[i]
+
+
+def test_images_are_themselves():
+    images = tiny.images(4)
+    assert images_from(images) is images
+    assert images_from(images, labels=["a", "b", "a", "b"]).classes == ("a", "b")
+
+
+@pytest.mark.parametrize("kind", [np.asarray, torch.from_numpy])
+def test_the_layouts_of_an_array_give_the_same_pixels(kind):
+    first = np.ascontiguousarray(PIXELS.transpose(0, 3, 1, 2))
+    for given in (PIXELS, first):
+        assert np.array_equal(images_from(kind(given.copy())).pixels, PIXELS)
+    grey = PIXELS[..., 0].copy()
+    for given in (grey, grey[:, None], grey[..., None]):
+        assert np.array_equal(images_from(kind(given)).pixels, np.stack([grey] * 3, -1))
+    images = images_from(kind(first))
+    assert images.pixels.flags.c_contiguous  # or every batch would copy all of them
+    assert images.labels is None and images.aspect is None
+
+
+def test_pixels_of_the_stored_layout_are_used_in_place():
+    assert images_from(PIXELS).pixels is PIXELS or np.shares_memory(images_from(PIXELS).pixels, PIXELS)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_floats_become_eight_bits_and_this_is_said(dtype, caplog, monkeypatch):
+    monkeypatch.setattr("twinblock.data.objects.CONVERTED", 100)  # in more than one part
+    eighths = torch.arange(9, dtype=dtype).div(8).reshape(3, 3, 1).expand(3, 3, 5)
+    images = images_from(eighths)
+    assert images.pixels[:, :, 0, 0].ravel().tolist() == [0, 32, 64, 96, 128, 159, 191, 223, 255]
+    assert "8 bits" in caplog.text
+    caplog.clear()
+    images_from(PIXELS)
+    assert not caplog.records
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (torch.randn(4, 3, 8, 8), "floats run from -"),
+        (np.full((4, 8, 8, 3), np.nan), "floats run from nan"),
+        (np.full((2, 8, 8, 3), 255.0), "to 255; give uint8"),
+        (np.zeros((4, 8, 8, 3), np.int64), "values are int64"),
+        (np.zeros((4, 8, 8, 3), np.bool_), "values are bool"),
+        (torch.zeros(4, 8, 8, 3, dtype=torch.complex64), "values are complex64"),
+        (np.zeros((4, 8, 8, 4), np.uint8), "give 3 channels, or 1"),
+        (np.zeros((8, 9, 3), np.uint8), r"one image needs an axis more, image\[None\]"),
+        (np.zeros((4, 3, 9, 3), np.uint8), "either end may be the channels"),
+        (np.zeros((4, 192), np.uint8), "its shape is"),
+        (np.array(3, np.uint8), "its shape is"),
+        (np.zeros((0, 8, 8, 3), np.uint8), "holds no pixels"),
+        (np.zeros((4, 0, 8, 3), np.uint8), "holds no pixels"),
+        (object(), "no image by its number"),
+        (3, "no image by its number"),
+        ((item for item in [1]), "no image by its number"),
+        (DataLoader(TensorDataset(torch.zeros(4, 3, 8, 8))), "give its .dataset"),
+        ([], "is empty"),
+    ],
+)
+def test_what_are_no_images_is_one_line(given, words):
+    with pytest.raises(InputError, match=words) as error:
+        images_from(given)
+    one_line(error)
+
+
+def test_an_iterable_data_set_is_one_line():
+    class Stream(IterableDataset):
+        def __iter__(self):
+            yield from PIXELS
+
+    with pytest.raises(InputError, match="no image by its number") as error:
+        images_from(Stream())
+    one_line(error)
+
+
+# ---- labels
+
+
+@pytest.mark.parametrize("labels", [[1, 0, -1, 1, 2], np.array([1, 0, -1, 1, 2]), torch.tensor([1, 0, -1, 1, 2])])
+def test_labels_lie_beside(labels):
+    for images in (images_from(PIXELS, labels=labels), images_from((PIXELS, labels))):
+        assert images.labels.tolist() == [1, 0, -1, 1, 2] and images.labels.dtype == np.int64
+        assert images.classes is None
+        assert images.classes_from == "the labels given"
+
+
+def test_text_labels_are_classes_in_alphabetic_order():
+    images = images_from(PIXELS, labels=np.array(["dog", "cat", "dog", "a\nb", "cat"]))
+    assert (images.labels.tolist(), images.classes) == ([2, 1, 2, 0, 1], ("a\\nb", "cat", "dog"))
+    images = images_from(PIXELS, labels=["dog", None, "dog", "cat", -1])
+    assert (images.labels.tolist(), images.classes) == ([1, -1, 1, 0, -1], ("cat", "dog"))
+
+
+def test_labels_that_are_all_unknown_are_none():
+    assert images_from(PIXELS, labels=[-1] * 5).labels is None
+
+
+@pytest.mark.parametrize(
+    ("labels", "words"),
+    [
+        ([0, 1], "2 labels for 5 images"),
+        (7, "labels of type int for 5 images"),
+        ([0, 1, -2, 0, 0], "label 2 is -2"),
+        ([0, 1, 0.5, 0, 0], "label 2 is 0.5"),
+        ([0, "a", 0, 0, 0], "label 0 is 0"),
+        (np.zeros((5, 10)), r"label 0 is \[0"),
+        ([0, 0, 0, 0, 10**9], "label 4 is 1000000000"),
+    ],
+)
+def test_unusable_labels_are_one_line(labels, words):
+    with pytest.raises(InputError, match=words) as error:
+        images_from(PIXELS, labels=labels)
+    one_line(error)
+
+
+# ---- files
+
+
+def test_a_list_of_paths_is_packed_with_its_labels(tmp_path, cache):
+    for i in range(30):
+        put(tmp_path, f"{i}.png", i)
+    (tmp_path / "7.png").write_bytes(b"")
+    paths = [tmp_path / f"{i}.png" for i in range(30)]
+    kept = [i for i in range(30) if i != 7]
+    for images in (images_from((paths, list(range(30)))), images_from([str(p) for p in paths], labels=list(range(30)))):
+        assert values(images) == images.labels.tolist() == kept
+        assert images.names[0] == str(paths[0])
+        assert images.skipped == ((str(paths[7]), "empty file"),)
+    assert len(list(cache.glob("*-kept"))) == 1  # the same files and labels
+    assert images_from(paths).labels is None
+    os.utime(paths[3], ns=(0, 0))
+    put(tmp_path, "4.png", 200)
+    assert values(images_from(paths))[4] == 200
+    assert values(images_from(paths[:0:-1]))[:2] == [29, 28]
+
+
+def test_two_paths_are_no_images_and_labels(tmp_path):
+    for name in ("a.png", "b.png"):
+        put(tmp_path, name)
+    assert len(images_from((tmp_path / "a.png", str(tmp_path / "b.png")))) == 2
+
+
+def test_paths_to_nothing_are_one_line(tmp_path):
+    with pytest.raises(InputError, match=r"2 of 2 images cannot be read.*No such file") as error:
+        images_from([tmp_path / "a.png", tmp_path / "b.png"])
+    one_line(error)
+
+
+# ---- data sets
+
+
+def test_every_kind_of_item_gives_the_pixels_and_the_label():
+    first = torch.from_numpy(PIXELS).permute(0, 3, 1, 2)
+    kinds = {
+        "pil": [Image.fromarray(image) for image in PIXELS],
+        "array": list(PIXELS),
+        "tensor": list(first),
+        "floats": [image / 255 for image in first],
+    }
+    for kind, items in kinds.items():
+        images = images_from(Birds(items))
+        assert np.array_equal(images.pixels, PIXELS), kind
+        assert images.labels is None and images.names is None
+        labels = [2, torch.tensor(0), np.int64(1), -1, np.array(2)]
+        images = images_from(Birds(list(zip(items, labels, strict=True)), classes=["a", "b", "c"]))
+        assert np.array_equal(images.pixels, PIXELS), kind
+        assert images.labels.tolist() == [2, 0, 1, -1, 2]
+        assert images.classes == ("a", "b", "c")
+    assert np.array_equal(images_from(TensorDataset(first, torch.tensor([2, 0, 1, 1, 2]))).pixels, PIXELS)
+    assert np.array_equal(images_from(kinds["pil"]).pixels, PIXELS)  # a list is a data set as well
+
+
+def test_items_are_read_once_and_in_their_order_and_leave_nothing_behind(cache):
+    data = Birds([(np.full((8, 8, 3), i % 256, np.uint8), i) for i in range(3000)])
+    images = images_from(data)
+    assert sorted(data.reads) == list(range(3000))
+    assert values(images) == [i % 256 for i in range(3000)]
+    assert images.labels.tolist() == list(range(3000))
+    assert isinstance(images.pixels, np.memmap)
+    assert list(cache.iterdir()) == []
+    assert images.batch([2999, 5])[:, 0, 0, 0].tolist() == [2999 % 256, 5]
+
+
+def test_items_of_mixed_sizes_are_squashed_with_their_aspect():
+    images = images_from(Birds([np.zeros((20, 40, 3), np.uint8), np.zeros((30, 30, 3), np.uint8)]), size=224)
+    assert images.pixels.shape == (2, 40, 40, 3)
+    assert images.aspect.tolist() == [2, 1]
+
+
+def test_pil_items_of_any_mode_are_rgb():
+    images = images_from(
+        Birds([Image.new("L", (8, 8), 7), Image.new("RGB", (8, 8), (7, 7, 7)), Image.new("1", (8, 8))])
+    )
+    assert values(images) == [7, 7, 0]
+
+
+GOOD = np.zeros((8, 8, 3), np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("bad", "words"),
+    [
+        (OSError("no disk\nat all"), r"item 20 raises OSError \(no disk\)"),
+        (IndexError("list index out of range"), "item 20 raises IndexError"),
+        ({"image": GOOD}, "item 20 is dict"),
+        ("a.png", "item 20 is str"),
+        ((GOOD, GOOD), r"\(ndarray of \(8, 8, 3\), ndarray of \(8, 8, 3\)\): its label"),
+        ((GOOD, 1, "more"), r"item 20 is \(ndarray of \(8, 8, 3\), int, str\)"),
+        ((GOOD, 0.5), "item 20 .*its label"),
+        (torch.randn(3, 8, 8), r"item 20 \(Tensor of \(3, 8, 8\)\): floats run from"),
+        (np.zeros((8, 8), np.uint8), "item 20 .* has 1 channels and item 0 3"),
+        (np.zeros((8, 8, 4), np.uint8), "item 20 .*1 channels"),
+        (np.zeros((8, 8, 3), np.int32), r"item 20 .*int32"),
+        (np.zeros((8, 0, 3), np.uint8), "item 20 is ndarray"),
+        (np.zeros(5, np.uint8), r"item 20 is ndarray of \(5,\)"),
+        (None, "item 20 is NoneType"),
+    ],
+)
+def test_an_unusable_item_is_one_line_and_leaves_nothing(bad, words, cache):
+    with pytest.raises(InputError, match=words) as error:
+        images_from(Birds([GOOD] * 20 + [bad] + [GOOD] * 20))
+    one_line(error)
+    assert not list(cache.glob("object-*/*"))
+
+
+def test_floats_of_a_data_set_are_said_once(caplog):
+    images_from(Birds([torch.zeros(3, 8, 8)] * 9))
+    assert [record.levelno for record in caplog.records] == [logging.WARNING]
+
+
+def test_a_killed_process_leaves_no_store(cache):
+    """Its files have no name any more, so that the system frees them however the process ends."""
+    code = (
+        "import os, numpy as np; from twinblock.data.objects import images_from\n"
+        "images = images_from([np.zeros((8, 8, 3), np.uint8)] * 5); os.kill(os.getpid(), 9)"
+    )
+    assert subprocess.run([sys.executable, "-c", code]).returncode == -9
+    assert list(cache.iterdir()) == []
+
+
+# ---- what a run keeps of them
+
+
+def test_descriptions_name_the_object():
+    assert describe(PIXELS) == describe((PIXELS, [1] * 5)) == "<array of 5 images>"
+    assert describe(torch.zeros(500, 3, 2, 2)) == "<tensor of 500 images>"
+    assert describe(["a.png", "b.png"]) == describe((["a.png", "b.png"], [0, 1])) == "<list of 2 files>"
+    assert describe(Birds([1])) == f"<dataset {__name__}.Birds of 1 images>"
+    assert describe(replace(tiny.images(4), name="photos")) == "<photos of 4 images>"
+    assert describe(iter(())).startswith("<dataset builtins.")
+
+
+def test_what_is_an_object():
+    assert all(map(is_object, (PIXELS, ["a.png"], Birds([]), tiny.images(3), 3)))
+    assert not any(map(is_object, (None, "photos", os.curdir, {"source": "photos"})))
+
+
+def test_the_description_of_an_object_is_no_source():
+    for given in (PIXELS, Birds([GOOD])):
+        with pytest.raises(InputError, match=r"were a Python object.*give them again: data=\.\.\.") as error:
+            load(describe(given))
+        one_line(error)
+
+
+def test_subsets_are_cut_from_given_images(tmp_path):
+    (tmp_path / "rows.txt").write_text("3\n1\n")
+    part = training(Data(source="<array of 5 images>", indices=str(tmp_path / "rows.txt")), images_from(PIXELS))
+    assert np.array_equal(part.batch([0, 1]), PIXELS[[3, 1]])
