@@ -34,6 +34,8 @@ def load(
 ) -> Images | None:
     """See `twinblock.data.load`."""
     if source.startswith("<") and source.endswith(">"):
+        if split == "test":
+            return None
         raise InputError(f"the run's images were a Python object, {source}; give them again: data=...")
     if source == "photodigits":
         from twinblock.data.photodigits import photodigits

@@ -1,8 +1,12 @@
 """The images that a run trains on."""
 
-from twinblock.config.schema import Data
+from collections.abc import Mapping
+from typing import Any
+
+from twinblock.config.schema import Data, other_data
 from twinblock.core.errors import InputError
 from twinblock.data import Images, load, take
+from twinblock.data.objects import describe, images_from, is_object
 from twinblock.data.tails import read_indices, subset
 
 
@@ -30,3 +34,18 @@ def training(data: Data, images: Images | None = None) -> Images:
 def whole(data: Data) -> Data:
     """The same source without its subset."""
     return data.model_copy(update={"indices": None, "longtail": None})
+
+
+def chosen(data: Data, given: Any = None, held: Any = None) -> tuple[Data, Images | None]:
+    """The data of a run, or what is `given` in their place; and the images, where those are a Python object.
+
+    `given`: a source, fields, or images as `objects.images_from` takes them; None: the run's own data, which are `held`
+    where they are a Python object. Raises InputError for what is no data.
+    """
+    source = given.get("source") if isinstance(given, Mapping) else given
+    if is_object(source):
+        given = {**(given if isinstance(given, Mapping) else {}), "source": describe(source)}
+    elif source is None and held is not None:
+        source = held
+    data = data if given is None else other_data(data, given)
+    return data, images_from(source, data.size) if is_object(source) else None

@@ -13,7 +13,9 @@ from twinblock.config.schema import Config
 from twinblock.core.console import Reporter
 from twinblock.core.distributed import lost_peer
 from twinblock.core.errors import InputError, first_line
-from twinblock.data.training import training
+from twinblock.data.objects import describe as describe_images
+from twinblock.data.objects import is_object
+from twinblock.data.training import chosen, training
 from twinblock.methods.parts import describe
 from twinblock.runs import checkpoint
 from twinblock.runs.run import STARTED, Run
@@ -49,8 +51,12 @@ def pretrain(
     from twinblock.training.launch import make_fabric  # here, so that looking at a run does not need it
 
     parts = {"encoder": encoder, "objective": objective, "target": target, "learner": learner}
-    objects = {part: given for part, given in parts.items() if _is_object(given)}
+    objects = {part: given for part, given in parts.items() if is_object(given)}
     parts |= {part: describe(given) for part, given in objects.items()}
+    source = data.get("source") if isinstance(data, Mapping) else data
+    if is_object(source):
+        objects["data"] = source
+        data = {**(data if isinstance(data, Mapping) else {}), "source": describe_images(source)}
     if blocks is not None:
         fields["scope"] = {**(fields.get("scope") or {}), "cuts": tuple(blocks)}
     given = {"data": data, **parts, "out": None if out is None else str(out), **fields}
@@ -81,18 +87,11 @@ def pretrain(
     return run
 
 
-def _is_object(part: Any) -> bool:
-    """Whether a part was given as a Python object, rather than by name or fields."""
-    return part is not None and not isinstance(part, str | Path | Mapping)
-
-
 def _train(run: Run, config: Config, fabric, reporter: Reporter) -> None:
     from twinblock.diagnosis.monitor import held_out
     from twinblock.training.trainer import Trainer
 
-    images = training(
-        config.data
-    )  # the first process on a machine packs them; the others wait for its lock, however long
+    images = training(*chosen(config.data, held=run.objects.get("data")))
     seen = held_out(config.data, images)
     config = resolve(config, images, fabric.device) if not run.begun else _as_begun(run.config, config)
     reporter.say(headline(config, images, fabric))
