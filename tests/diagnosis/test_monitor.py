@@ -45,7 +45,13 @@ def test_looks_of_a_long_run_and_of_many_processes_are_fewer(tmp_path):
         config = tiny.config("byol", data={"batch": 48}, train={"length": f"{steps}steps"})
         built = tiny.trainer(config, tmp_path / name)
         monitor = Monitor(
-            built.learners, built.images, built.views, built.config, built.fabric.device, built.plan, **more
+            built.learners,
+            built.loader.images,
+            built.train_step.views,
+            built.config,
+            built.fabric.device,
+            built.plan,
+            **more,
         )
         return sum(monitor.due(step) for step in range(steps))
 

@@ -54,10 +54,10 @@ def test_the_target_stream_runs_through_the_blocks_of_the_target(method):
             p.mul_(1.5)
     x = signal.target[1]
     expected = learners[0].target.average.blocks[0](x)
-    _, second = learners[0](signal, labels())
+    _, second, *_ = learners[0](signal, labels())
     torch.testing.assert_close(second.target[1], expected)
     assert not torch.allclose(second.online[0], learners[0].target.average.blocks[0](signal.online[0]))
-    _, third = learners[1](second, labels())
+    _, third, *_ = learners[1](second, labels())
     torch.testing.assert_close(third.target[1], learners[1].target.average.blocks[0](expected))
 
 

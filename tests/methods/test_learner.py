@@ -179,8 +179,8 @@ def test_buffers_of_the_target_follow_their_policy():
     network.running_mean.fill_(4.0)
     for target in (own, averaged):
         target.after_step(network, 0, 10)
-    assert own.target.running_mean.tolist() == [0, 0]
-    assert averaged.target.running_mean.tolist() == [2, 2]
+    assert own.average.running_mean.tolist() == [0, 0]
+    assert averaged.average.running_mean.tolist() == [2, 2]
 
 
 def test_phases_of_the_sequential_plan():

@@ -68,7 +68,7 @@ def test_one_image_a_process_has_no_statistics_of_its_own(tmp_path, monkeypatch,
     monkeypatch.setattr(Fabric, "world_size", 16)
     config = tiny.config("simclr", norm=norm)
     if norm == "sync":
-        assert tiny.trainer(config, tmp_path / "run").local == 1
+        assert tiny.trainer(config, tmp_path / "run").loader.share == 1
     else:
         with pytest.raises(InputError, match=r"16 over 16 processes is one image each.*encoder\.norm=batch.*norm sync"):
             tiny.trainer(config, tmp_path / "run")

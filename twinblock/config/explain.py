@@ -1,7 +1,7 @@
 """What is wrong with a run, in one line that a person can read."""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
@@ -17,6 +17,8 @@ def explain(error: ValidationError, model: type[BaseModel], prefix: str = "") ->
         where = prefix + ".".join([*where.removeprefix(prefix).split("."), location[-1]]).lstrip(".")
         known = sorted({name for m in _models_at(model, location[:-1]) for name in m.model_fields})
         return unknown_field(where, known)
+    if fault["type"] == "union_tag_not_found" and not isinstance(fault["input"], Mapping):
+        return f"{where}: should be a mapping of fields (got {fault['input']!r})"
     if fault["type"] in ("union_tag_invalid", "union_tag_not_found"):
         tags = [t.strip("'") for t in fault.get("ctx", {}).get("expected_tags", "").split(", ") if t]
         given = fault.get("ctx", {}).get("tag")

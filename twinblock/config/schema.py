@@ -309,11 +309,11 @@ class Config(Part):
 
     @model_validator(mode="after")
     def _sensible(self):
-        if self.learner is None:
-            self._siamese()
         if self.data.batch == 1:
             for name in self.norms_of_batches():
                 raise ValueError(f"data.batch=1 with {name}: one sample has no batch statistics")
+        if self.learner is None:
+            self._siamese()
         for number in self.scope.per_block:
             try:
                 self.of_block(number)

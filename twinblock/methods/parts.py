@@ -98,7 +98,7 @@ OTHER = "package.module:Class"
 
 def _tag(part: Any) -> str | None:
     kind = part.get("kind") if isinstance(part, Mapping) else getattr(part, "kind", None)
-    return OTHER if isinstance(kind, str) and ":" in kind else kind
+    return None if kind is None else OTHER if ":" in str(kind) else str(kind)
 
 
 def make(part: Any, kinds: Mapping[str, type], given: Any = None, **from_run: Any) -> Any:
