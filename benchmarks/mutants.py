@@ -20,6 +20,7 @@ from tempfile import TemporaryDirectory
 
 ROOT = Path(__file__).resolve().parents[1]
 LIBRARIES = ("torch", "torchvision", "timm", "numpy", "pytest", "jaxtyping", "beartype", "pydantic", "sklearn", "PIL")
+LEFT_OUT = {".git", ".venv", "runs"}  # of the repository itself
 OTHER = {
     ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt, ast.Eq: ast.NotEq, ast.NotEq: ast.Eq,
     ast.Is: ast.IsNot, ast.IsNot: ast.Is, ast.In: ast.NotIn, ast.NotIn: ast.In,
@@ -124,7 +125,7 @@ def main() -> None:
         __import__(library)
     with TemporaryDirectory() as folder:
         copied = Path(folder) / "repository"
-        shutil.copytree(ROOT, copied, ignore=shutil.ignore_patterns(".git", ".venv", "runs", "__pycache__"))
+        shutil.copytree(ROOT, copied, ignore=lambda at, _: LEFT_OUT if Path(at) == ROOT else {"__pycache__"})
         os.environ["PYTHONPATH"] = str(copied)  # for the processes that tests start
         results = [survivors(copied, file, given.tests) for file in given.files]
     lost, made = sum(len(found) for found, _ in results), sum(count for _, count in results)
