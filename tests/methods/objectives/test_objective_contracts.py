@@ -124,3 +124,12 @@ def test_a_collapsed_batch_has_a_finite_loss_and_gradient(name, value):
     loss.backward()
     assert loss.isfinite()
     assert z.grad.isfinite().all()
+
+
+@of_all
+def test_facts_that_no_formula_shows(name):
+    objective = OBJECTIVES[name]()
+    assert objective.one_way == (name == "InfoNCE")  # the key stands in the queue
+    assert objective.labelled == (name == "Supervised")
+    if objective.labelled:
+        assert (objective.symmetric, objective.detaches_target) == (False, True)
