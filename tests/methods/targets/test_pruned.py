@@ -281,6 +281,16 @@ def test_masks_are_drawn_from_step_0_with_seed_0():
             assert torch.equal(mask, torch.rand(4, 4, 3, 3, generator=generator("prune", seed, step, i)) >= 0.5)
 
 
+def test_an_epoch_has_one_step_unless_it_is_said():
+    network = tiny_network()
+    target = Pruned(network, 0.5)
+    before = target.get_buffer("mask/blocks/0").clone()
+    with torch.no_grad():
+        network.blocks[0].weight.normal_(generator=torch.Generator().manual_seed(1))
+    target.after_step(network, 0, 1)
+    assert not torch.equal(before, target.get_buffer("mask/blocks/0"))
+
+
 def test_masks_stay_for_good_where_the_interval_is_longer_than_the_run():
     network = tiny_network()
     target = Pruned(network, 0.5, Duration.parse("0epochs"))
