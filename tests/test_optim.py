@@ -210,3 +210,45 @@ def test_lars_learns_biases_at_their_own_rate():
     torch.testing.assert_close(layer.bias.detach(), before - 0.1)
     with pytest.raises(InputError, match="not negative"):
         LARS(layer.parameters(), lr=-1.0)
+
+
+def one_step(optimizer_of, start: float, gradient: float, dim: int = 2) -> float:
+    p = nn.Parameter(torch.full((1,) * dim, start, dtype=torch.float64))
+    optimizer = optimizer_of([p])
+    p.grad = torch.full_like(p, gradient)
+    optimizer.step()
+    return p.item()
+
+
+def test_lars_alone_has_the_published_defaults():
+    """Momentum 0.9, trust coefficient 0.001, adaptation, no decay: two steps of one weight by hand."""
+    p = nn.Parameter(torch.full((1, 1), 2.0, dtype=torch.float64))
+    optimizer = LARS([p], lr=1.0)
+    for gradient in (5.0, 0.0):  # the second step is the momentum alone: at gradient 0 the ratio is 1
+        p.grad = torch.full_like(p, gradient)
+        optimizer.step()
+    assert p.item() == pytest.approx(2 - 1.9 * 0.001 * 2, rel=1e-12)
+    assert [group["lr"] for group in LARS([{"params": [p]}], lr=2).param_groups] == [2]
+
+
+def test_lars_without_a_gradient_does_not_divide_by_it():
+    """A gradient of zero with weight decay 0: no NaN, no step."""
+    assert one_step(lambda params: LARS(params, lr=1.0, momentum=0.0), 3.0, 0.0) == 3
+    assert one_step(lambda params: LARS(params, lr=1.0, momentum=0.0), 0.0, 2.0) == -2
+    assert one_step(lambda params: LARS(params, lr=1.0, momentum=0.0, weight_decay=0.5), 2.0, -1.0) == 2
+
+
+def test_a_learning_rate_of_zero_is_allowed_and_moves_nothing():
+    assert one_step(lambda params: LARS(params, lr=0.0), 3.0, 1.0) == 3
+
+
+def test_groups_keep_biases_out_by_default_and_at_the_same_rate():
+    weights, biases = parameter_groups(network(), 0.1)
+    assert (weights["lr_scale"], biases["lr_scale"], biases["adapt"], biases["weight_decay"]) == (1, 1, False, 0)
+
+
+@pytest.mark.parametrize("kind", ["sgd", "lars", "adamw"])
+def test_an_optimizer_has_momentum_0_9_unless_told_otherwise(kind):
+    groups = parameter_groups(network(), 0.1)
+    found = make_optimizer(groups, kind, lr=1).param_groups[0]
+    assert (found["betas"][0] if kind == "adamw" else found["momentum"]) == 0.9

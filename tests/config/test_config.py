@@ -18,12 +18,66 @@ def test_every_recipe_is_a_whole_run_with_few_fields(name):
         assert len([field for field in leaves(tree).items() if field not in absent]) <= 64
 
 
+HEADERS = ("Source", "Deviations", "Command")
+
+
+def header_of(name: str) -> dict[str, str]:
+    """The comment before a recipe's fields, by the word that begins each part; the first line is under ``."""
+    parts, word = {"": ""}, ""
+    for line in recipes()[name].read_text(encoding="utf-8").splitlines():
+        if not line.startswith("#"):
+            break
+        text = line.removeprefix("#")
+        if not text.startswith("   ") and ": " in text and parts[""]:
+            word, text = text.strip().split(": ", 1)
+        parts[word] = f"{parts.get(word, '')} {text.strip()}".strip()
+    return parts
+
+
 @pytest.mark.parametrize("name", sorted(recipes()))
-def test_every_recipe_says_where_it_comes_from(name):
-    header = [line for line in recipes()[name].read_text().splitlines() if line.startswith("#")]
-    assert ": " in header[0]
-    for word in ("Source:", "Deviations:", "Command:"):
-        assert any(word in line for line in header), f"{name}.yaml does not say its {word}"
+def test_every_recipe_says_where_it_comes_from_and_what_differs(name):
+    parts = header_of(name)
+    assert ": " in parts[""]
+    assert all(parts.get(word) for word in HEADERS), f"{name}.yaml does not say its {', '.join(HEADERS)}"
+    words = " ".join(parts.values()).lower()
+    for claim in ("none known", "no deviations", "deviations: none", "the authors' settings", "identical to"):
+        assert claim not in words, f"{name}.yaml claims {claim!r}; say what was compared and what differs"
+
+
+FROM_CODE_THAT_DECAYS_ALL = (
+    "moco_v2",
+    "moco_v2_imagenet",
+    "moco_v2_stl10",
+    "simsiam",
+    "sdclr_cifar10_lt",
+    "sdclr_imagenet100_lt",
+)
+
+
+@pytest.mark.parametrize("name", FROM_CODE_THAT_DECAYS_ALL)
+def test_a_recipe_decays_biases_and_norms_as_its_source_does_or_says_so(name):
+    said = "biases and norms do not decay" in header_of(name)["Deviations"].lower()
+    assert compose(name).optim.exclude_bias_and_norm == said
+
+
+@pytest.mark.parametrize("name", ["moco_v2_imagenet", "moco_v2_stl10", "moco_v2", "simsiam"])
+def test_a_rate_that_fell_by_epochs_is_said_to_fall_by_steps(name):
+    assert "step" in header_of(name)["Deviations"]
+    assert "every epoch" in header_of(name)["Deviations"]
+
+
+def test_published_runs_have_the_values_of_their_code():
+    simclr, tail = compose("simclr_imagenet"), compose("sdclr_imagenet100_lt")
+    assert simclr.encoder.kind == "timm/resnet50"  # its last norms of residual blocks start at zero
+    assert (tail.encoder.norm, tail.projector.norm, tail.projector.last_norm) == ("sync", "sync", "sync")
+    assert {view.interpolation for view in tail.views} == {"bicubic"}
+    for name, words in (
+        ("simclr_imagenet", ("momentum", "bias", "TensorFlow")),
+        ("sdclr_cifar10_lt", ("one step ahead",)),
+        ("sdclr_cifar100_lt", ("one step ahead",)),
+        ("sdclr_imagenet100_lt", ("one step ahead",)),
+    ):
+        assert all(word in header_of(name)["Deviations"] for word in words), name
 
 
 def test_overrides_reach_every_depth():

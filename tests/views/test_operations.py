@@ -110,3 +110,13 @@ def test_hue_is_torchvisions_for_any_turn():
     out = adjust_hue_(x.clone(), shift)
     for i in range(44):
         torch.testing.assert_close(out[i], tv.adjust_hue(x[i], shift[i]), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("thirds", [-1, 0, 1])
+def test_a_hue_of_whole_thirds_permutes_the_channels_to_the_bit(thirds):
+    """Also where two channels are equal, and where the turn is nothing at all."""
+    x = torch.rand(6, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    x[1, 0], x[2, 1], x[3, 2] = x[1, 1], x[2, 2], x[3, 0]
+    x[4:] = (x[4:] * 2).round() / 2
+    out = adjust_hue_(x.clone(), np.full(6, thirds / 3))
+    torch.testing.assert_close(out, x.roll(thirds, 1), atol=3e-7, rtol=0)

@@ -182,6 +182,15 @@ def test_random_boxes_follow_the_rule_of_random_resized_crop(height, width, area
         assert fallbacks > 0
 
 
+def test_a_box_is_tried_ten_times_as_in_torchvision():
+    """Nine tries too high for the image; the tenth fits, or the largest central box of ratio 4/3 is taken."""
+    too_high, fits = (1.0, 0.0), (0.0, 1.0)  # uniform numbers of area (0.64 to 1) and ratio (3/4 to 4/3)
+    for last, size in ((fits, [48, 64]), (too_high, [60, 80])):
+        u = np.zeros((1, sum(UNIFORM)))
+        u[0, :20] = [*too_high * 9, *last]
+        assert draw(View(crop=(0.64, 1.0)), u, 60, 81).box.tolist() == [[0, 0, *size]]
+
+
 def test_boxes_stay_inside_and_are_never_empty():
     for height, width, aspect in ((1, 1, 1.0), (2, 3, 30.0), (5, 5, 0.05), (32, 32, 8.0)):
         for crop in ((0.001, 1.0), None):

@@ -168,9 +168,31 @@ class Noise(nn.Module):
             return x.std(places, keepdim=True)
         if self.over == "c":
             return x.std(channels, keepdim=True)
-        # two sums in float32 or wider: x.std() is slow in bfloat16, and of a wide copy backward would hold the whole
         wide, count = torch.promote_types(x.dtype, torch.float32), x.numel() * world_size()
-        mean = sum_over_ranks(x.sum(dtype=wide)) / count
-        square = sum_over_ranks(torch.linalg.vector_norm(x, dtype=wide).square())
-        variance = (square - count * mean.square()) / (count - 1)
+        with torch.no_grad():
+            mean = sum_over_ranks(x.sum(dtype=wide)) / count
+        variance = sum_over_ranks(_Deviations.apply(x, mean)) / (count - 1)  # pyright: ignore
         return variance.clamp(min=torch.finfo(wide).tiny).sqrt()  # the gradient of a root at zero is infinite
+
+
+class _Deviations(torch.autograd.Function):
+    """`sum (x - mean)^2` about the mean of all processes, in the precision of `mean`.
+
+    Mean of squares less square of mean would cancel, x.std() is slow in bfloat16, and without a backward of its own
+    a wide copy of `x` would be held. The mean's own gradient is none, as deviations add up to zero.
+    """
+
+    @staticmethod
+    def forward(ctx, x, mean):
+        ctx.save_for_backward(x, mean)
+        parts = [(part.to(mean.dtype) - mean).square_().sum() for part in x.split(CHUNK)]
+        return torch.stack(parts).sum()
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, gradient):
+        x, mean = ctx.saved_tensors
+        of_x = torch.empty_like(x)
+        for part, out in zip(x.split(CHUNK), of_x.split(CHUNK), strict=True):
+            out.copy_((part.to(mean.dtype) - mean).mul_(2 * gradient))
+        return of_x, None

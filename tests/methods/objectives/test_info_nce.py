@@ -5,6 +5,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from twinblock.config.recipes import compose
+from twinblock.core.errors import InputError
 from twinblock.methods.objectives import InfoNCE
 
 
@@ -88,3 +90,10 @@ def test_the_margin_of_eqco_counts_the_queue_as_more_negatives():
     large.queue.copy_(small.queue.repeat(3, 1))
     torch.testing.assert_close(small(z, t), large(z, t))
     assert InfoNCE(6, 5, 0.2).margin == 0
+
+
+@pytest.mark.parametrize("field", ["queue", "negatives"])
+def test_a_run_may_have_one_key_and_not_none(field):
+    assert getattr(compose("moco_v2", overrides=[f"objective.{field}=1"]).objective, field) == 1
+    with pytest.raises(InputError, match=f"objective.{field}: should be greater than or equal to 1"):
+        compose("moco_v2", overrides=[f"objective.{field}=0"])

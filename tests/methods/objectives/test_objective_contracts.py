@@ -124,3 +124,14 @@ def test_a_collapsed_batch_has_a_finite_loss_and_gradient(name, value):
     loss.backward()
     assert loss.isfinite()
     assert z.grad.isfinite().all()
+
+
+@of_all
+def test_facts_that_no_formula_shows(name):
+    """Of two views and a small one: which pairs are compared, and what the target is."""
+    objective, pairs = OBJECTIVES[name](), [(0, 1), (1, 0), (2, 0), (2, 1)]
+    expected = {"InfoNCE": [(0, 1)], "Supervised": [(0, None), (1, None), (2, None)]}.get(name, pairs)
+    assert sorted(objective.pairs([32, 32, 16])) == expected
+    assert objective.labelled == (name == "Supervised")
+    if objective.labelled:
+        assert (objective.symmetric, objective.detaches_target) == (False, True)

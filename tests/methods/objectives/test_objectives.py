@@ -171,3 +171,23 @@ def test_a_queue_may_be_filled_before_the_backward_that_its_loss_belongs_to():
     assert torch.equal(q.grad, expected)
     with pytest.raises(InputError, match="at least one key"):
         InfoNCE(16, 0, 0.2)
+
+
+def test_a_queue_of_one_key_is_a_queue():
+    objective = InfoNCE(2, 1, 0.5).double()
+    objective.queue.copy_(torch.tensor([[0.0, 1.0]]))
+    z = torch.tensor([[3.0, 0.0]], dtype=torch.float64)
+    assert objective(z, z).item() == pytest.approx(np.log(1 + np.exp(-2)))
+
+
+def test_one_label_in_a_batch_counts_whole():
+    z = draw(3, 4)
+    expected = F.cross_entropy(z[1:2], torch.tensor([2]))
+    torch.testing.assert_close(Supervised()(z, torch.tensor([-1, 2, -1])), expected)
+
+
+@pytest.mark.parametrize(("length", "loss"), [(1.1e-6, 0.0), (1e-6, 0.0), (0.5e-6, 0.25), (0.0, 1.0)])
+def test_lengths_below_a_millionth_are_not_stretched_to_one(length, loss):
+    """As in BYOL's code, which divides by the root of at least 1e-12."""
+    z, t = torch.tensor([[length, 0.0]], dtype=torch.float64), torch.tensor([[1.0, 0.0]], dtype=torch.float64)
+    assert Regression()(z, t).item() == pytest.approx(loss, abs=1e-12)

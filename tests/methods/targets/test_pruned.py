@@ -1,5 +1,7 @@
 """The pruned target: masks and gradients of the published code, private norms, and when masks move."""
 
+import itertools
+
 import numpy as np
 import pytest
 import tiny
@@ -11,6 +13,7 @@ from twinblock.assembly.build import encoder_of, make_learners
 from twinblock.config.recipes import compose
 from twinblock.core.durations import Duration
 from twinblock.core.errors import InputError
+from twinblock.core.seeding import generator
 from twinblock.methods.learner import Batch, Learner, Network, Signal, pairs_of
 from twinblock.methods.objectives import BarlowTwins, InfoNCE, NTXent, Regression
 from twinblock.methods.targets.pruned import Pruned, magnitude_masks
@@ -225,6 +228,77 @@ def test_random_pruning_is_a_function_of_seed_and_step():
     whole = magnitude_masks({"w": network.blocks[0].weight}, 0.3)["w"]
     assert not (masks[0] & ~whole).any()
     assert 0.3 < masks[0].sum() / whole.sum() < 0.7
+
+
+def twin_layers() -> Network:
+    """Two convolutions with the same weights."""
+    blocks = nn.Sequential(nn.Conv2d(4, 4, 3), nn.Conv2d(4, 4, 3))
+    blocks[1].load_state_dict(blocks[0].state_dict())
+    return Network([blocks], Pooling(4), nn.Identity(), Noise(0.0))
+
+
+def masks_of(target: Pruned) -> list[torch.Tensor]:
+    return [target.get_buffer(f"mask/blocks/0/{layer}").clone() for layer in (0, 1)]
+
+
+def test_random_pruning_draws_anew_for_each_layer_and_each_step():
+    network = twin_layers()
+    target = Pruned(network, 0.0, random=0.5, seed=3)
+    drawn = masks_of(target)
+    for step in (1, 2):
+        target.draw(network, step)
+        drawn += masks_of(target)
+    for a, b in itertools.combinations(drawn, 2):
+        assert 0.25 < (a != b).float().mean() < 0.75  # halves that know nothing of each other
+
+
+def test_masks_after_a_step_are_those_of_the_step_that_follows():
+    """Those that a run resumed there would draw; the first ones are of step 0."""
+    network = twin_layers()
+    target, other = (Pruned(network, 0.0, Duration.parse("1epochs"), 2, random=0.5) for _ in range(2))
+    for mask, first in zip(masks_of(target), masks_of(other), strict=True):
+        assert torch.equal(mask, first)
+    target.after_step(network, 3, 8)
+    for step, same in ((3, False), (4, True)):
+        other.draw(network, step)
+        assert all(torch.equal(a, b) == same for a, b in zip(masks_of(target), masks_of(other), strict=True))
+    assert masks_of(target)[0].float().mean() == pytest.approx(0.5, abs=0.15)
+
+
+@pytest.mark.parametrize("random", [0.1, 0.8])
+def test_random_pruning_drops_its_share(random):
+    target = Pruned(twin_layers(), 0.0, random=random)
+    assert torch.cat(masks_of(target)).float().mean() == pytest.approx(1 - random, abs=0.1)
+
+
+def test_masks_are_drawn_from_step_0_with_seed_0():
+    network = twin_layers()
+    for seed, step in ((0, 0), (2, 5)):
+        target = Pruned(network, 0.0, random=0.5, **({"seed": seed} if seed else {}))
+        if step:
+            target.draw(network, step)
+        for i, mask in enumerate(masks_of(target)):
+            assert torch.equal(mask, torch.rand(4, 4, 3, 3, generator=generator("prune", seed, step, i)) >= 0.5)
+
+
+def test_an_epoch_has_one_step_unless_it_is_said():
+    network = tiny_network()
+    target = Pruned(network, 0.5)
+    before = target.get_buffer("mask/blocks/0").clone()
+    with torch.no_grad():
+        network.blocks[0].weight.normal_(generator=torch.Generator().manual_seed(1))
+    target.after_step(network, 0, 1)
+    assert not torch.equal(before, target.get_buffer("mask/blocks/0"))
+
+
+def test_masks_stay_for_good_where_the_interval_is_longer_than_the_run():
+    network = tiny_network()
+    target = Pruned(network, 0.5, Duration.parse("0epochs"))
+    before = target.get_buffer("mask/blocks/0").clone()
+    with torch.no_grad():
+        network.blocks[0].weight.mul_(torch.arange(network.blocks[0].weight.numel()).view_as(network.blocks[0].weight))
+    target.after_step(network, 0, 1)
+    assert torch.equal(before, target.get_buffer("mask/blocks/0"))
 
 
 def test_blocks_of_a_blockwise_run_are_pruned_each_by_itself_and_pass_their_pruned_map_on():

@@ -5,7 +5,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from twinblock.core.types import NotNegative
-from twinblock.methods.objectives.objective import Objective, full_precision
+from twinblock.methods.objectives.objective import Objective, full_precision, off_diagonal_squares
 
 
 class BarlowTwins(Objective):
@@ -16,6 +16,7 @@ class BarlowTwins(Objective):
     """
 
     symmetric = True
+    least_rows = 2  # one has no variance
 
     def __init__(self, lambd: NotNegative = 0.005):
         super().__init__()
@@ -24,9 +25,5 @@ class BarlowTwins(Objective):
     @full_precision
     def forward(self, z: Float[Tensor, "n d"], t: Float[Tensor, "n d"]) -> Float[Tensor, ""]:
         a, b = (F.batch_norm(x, None, None, training=True, eps=1e-5) for x in (z, t))
-        n, d = a.shape
         diagonal = (a * b).mean(0)
-        # |a^T b|^2 = <a a^T, b b^T>: for a small batch two n x n products cost less than the d x d one.
-        whole = ((a @ a.T) * (b @ b.T)).sum() if 2 * n < d else (a.T @ b).square().sum()
-        off_diagonal = whole / n**2 - diagonal.square().sum()
-        return (diagonal - 1).square().sum() + self.lambd * off_diagonal
+        return (diagonal - 1).square().sum() + self.lambd * off_diagonal_squares((a.T @ b).div_(len(a)))

@@ -53,7 +53,7 @@ class InfoNCE(Objective):
         query = F.normalize(z, dim=1) / self.temperature
         positive = (query * F.normalize(t.detach(), dim=1)).sum(1)
         negatives = (query @ self.queue.to(query.dtype).T).logsumexp(1) + self.margin
-        return (torch.logaddexp(positive, negatives) - positive).mean()
+        return -F.logsigmoid(positive - negatives).mean()
 
     @torch.no_grad()
     def after_step(self, t: Float[Tensor, "n d"]) -> None:

@@ -5,7 +5,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from twinblock.core.types import NotNegative
-from twinblock.methods.objectives.objective import Objective, full_precision
+from twinblock.methods.objectives.objective import Objective, full_precision, off_diagonal_squares
 
 
 class VICReg(Objective):
@@ -18,6 +18,7 @@ class VICReg(Objective):
     """
 
     symmetric = True
+    least_rows = 2  # one has no variance
 
     def __init__(self, invariance: NotNegative = 25.0, variance: NotNegative = 25.0, covariance: NotNegative = 1.0):
         super().__init__()
@@ -39,7 +40,4 @@ def _variance(x: Float[Tensor, "n d"]) -> Float[Tensor, ""]:
 def _covariance(x: Float[Tensor, "n d"]) -> Float[Tensor, ""]:
     n, d = x.shape
     x = x - x.mean(0)
-    # x x^T has the same norm as x^T x and is the smaller one where the batch is small.
-    product = x @ x.T if n < d else x.T @ x
-    off_diagonal = product.square().sum() - x.square().sum(0).square().sum()
-    return off_diagonal / ((n - 1) ** 2 * d)
+    return off_diagonal_squares((x.T @ x).div_(n - 1)) / d
