@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from twinblock.core.distributed import gather
 from twinblock.methods.objectives.objective import HALF, Objective
-from twinblock.methods.targets.target import Target
 from twinblock.nn.modes import evaluating
 from twinblock.nn.pooling import Noise, Pooling, average
 
@@ -95,8 +94,8 @@ class Learner(nn.Module):
         self,
         network: Network,
         predictor: nn.Module | None,
-        target: Target,
-        objective: nn.Module,
+        target: Any,
+        objective: Any,
         sizes: Sequence[int],
         *,
         scale: float = 1.0,
@@ -178,7 +177,7 @@ def parts_of(learner: Any) -> Sequence[Any]:
 
 
 def pairs_of(
-    objective: Any, target: Target, predictor: nn.Module | None, sizes: Sequence[int]
+    objective: Any, target: Any, predictor: nn.Module | None, sizes: Sequence[int]
 ) -> tuple[tuple[int, int | None], ...]:
     """The pairs (online view, target view) that are compared; None stands for the labels.
 

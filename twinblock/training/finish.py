@@ -43,7 +43,7 @@ def finish(run: Run, trainer, images: Images, reporter: Reporter) -> None:
     starts = trainer.monitor.starts
     if not run.history(-1, starts[-1]):  # its metrics are lost
         run.truncate_metrics(trainer.plan.total + 1)  # away with what is no row
-        run.append_metrics([trainer.look()])
+        run.append_metrics([trainer.measure()])
     rows = run.metrics()  # they may be many: read once for all Learners
     histories = [run.history(i, start, rows) for i, start in enumerate(starts)]
     judged = worst([verdict(history, finished=True, config=config) for history in histories])
