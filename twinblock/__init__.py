@@ -1,31 +1,44 @@
-"""Self-supervised pretraining of image encoders, end to end or block by block, that tells you whether it worked."""
+"""Self-supervised pretraining of image encoders, end to end or block by block, that tells you whether it worked.
+
+`pretrain` trains an encoder; `evaluate`, `diagnose`, `embed` and `exemplars` look at what came of it; `load_encoder`
+gives it as a module. `recipes` lists the methods, `show` and `compose` what a run is made of, `reproduce` carries out a
+published comparison.
+"""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from twinblock.config.recipes import compose
+    from twinblock.config.recipes import compose, recipes, show
     from twinblock.core.errors import InputError
+    from twinblock.data import Images
     from twinblock.diagnosis.diagnose import diagnose
     from twinblock.evaluation.embedding import Embeddings, embed
     from twinblock.evaluation.evaluate import evaluate
+    from twinblock.evaluation.exemplars import exemplars
     from twinblock.runs.run import Run, load_encoder
+    from twinblock.studies import reproduce
     from twinblock.training.pretrain import pretrain
 
-__version__ = "0.1.0"
-__all__ = ["Embeddings", "InputError", "Run", "compose", "diagnose", "embed", "evaluate", "load_encoder", "pretrain"]
+__version__ = "0.2.0"
 
 _HOMES = {
     "Embeddings": "evaluation.embedding",
+    "Images": "data",
     "InputError": "core.errors",
     "Run": "runs.run",
     "compose": "config.recipes",
     "diagnose": "diagnosis.diagnose",
     "embed": "evaluation.embedding",
     "evaluate": "evaluation.evaluate",
+    "exemplars": "evaluation.exemplars",
     "load_encoder": "runs.run",
     "pretrain": "training.pretrain",
+    "recipes": "config.recipes",
+    "reproduce": "studies",
+    "show": "config.recipes",
 }
+__all__ = sorted(_HOMES)  # pyright: ignore[reportUnsupportedDunderAll]
 
 
 def __getattr__(name: str) -> Any:
@@ -33,3 +46,7 @@ def __getattr__(name: str) -> Any:
     if name in _HOMES:
         return getattr(import_module(f"twinblock.{_HOMES[name]}"), name)
     raise AttributeError(f"module 'twinblock' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

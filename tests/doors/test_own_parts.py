@@ -1,4 +1,4 @@
-"""A loss, a target network and a learner of one's own: trained in every scope, resumed, diagnosed, refused in a line."""
+"""A loss, a target network, a learner of one's own: trained in every scope, resumed, diagnosed, or refused."""
 
 import sys
 from functools import partial

@@ -101,6 +101,11 @@ def _read(recipe: str | Path) -> Any:
     return tree
 
 
+def show(recipe: str | Path, overrides: Iterable[str] = ()) -> str:
+    """A composed run as YAML: save it, change it, and pretrain from it."""
+    return to_yaml(compose(recipe, overrides=overrides))
+
+
 def to_yaml(config: Config) -> str:
     """A run as a recipe: every field, and of a later view those that differ from the first."""
     tree = config.model_dump(mode="json")

@@ -116,7 +116,7 @@ def make(part: Any, kinds: Mapping[str, type], given: Any = None, **from_run: An
         raise InputError(f"{part.kind} is a part of your own: {how_to_give(part.kind)}")
     if given is None and part.kind not in kinds:
         own = {name: value for name, value in part.model_dump().items() if name in _arguments(cls)}
-        part = form_of(part.kind, cls)(kind=part.kind, **own)
+        part = form_of(part.kind, cls).model_validate({"kind": part.kind, **own})
     arguments = {name: from_run[name] for name in _arguments(cls) if name in from_run}
     if given is None:
         arguments |= {name: getattr(part, name) for name in _arguments(cls) if name not in arguments and name != "kind"}

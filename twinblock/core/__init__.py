@@ -1,0 +1,1 @@
+"""What all rooms use: errors, seeds, processes, files, durations, words on the screen."""

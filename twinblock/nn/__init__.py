@@ -1,0 +1,1 @@
+"""Networks: encoders and where they are cut, norms, heads, pooling."""
