@@ -20,8 +20,8 @@ def pretend(monitor, spread_at):
     """Embeddings whose spread at each look is chosen, for all blocks or for each; everything else as measured."""
     true = monitor.measure
 
-    def measure():
-        rows = true()
+    def measure(*step):
+        rows = true(*step)
         chosen = spread_at(len(monitor.rows))
         for row, spread in zip(rows, chosen if isinstance(chosen, list) else [chosen] * len(rows), strict=True):
             row["projector"] |= {"std": spread, "negative_cosine": 1 - spread**2, "positive_cosine": 1 - spread**2 / 2}
