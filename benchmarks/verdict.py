@@ -33,6 +33,7 @@ STEPS = 150
 LONG = 2000  # of runs that are stopped
 IN_TIME = min(LONG // 20, 200)
 SMALL = ("data.batch=64", "encoder.width=8", f"train.length={STEPS}steps", "train.checkpoint_every=100%")
+QUICK = ("encoder.kind=resnet10", "encoder.stem=cifar_stride2", "data.size=16")
 STOPPED = (f"train.length={LONG}steps", "train.on_collapse=stop")
 HEADS = {
     "simclr": ("projector.dims=[64,32]",),
@@ -77,7 +78,7 @@ def nothing_to_learn(data: Path) -> tuple[list[Arm], list[Arm]]:
     """Runs that cannot have learned: as they are, and those whose pairs of views are to be shuffled."""
 
     def of(method: str, name: str, *changes: str) -> Arm:
-        return Arm(f"{name}: {method}", method, (*SMALL, *HEADS[method], *changes))
+        return Arm(f"{name}: {method}", method, (*SMALL, *QUICK, *HEADS[method], *changes))
 
     contrasted = [method for method in HEADS if method != "supervised"]
     folders = {name: f"data={make(data)}" for name, make in (("frames", frames), ("noise", noise), ("dealt", dealt))}
@@ -85,8 +86,8 @@ def nothing_to_learn(data: Path) -> tuple[list[Arm], list[Arm]]:
         *(of(method, "rate 1e-9", "optim.lr=1e-9") for method in HEADS),
         *(of(m, "rate 1,600 x", f"optim.lr={1600 * compose(m).optim.lr}") for m in ("simclr", "byol", "moco_v2")),
         *(of(method, "one step", "train.length=1steps") for method in ("simclr", "byol", "vicreg")),
-        *(of(method, "frames", folders["frames"], "data.size=32") for method in contrasted),
-        of("simclr", "noise", folders["noise"], "data.size=32"),
+        *(of(method, "frames", folders["frames"]) for method in contrasted),
+        of("simclr", "noise", folders["noise"]),
         of("supervised", "labels dealt", folders["dealt"]),
     ], [of(method, "pairs shuffled") for method in ("simclr", "byol", "vicreg")]
 

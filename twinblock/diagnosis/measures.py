@@ -35,13 +35,13 @@ def alignment(z1: Float[Tensor, "n d"], z2: Float[Tensor, "n d"], alpha: float =
 def uniformity(z: Float[Tensor, "n d"], t: float = 2.0) -> Float[Tensor, ""]:
     """Log of the mean of exp(-t |zi - zj|^2) over all i < j; rows have length 1 (Wang and Isola, 2020).
 
-    In float64 about the mean: of rows that are nearly alike, squares of whole lengths cancel.
+    In float64: of rows that are nearly alike, the squares and the logarithms cancel.
     """
-    x = z.double() - z.double().mean(0)
+    x = z.double()
     i, j = torch.triu_indices(len(x), len(x), 1, device=x.device)
     squares = x.square().sum(1)
-    distances = (squares[i] + squares[j] - 2 * (x @ x.T)[i, j]).clamp_min(0)  # faster than torch.pdist
-    return (-t * distances).expm1().mean().log1p().to(z.dtype)
+    distances = squares[i] + squares[j] - 2 * (x @ x.T)[i, j]  # a matrix product is faster than torch.pdist
+    return ((-t * distances).logsumexp(0) - math.log(len(i))).to(z.dtype)
 
 
 def agreement(z1: Float[Tensor, "n d"], z2: Float[Tensor, "n d"]) -> tuple[float, float]:
