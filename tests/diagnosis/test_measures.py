@@ -152,7 +152,7 @@ def test_uniformity_of_rows_that_are_nearly_alike():
     g = torch.Generator().manual_seed(0)
     z = torch.nn.functional.normalize(1 + 1e-4 * torch.randn(300, 16, generator=g, dtype=torch.float64))
     exact = torch.pdist(z.float().double()).square().mul(-2).expm1().mean().log1p()
-    assert float(measures.uniformity(z.float())) == pytest.approx(float(exact), rel=1e-5)
+    assert float(d.uniformity(z.float())) == pytest.approx(float(exact), rel=1e-5)
 
 
 def test_agreement_is_what_the_cosines_say_and_its_error_is_the_jackknife():
@@ -161,16 +161,16 @@ def test_agreement_is_what_the_cosines_say_and_its_error_is_the_jackknife():
     z1, z2 = (2 + shared + 0.7 * noise for noise in own)
 
     def by_cosines(a, b):
-        within, between = (float(f(a, b)) for f in (measures.positive_cosine, measures.negative_cosine))
+        within, between = (float(f(a, b)) for f in (d.positive_cosine, d.negative_cosine))
         return (within - between) / (1 - between)
 
-    value, error = measures.agreement(z1, z2)
+    value, error = d.agreement(z1, z2)
     assert value == pytest.approx(by_cosines(z1, z2), rel=1e-9)
     without = np.array([by_cosines(*(torch.cat([z[:i], z[i + 1 :]]) for z in (z1, z2))) for i in range(40)])
     assert error == pytest.approx((39 / 40 * ((without - without.mean()) ** 2).sum()) ** 0.5, rel=1e-9)
-    assert measures.agreement(z1, z1)[0] == pytest.approx(1)
-    assert abs(measures.agreement(z1, z2.roll(1, 0))[0]) < 0.1  # other images' views agree by chance
-    assert math.isnan(measures.agreement(z1 * math.nan, z2)[0])
+    assert d.agreement(z1, z1)[0] == pytest.approx(1)
+    assert abs(d.agreement(z1, z2.roll(1, 0))[0]) < 0.1  # other images' views agree by chance
+    assert math.isnan(d.agreement(z1 * math.nan, z2)[0])
 
 
 def test_the_error_of_agreement_is_its_spread_over_samples():
@@ -178,7 +178,7 @@ def test_the_error_of_agreement_is_its_spread_over_samples():
     values, errors = [], []
     for _ in range(200):
         shared, *own = torch.randn(3, 64, 8, generator=g)
-        value, error = measures.agreement(*(shared + noise for noise in own))
+        value, error = d.agreement(*(shared + noise for noise in own))
         values.append(value)
         errors.append(error)
     assert np.std(values) == pytest.approx(np.mean(errors), rel=0.15)

@@ -22,7 +22,6 @@ def evaluating(module: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-@torch.no_grad()
 def calibrated(module: nn.Module, show: Callable[[], Any]) -> Iterator[None]:
     """For a while, running statistics of all batch norms are those of what `show()` passes through the module.
 
@@ -34,7 +33,7 @@ def calibrated(module: nn.Module, show: Callable[[], Any]) -> Iterator[None]:
     seen: dict[nn.Module, list[tuple[Tensor, ...]]] = {norm: [] for norm in norms}
 
     def normalise_by_own(norm: Any, inputs: tuple[Tensor, ...]) -> None:
-        x = inputs[0].transpose(0, 1).flatten(1)
+        x = inputs[0].detach().transpose(0, 1).flatten(1)
         variance, mean = torch.var_mean(x.to(norm.running_mean.dtype), 1, correction=int(x.shape[1] > 1))
         seen[norm].append((mean, variance))
         _set(norm, mean, variance)
@@ -59,6 +58,7 @@ def _running(norm: Any) -> tuple[Tensor, Tensor]:
     return norm.running_mean, norm.running_var
 
 
+@torch.no_grad()
 def _set(norm: Any, *values: Tensor) -> None:
     for buffer, value in zip(_running(norm), values, strict=True):
         buffer.copy_(value)
