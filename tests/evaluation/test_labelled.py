@@ -1,5 +1,6 @@
 """The labelled images that an encoder is measured on; and labels that cannot be used."""
 
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +11,6 @@ import torch
 from pictures import put
 
 import twinblock
-from twinblock import diagnosis
 from twinblock.config.recipes import compose
 from twinblock.config.schema import Data, other_data
 from twinblock.core.errors import InputError
@@ -166,7 +166,7 @@ def test_accuracies_have_their_error_and_the_sizes_of_the_sets_beside_them(
 
     monkeypatch.setattr(evaluation, "labelled", lambda *_: (replace(tested, labels=labels),) * 2)
     monkeypatch.setattr(evaluation, "knn_scores", scores)
-    monkeypatch.setitem(diagnosis.verdict.__globals__, "EARLY", 0)
+    monkeypatch.setattr(sys.modules["twinblock.diagnosis.verdict"], "EARLY", 0)
     run = twinblock.pretrain("simclr", data="photodigits", out=tmp_path / "run", overrides=SMALL)
     result, out = run.result, " ".join(capsys.readouterr().out.split())
     assert result["headline"] == headline
