@@ -1,28 +1,39 @@
-"""How often the verdict is wrong: small runs that are known to learn, and small runs that are known to collapse.
+"""How often the verdict is wrong: small runs that learn, that collapse, and that cannot have learned.
 
     python benchmarks/verdict.py [--seeds 4] [--out runs/verdict] [--only NAME]
 
 Healthy: every method with its recipe's learning rate and half of it. Collapsed: ten ways to take from a method what
 keeps it from collapsing, in longer runs that stop when a collapse is called; a call after 5 % of the run or after 200
 steps is late. Every verdict that a run gave while it went counts, not only the last. A run that was meant to collapse,
-was not called and ended with its images apart is listed as such and not counted. Runs that are done are not done again.
+was not called and ended with its images apart is listed as such and not counted. Nothing to learn: a learning rate of
+next to nothing or 1,600 times too high, one step, views paired with those of other images, images that are noise or
+differ in nothing else, labels dealt at random. "Learned" is false there, be it said with the labels or without them.
+Runs that are done are not done again.
 """
 
 import argparse
 import statistics
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
+from PIL import Image
+
+import twinblock
 from twinblock.config.recipes import compose
 from twinblock.core.console import print_table
-from twinblock.diagnosis import verdict
+from twinblock.data import load
+from twinblock.diagnosis import judge, verdict, worst
 from twinblock.runs.run import Run
 from twinblock.studies.study import Arm, Options, Row, carry_out, folder
+from twinblock.views import Views
 
 STEPS = 150
 LONG = 2000  # of runs that are stopped
 IN_TIME = min(LONG // 20, 200)
 SMALL = ("data.batch=64", "encoder.width=8", f"train.length={STEPS}steps", "train.checkpoint_every=100%")
+QUICK = ("encoder.kind=resnet10", "encoder.stem=cifar_stride2", "data.size=16")
 STOPPED = (f"train.length={LONG}steps", "train.on_collapse=stop")
 HEADS = {
     "simclr": ("projector.dims=[64,32]",),
@@ -61,6 +72,95 @@ def arms() -> tuple[list[Arm], list[Arm]]:
         Arm(name, method, (*SMALL, *HEADS[method], *changes, *STOPPED))
         for name, (method, changes) in COLLAPSING.items()
     ]
+
+
+def nothing_to_learn(data: Path) -> tuple[list[Arm], list[Arm]]:
+    """Runs that cannot have learned: as they are, and those whose pairs of views are to be shuffled."""
+
+    def of(method: str, name: str, *changes: str) -> Arm:
+        return Arm(f"{name}: {method}", method, (*SMALL, *QUICK, *HEADS[method], *changes))
+
+    contrasted = [method for method in HEADS if method != "supervised"]
+    folders = {name: f"data={make(data)}" for name, make in (("frames", frames), ("noise", noise), ("dealt", dealt))}
+    return [
+        *(of(method, "rate 1e-9", "optim.lr=1e-9") for method in HEADS),
+        *(of(m, "rate 1,600 x", f"optim.lr={1600 * compose(m).optim.lr}") for m in ("simclr", "byol", "moco_v2")),
+        *(of(method, "one step", "train.length=1steps") for method in ("simclr", "byol", "vicreg")),
+        *(of(method, "frames", folders["frames"]) for method in contrasted),
+        of("simclr", "noise", folders["noise"]),
+        of("supervised", "labels dealt", folders["dealt"]),
+    ], [of(method, "pairs shuffled") for method in ("simclr", "byol", "vicreg")]
+
+
+def frames(data: Path) -> Path:
+    """A resting camera: 512 images of one scene, and noise."""
+    y, x = np.mgrid[0:32, 0:32]
+    scene = np.stack([np.sin(x / 5 + k) * np.cos(y / (4 + k)) for k in range(3)], -1) * 90 + 128
+    rng = np.random.Generator(np.random.PCG64(1))
+    return _written(data / "frames", (scene + rng.normal(0, 3, scene.shape) for _ in range(512)))
+
+
+def noise(data: Path) -> Path:
+    """512 images of nothing but noise."""
+    rng = np.random.Generator(np.random.PCG64(2))
+    return _written(data / "noise", (rng.integers(0, 255, (32, 32, 3)) for _ in range(512)))
+
+
+def dealt(data: Path) -> Path:
+    """The embedded data, each image in one of ten folders whatever it shows."""
+    where = np.random.Generator(np.random.PCG64(3))
+    images = load("photodigits", split="train")
+    for i, pixels in enumerate(images.batch(range(1500))):
+        _written(data / "dealt" / str(where.integers(10)), [pixels.numpy()], first=i)
+    return data / "dealt"
+
+
+def _written(folder: Path, images, first: int = 0) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    for i, pixels in enumerate(images, start=first):
+        if not (file := folder / f"{i:05}.png").exists():
+            Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8)).save(file)
+    return folder
+
+
+@contextmanager
+def shuffled() -> Iterator[None]:
+    """Every second view is of another image of the batch; the monitor looks at one view at a time."""
+    call = Views.__call__
+
+    def shifted(self, *args, **kwargs):
+        views = call(self, *args, **kwargs)
+        return [views[0], *(view.roll(1 + kwargs["step"] % 7, 0) for view in views[1:])]
+
+    Views.__call__ = shifted
+    try:
+        yield
+    finally:
+        Views.__call__ = call
+
+
+def said(run: Run) -> Mapping[str, float]:
+    """Whether it says to have learned, with its labels and without."""
+    rows = run.metrics()
+    count = len(next(row for row in rows if "diagnosis" in row)["diagnosis"])
+    unlabelled = worst(judge(rows, [0] * count, run.config))
+    assert run.result is not None
+    return {
+        "labelled": float(run.result["headline"] == "learned"),
+        "unlabelled": float(unlabelled.headline == "learned"),
+    }
+
+
+def carry_out_shuffled(arms: list[Arm], options: Options) -> list[Row]:
+    rows: list[Row] = []
+    with shuffled():
+        for arm in arms:
+            for seed in range(options.seeds):
+                overrides = (*arm.overrides, f"train.seed={seed}")
+                out = folder(arm.name, seed, options)
+                run = twinblock.pretrain(arm.recipe, out=out, overrides=overrides, quiet=True)
+                rows.append({"arm": arm.name, "seed": seed, **said(run)})
+    return rows
 
 
 def measure(run: Run) -> Mapping[str, float]:
@@ -113,8 +213,14 @@ def main() -> None:
     parser.add_argument("--only", help="take the arms whose name holds this text")
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
-    healthy, collapsing = ([arm for arm in side if (arguments.only or "") in arm.name] for side in arms())
+    only = arguments.only or ""
+    healthy, collapsing = ([arm for arm in side if only in arm.name] for side in arms())
+    vain, mixed = ([arm for arm in side if only in arm.name] for side in nothing_to_learn(arguments.out / "data"))
     options = Options(arguments.out, arguments.seeds)
+    rows = [*carry_out(vain, said, options), *carry_out_shuffled(mixed, options)]
+    wrong = [f"{row['arm']} {row['seed']}" for row in rows if row.get("labelled") or row.get("unlabelled")]
+    failed = sum("failed" in row for row in rows)
+    print(f"false learned: {len(wrong)} of {len(rows)} runs ({failed} diverged) {wrong}", flush=True)
     rows = carry_out([*healthy, *collapsing], measure, options)
     for row in rows:
         run = Run(folder(row["arm"], row["seed"], options))

@@ -38,7 +38,22 @@ _HOMES = {
     "reproduce": "studies",
     "show": "config.recipes",
 }
-__all__ = sorted(_HOMES)  # pyright: ignore[reportUnsupportedDunderAll]
+__all__ = [
+    "Embeddings",
+    "Images",
+    "InputError",
+    "Run",
+    "compose",
+    "diagnose",
+    "embed",
+    "evaluate",
+    "exemplars",
+    "load_encoder",
+    "pretrain",
+    "recipes",
+    "reproduce",
+    "show",
+]
 
 
 def __getattr__(name: str) -> Any:

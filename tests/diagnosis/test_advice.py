@@ -42,7 +42,7 @@ def test_batch_norm_in_either_head_is_enough(norm):
 
 
 def test_a_config_without_a_known_cause_gets_the_general_advice():
-    assert advice("complete collapse", compose("byol")) == advice("complete collapse")
+    assert advice("complete collapse", compose("byol")).startswith(advice("complete collapse"))
     assert advice("healthy", compose("byol", overrides=NO_NORM)) == ""
     assert "neither" not in advice("diverging", compose("byol", overrides=[*NO_NORM, *SGD]))
 
@@ -52,3 +52,42 @@ def test_a_verdict_on_a_run_without_norm_says_so():
     point = {"std": 1e-6, "negative_cosine": 1.0, "positive_cosine": 1.0, "feature_norm": 1.0, "dimensions": 8.0}
     found = verdict([{"projector": {**point, "std": 0.3}}, *[{"projector": point}] * 2], config=config)
     assert (found.state, found.advice) == ("complete collapse", advice("complete collapse", config))
+
+
+@pytest.mark.parametrize("recipe", ["simclr", "simsiam", "vicreg"])
+def test_a_shared_target_is_not_told_to_move_more_slowly(recipe):
+    assert "momentum" not in advice("complete collapse", compose(recipe))
+    assert "target.momentum" in advice("complete collapse", compose("byol"))
+
+
+@pytest.mark.parametrize("recipe", ["simclr", "byol", "moco_v2", "simsiam", "barlow_twins", "vicreg", "supervised"])
+@pytest.mark.parametrize(
+    "headline", ["not collapsed", "no better than untrained", "no better than raw pixels", "worse than untrained"]
+)
+def test_a_run_that_has_learned_nothing_gets_advice(recipe, headline):
+    assert "train for longer" in advice("healthy", compose(recipe), headline)
+    assert advice("healthy", None, headline)
+
+
+def test_what_helped_other_runs_is_advised_where_a_run_goes_without():
+    nothing = "no better than untrained"
+    assert advice("healthy", compose("simclr"), nothing) == (
+        "train for longer (train.length); optim.warmup=25%; or take the recipe vicreg with optim.lr=1.0"
+    )
+    assert "scope.pool=l2 scope.grid=2" in advice("healthy", compose("blockwise"), nothing)
+    assert "optim.lr=1.0" in advice("healthy", compose("vicreg"), nothing)
+    warm = compose("simclr", overrides=["optim.warmup=5%"])
+    assert "warmup" not in advice("healthy", warm, nothing)
+    assert "recipe vicreg" not in advice("healthy", compose("supervised"), nothing)
+
+
+@pytest.mark.parametrize(("lr", "words"), [(1e-9, "far below what sgd needs"), (96, "far above what sgd takes")])
+def test_a_rate_that_cannot_learn_is_the_first_advice(lr, words):
+    config = compose("simclr", overrides=[f"optim.lr={lr}"])
+    assert words in advice("healthy", config, "not collapsed").split("; ")[0]
+
+
+def test_what_is_well_gets_no_advice():
+    assert advice("healthy", compose("simclr"), "learned") == advice("healthy", compose("simclr")) == ""
+    assert "test images" in advice("healthy", compose("simclr"), "too close to tell")
+    assert "longer" in advice("healthy", compose("simclr"), "too early to tell")

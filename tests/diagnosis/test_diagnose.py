@@ -4,6 +4,8 @@ import json
 import math
 import pickle
 import sys
+from dataclasses import asdict
+from shutil import copytree
 
 import numpy as np
 import pytest
@@ -40,11 +42,31 @@ def test_every_output_of_every_block(run):
         seen = {key: value for key, value in found.outputs[1][name].items() if key != "lidar"}
         assert seen == pytest.approx(last[name], rel=1e-3)
     assert "block 3" in found.tables()[2][0]
-    assert [v.headline for v in found.verdicts] == [run_verdict(run, i) for i in range(4)]
 
 
-def run_verdict(run, i):
-    return twinblock.diagnosis.verdict(run.history(i), finished=True).headline
+def test_a_finished_run_has_one_judgement(run):
+    """The same words in `result.json`, of the run, of its last checkpoint and of its encoder; three steps are few."""
+    result = run.result
+    for what in (run.path, run.path / "checkpoint" / "last.safetensors", run.path / "encoder.safetensors"):
+        found = twinblock.diagnose(what)
+        assert asdict(found.judgement) == {name: result[name] for name in asdict(found.judgement)}
+        assert [asdict(v) for v in found.verdicts] == result["learners"]
+        assert str(found).splitlines()[-1].startswith(f"{what}: {result['headline']}: ")
+    assert result["headline"] == "too early to tell"
+    assert result["evidence"].startswith("3 steps are too few")
+    assert result["advice"]
+
+
+def test_a_run_of_an_earlier_version_is_judged_by_its_history(run, tmp_path):
+    copy = tmp_path / "run"
+    copytree(run.path, copy)
+    kept = {name: value for name, value in run.result.items() if name not in ("learners", "accuracy")}
+    (copy / "result.json").write_text(json.dumps(kept))
+    assert [v.headline for v in twinblock.diagnose(copy).verdicts] == ["too early to tell"] * 4
+    for damaged in ([], [{}] * 4, [3] * 4, "abcd", None):
+        (copy / "result.json").write_text(json.dumps({**kept, "learners": damaged}))
+        with pytest.raises(InputError, match=r"result\.json is damaged"):
+            twinblock.diagnose(copy)
 
 
 def test_a_classifier_of_some_of_the_classes_on_data_that_has_all(tmp_path):
@@ -73,7 +95,7 @@ def test_the_command_prints_tables_and_words(run, monkeypatch, capsys):
     assert end.value.code in (0, None)
     out = capsys.readouterr().out
     assert out.count("LiDAR") == 4
-    assert out.strip().splitlines()[-1].startswith(f"{run.path}, block 4: not collapsed: cosine")
+    assert out.strip().splitlines()[-1].startswith(f"{run.path}: too early to tell: 3 steps")
 
 
 def features(seed=0, n=300, d=16):

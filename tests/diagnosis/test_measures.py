@@ -145,3 +145,40 @@ def test_diagnose_of_nothing_but_zeros():
 def test_one_embedding_is_refused():
     with pytest.raises(InputError, match="at least 2"):
         indicators(gaussian(n=1))
+
+
+def test_uniformity_of_rows_that_are_nearly_alike():
+    """In float32 squares of whole lengths cancel, and so do logarithms of sums of many ones."""
+    g = torch.Generator().manual_seed(0)
+    z = torch.nn.functional.normalize(1 + 1e-4 * torch.randn(300, 16, generator=g, dtype=torch.float64))
+    exact = torch.pdist(z.float().double()).square().mul(-2).expm1().mean().log1p()
+    assert float(d.uniformity(z.float())) == pytest.approx(float(exact), rel=1e-5)
+
+
+def test_agreement_is_what_the_cosines_say_and_its_error_is_the_jackknife():
+    g = torch.Generator().manual_seed(0)
+    shared, *own = torch.randn(3, 40, 12, generator=g, dtype=torch.float64)
+    z1, z2 = (2 + shared + 0.7 * noise for noise in own)
+
+    def by_cosines(a, b):
+        within, between = (float(f(a, b)) for f in (d.positive_cosine, d.negative_cosine))
+        return (within - between) / (1 - between)
+
+    value, error = d.agreement(z1, z2)
+    assert value == pytest.approx(by_cosines(z1, z2), rel=1e-9)
+    without = np.array([by_cosines(*(torch.cat([z[:i], z[i + 1 :]]) for z in (z1, z2))) for i in range(40)])
+    assert error == pytest.approx((39 / 40 * ((without - without.mean()) ** 2).sum()) ** 0.5, rel=1e-9)
+    assert d.agreement(z1, z1)[0] == pytest.approx(1)
+    assert abs(d.agreement(z1, z2.roll(1, 0))[0]) < 0.1  # other images' views agree by chance
+    assert math.isnan(d.agreement(z1 * math.nan, z2)[0])
+
+
+def test_the_error_of_agreement_is_its_spread_over_samples():
+    g = torch.Generator().manual_seed(1)
+    values, errors = [], []
+    for _ in range(200):
+        shared, *own = torch.randn(3, 64, 8, generator=g)
+        value, error = d.agreement(*(shared + noise for noise in own))
+        values.append(value)
+        errors.append(error)
+    assert np.std(values) == pytest.approx(np.mean(errors), rel=0.15)

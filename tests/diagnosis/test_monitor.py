@@ -20,8 +20,8 @@ def pretend(monitor, spread_at):
     """Embeddings whose spread at each look is chosen, for all blocks or for each; everything else as measured."""
     true = monitor.measure
 
-    def measure():
-        rows = true()
+    def measure(*step):
+        rows = true(*step)
         chosen = spread_at(len(monitor.rows))
         for row, spread in zip(rows, chosen if isinstance(chosen, list) else [chosen] * len(rows), strict=True):
             row["projector"] |= {"std": spread, "negative_cosine": 1 - spread**2, "positive_cosine": 1 - spread**2 / 2}
@@ -234,3 +234,41 @@ def test_phases_that_take_less_time_have_fewer_looks(tmp_path):
         looks[scope] = sum(map(monitor.due, range(20_000)))
     # of four blocks, 0, 1, 2 and 3 only pass on, in place of three passes of each: 18 of 48
     assert looks["sequential"] == pytest.approx(looks["simultaneous"] * 18 / 48, rel=0.1)
+
+
+def test_untrained_is_measured_once_batch_norms_have_seen_images(tmp_path):
+    """And nothing is left of it: the statistics are as they were."""
+    monitor = tiny.trainer(tiny.config("simclr"), tmp_path).monitor
+    before = {name: t.clone() for name, t in monitor.learners[0].state_dict().items()}
+    row = monitor.look(0)
+    for name, tensor in monitor.learners[0].state_dict().items():
+        assert torch.equal(tensor, before[name]), name
+    (untrained,), (agreement,) = row["untrained"], row["agreement"]
+    assert untrained["agreement"] != agreement
+    assert "untrained" not in monitor.look(3)
+    assert "agreement" not in row["diagnosis"][0]
+
+
+def test_of_blocks_in_turn_each_is_untrained_when_its_turn_comes(tmp_path):
+    monitor = tiny.trainer(tiny.config("byol", "sequential", train={"length": "400steps"}), tmp_path).monitor
+    for step, block in ((0, 0), (100, 1), (200, 2), (300, 3)):
+        row = monitor.look(step)
+        assert [found is not None for found in row["untrained"]] == [i == block for i in range(4)]
+    assert "untrained" not in monitor.look(350)
+
+
+def test_each_phase_has_early_looks_of_its_own(tmp_path):
+    """At 1, 2.5 and 5 % of every phase, not of the first one alone."""
+    monitor = tiny.trainer(tiny.config("byol", "sequential", train={"length": "4000steps"}), tmp_path).monitor
+    for start in (0, 1000, 2000, 3000):
+        assert {start, start + 10, start + 25, start + 50} <= monitor.due_at
+    assert len(monitor.due_at) == 16
+
+
+def test_test_images_without_labels_are_not_looked_at_in_a_training_with_labels(monkeypatch):
+    """Their kNN could not be shown; without labels in the training they do."""
+    labelled = tiny.images(80)
+    bare = replace(labelled, labels=None)
+    monkeypatch.setattr("twinblock.diagnosis.monitor.load", lambda *_: bare)
+    assert held_out(Data(), labelled) is labelled
+    assert held_out(Data(), replace(labelled, labels=None)) is bare

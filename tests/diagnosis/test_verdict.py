@@ -1,10 +1,13 @@
 import math
 
+import numpy as np
 import pytest
 import torch
 
+from twinblock.config.recipes import compose
+from twinblock.diagnosis.chance import CALIBRATED, Accuracy, chance_loss, loss_at_chance
 from twinblock.diagnosis.measures import indicators
-from twinblock.diagnosis.verdict import Verdict, verdict, worst
+from twinblock.diagnosis.verdict import Verdict, judge, verdict, worst
 
 
 def gaussian(n=256, width=64, seed=0):
@@ -21,7 +24,7 @@ def look(spread, agreement=0.6, rank=64, width=64, scale=1.0):
     )
 
 
-def run(*projector, encoder=None, finished=True, step=10):
+def run(*projector, encoder=None, finished=True, step=100):
     encoder = encoder or [look(0.2, 0.3), *[look(0.5)] * (len(projector) - 1)]
     rows = [
         {"step": i * step, "loss": 1.0, "encoder": h, "projector": z}
@@ -197,3 +200,244 @@ def test_rows_of_indicators_alone_are_of_embeddings():
     rows = [{"step": step, **indicators(*z)} for step, z in enumerate((views, point, point))]
     assert verdict(rows, finished=True).state == "complete collapse"
     assert verdict([{"step": 0, "projector": rows[0]}, rows[1], rows[2]], finished=True).state == "complete collapse"
+
+
+def history(*agreements, untrained=None, rank=64, step=100):
+    """Rows of a healthy run whose views agree so much at the encoder, as (value, standard error)."""
+    rows = [
+        {
+            "step": i * step,
+            "projector": UNTRAINED if i == 0 else look(0.9),
+            "encoder": look(0.5, rank=rank),
+            "agreement": a,
+        }
+        for i, a in enumerate(agreements)
+    ]
+    if untrained is not None:
+        rows[0]["untrained"] = {"agreement": untrained, "centred_rank": 60.0}
+    return rows
+
+
+def headline(*agreements, **more):
+    return verdict(history(*agreements, **more), finished=True).headline
+
+
+def test_learned_is_more_than_two_standard_errors_above_untrained():
+    """0.1 is two of the error 0.05 = hypot(0.03, 0.04) of the difference."""
+    assert headline((0.3, 0.03), (0.41, 0.04)) == "learned"
+    assert headline((0.3, 0.03), (0.39, 0.04)) == "not collapsed"
+    assert "0.39 ± 0.04 after 0.30 ± 0.03" in verdict(history((0.3, 0.03), (0.39, 0.04)), True).evidence
+    assert headline((0.3, 0.0), (0.319, 0.0)) == "not collapsed"  # too little to matter, however sure
+    assert headline((0.3, 0.0), (0.321, 0.0)) == "learned"
+
+
+def test_agreement_that_rises_to_chance_is_nothing_learned():
+    """Frames of a resting camera: from below 0 up to 0, which is chance."""
+    assert headline((-0.15, 0.01), (0.01, 0.01)) == "not collapsed"
+    assert headline((-0.15, 0.01), (0.03, 0.01)) == "learned"
+    assert headline((-0.15, 0.01), (0.03, 0.02)) == "not collapsed"
+    assert "no more than those of different images" in verdict(history((-0.15, 0.01), (0.0, 0.01)), True).evidence
+
+
+def test_moving_statistics_of_batch_norms_are_nothing_learned():
+    assert headline((0.2, 0.01), (0.4, 0.01)) == "learned"
+    assert headline((0.2, 0.01), (0.4, 0.01), untrained=(0.39, 0.01)) == "not collapsed"
+    assert headline((0.39, 0.01), (0.4, 0.01), untrained=(0.2, 0.01)) == "not collapsed"
+    assert headline((0.3, 0.01), (0.4, 0.01), untrained=(0.2, 0.01)) == "learned"
+
+
+def test_views_that_agree_in_few_directions_are_nothing_learned():
+    """At a rate far too high, some directions are left, and views do agree in them."""
+    assert headline((0.2, 0.01), (0.8, 0.01), untrained=(0.2, 0.01), rank=21) == "learned"
+    found = verdict(history((0.2, 0.01), (0.8, 0.01), untrained=(0.2, 0.01), rank=19), True)
+    assert (found.headline, "60.0 directions untrained" in found.evidence) == ("not collapsed", True)
+
+
+def test_a_few_steps_are_too_early_to_tell():
+    assert headline((0.2, 0.01), (0.8, 0.01), step=49) == "too early to tell"
+    assert headline((0.2, 0.01), (0.8, 0.01), step=50) == "learned"
+    assert verdict(history((0.2, 0.01), (0.8, 0.01), step=49)).headline == "learning"
+    assert verdict(history((0.2, 0.01), (0.8, 0.01), step=1), True, accuracy=accuracy(0, 90)).headline == (
+        "too early to tell"
+    )
+
+
+def test_the_loss_of_embeddings_without_information_is_at_least_what_is_taken_for_chance():
+    """Positives that are no more alike than any candidate: by Jensen's inequality the mean is above ln of the count."""
+    from twinblock.methods.objectives import InfoNCE, NTXent
+
+    simclr, moco = compose("simclr", overrides=["data.batch=32"]), compose("moco_v2", overrides=["objective.queue=64"])
+    assert chance_loss(simclr) == pytest.approx(math.log(63))
+    assert chance_loss(moco) == pytest.approx(math.log(65))
+    means = [float(NTXent(0.2)(*(gaussian(32, 8, seed=2 * s + k) for k in (0, 1)))) for s in range(20)]
+    assert np.mean(means) > math.log(63)
+    losses = [float(InfoNCE(8, 64, 0.2, s)(*(gaussian(32, 8, seed=2 * s + k) for k in (0, 1)))) for s in range(20)]
+    assert np.mean(losses) > math.log(65)
+    point = torch.ones(32, 8)  # nor is a collapse below it
+    assert float(NTXent(0.2)(point, point)) == pytest.approx(math.log(63))
+
+
+@pytest.mark.parametrize(
+    ("recipe", "overrides", "terms"),
+    [
+        ("simclr", [], 1),
+        ("simclr", ["objective.scale=3"], 3),
+        ("simclr", ["target={kind: ema, momentum: 0.9}"], 2),
+        ("simclr", ["predictor.dims=[16,128]"], 2),
+        ("sdclr", [], 1),
+        ("moco_v2", [], 1),
+        ("moco_v2", ["target={kind: pruned, ratio: 0.5}"], 2),
+    ],
+)
+def test_the_loss_at_chance_counts_the_terms_that_a_learner_sums(recipe, overrides, terms):
+    config = compose(recipe, overrides=["data.batch=32", "projector.dims=[16,128]", *overrides])
+    candidates = 63 if config.objective.kind == "nt_xent" else config.objective.queue + 1
+    assert chance_loss(config) == pytest.approx(terms * math.log(candidates))
+
+
+def test_other_objectives_have_no_chance_loss():
+    assert [chance_loss(compose(name)) for name in ("byol", "vicreg", "barlow_twins", "supervised")] == [None] * 4
+    assert chance_loss(None) is None
+
+
+def test_a_contrastive_loss_at_chance_is_nothing_learned():
+    config = compose("simclr", overrides=["data.batch=64"])
+    rows, chance = history((0.2, 0.01), (0.8, 0.01)), math.log(127)
+    noise = 0.01 * np.random.Generator(np.random.PCG64(0)).normal(size=100)
+    found = verdict(rows, True, config, list(chance - 0.01 + noise))
+    assert found.headline == "not collapsed"
+    assert "no better than chance, 4.844" in found.evidence
+    assert verdict(rows, True, config, list(chance - 0.1 + noise)).headline == "learned"
+    assert verdict(rows, True, config, [*(chance - 1 + noise[:80]), *([chance] * 30)]).headline == "not collapsed"
+    assert loss_at_chance(list(chance - 0.1 + 100 * noise), config)  # too noisy to be below
+    assert verdict(rows, True, compose("byol"), [chance] * 100).headline == "learned"
+
+
+def accuracy(untrained_only, encoder_only, both=100, pixels=0, n=600, classes_from=None, calibrated=None):
+    """Of n test images of two classes, how many only one of the two networks gets right, and both."""
+    index = np.arange(n)
+    right = {
+        "encoder": index < both + encoder_only,
+        "raw pixels": index < pixels,
+        "untrained encoder": (index < both) | (index >= n - untrained_only),
+    }
+    if calibrated is not None:
+        right[CALIBRATED] = index < calibrated
+    return Accuracy.of(right, index % 10, 2400, classes_from)
+
+
+def test_the_error_of_a_gain_is_that_of_paired_answers():
+    """McNemar: (b - c) / n with variance (b + c - (b - c)^2 / n) / n^2; what both get right does not count."""
+    for b, c, n in ((30, 51, 600), (0, 21, 600), (7, 7, 50)):
+        gain, error = accuracy(b, c, both=30, n=n).gains["untrained encoder"]
+        assert gain == pytest.approx(100 * (c - b) / n)
+        exact = 100 * (b + c - (c - b) ** 2 / n) ** 0.5 / n
+        assert error == pytest.approx(exact * (n / (n - 1)) ** 0.5)
+
+
+LEARNED_BY_VIEWS = history((0.2, 0.01), (0.8, 0.01))
+NOT_BY_VIEWS = history((0.8, 0.01), (0.7, 0.01))
+
+
+@pytest.mark.parametrize("rows", [LEARNED_BY_VIEWS, NOT_BY_VIEWS])
+@pytest.mark.parametrize(
+    ("only_untrained", "only_encoder", "headline"),
+    [
+        (0, 60, "learned"),
+        (100, 121, "too close to tell"),  # 42.0 against 38.5 % of 600: 3.5 points, with an error of 2.5
+        (30, 30, "no better than untrained"),
+        (40, 30, "no better than untrained"),
+        (60, 10, "worse than untrained"),
+    ],
+)
+def test_labels_decide_where_there_are_any(rows, only_untrained, only_encoder, headline):
+    """So "not collapsed" is never said alone of an encoder worse than the untrained one."""
+    measured = accuracy(only_untrained, only_encoder, both=131)
+    found = verdict(rows, True, compose("simclr"), accuracy=measured)
+    assert found.headline == headline
+    assert bool(found.advice) == (headline != "learned")
+    if headline in ("too close to tell", "no better than untrained"):
+        assert "600 test images cannot tell" in found.evidence
+
+
+def test_a_gain_that_batch_norms_alone_make_is_none():
+    rows = LEARNED_BY_VIEWS
+    assert verdict(rows, True, accuracy=accuracy(0, 60, both=131, calibrated=131)).headline == "learned"
+    assert (
+        verdict(rows, True, accuracy=accuracy(0, 60, both=131, calibrated=191)).headline == "no better than untrained"
+    )
+
+
+def test_learned_is_not_said_below_raw_pixels():
+    found = verdict(LEARNED_BY_VIEWS, True, accuracy=accuracy(0, 60, both=131, pixels=200))
+    assert found.headline == "no better than raw pixels"
+    assert "raw pixels is 33.3 %" in found.evidence
+    assert found.advice
+
+
+def test_classes_that_nothing_tells_apart_say_nothing_of_the_encoder():
+    """Images dealt at random into folders: a tenth is right by chance."""
+    folders = "the top folders a, b"
+    dealt = accuracy(30, 20, both=40, pixels=55, classes_from=folders)
+    for rows, expected in ((LEARNED_BY_VIEWS, "learned"), (NOT_BY_VIEWS, "not collapsed")):
+        found = verdict(rows, True, compose("simclr"), accuracy=dealt)
+        assert found.headline == expected
+        assert "say nothing of the encoder" in found.evidence
+        assert found.evidence.endswith(f"classes are {folders}")
+    assert verdict(LEARNED_BY_VIEWS, True, compose("supervised"), accuracy=dealt).headline != "learned"
+
+
+def test_a_verdict_that_rests_on_names_of_folders_says_so():
+    found = verdict(LEARNED_BY_VIEWS, True, accuracy=accuracy(0, 60, both=131, classes_from="the top folders a, b"))
+    assert found.evidence.endswith("classes are the top folders a, b")
+    named = verdict(LEARNED_BY_VIEWS, True, accuracy=accuracy(0, 60, both=131, classes_from="column label"))
+    assert "classes are" not in named.evidence
+
+
+def test_accuracy_does_not_excuse_a_collapse():
+    rows = [{"step": 0, "projector": look(0.9)}, *({"step": s, "projector": look(0.001)} for s in (100, 200))]
+    assert verdict(rows, True, accuracy=accuracy(0, 60, both=131)).headline == "complete collapse"
+
+
+def test_judge_gives_each_learner_its_own_rows_and_losses():
+    config = compose("simclr", overrides=["data.batch=64", "scope.kind=blockwise"])
+    chance = math.log(127)
+    rows = [
+        {
+            "step": row["step"],
+            "diagnosis": [{k: row[k] for k in ("encoder", "projector")}] * 2,
+            "agreement": [row["agreement"]] * 2,
+        }
+        for row in LEARNED_BY_VIEWS
+    ]
+    rows += [{"step": step, "loss": [chance - 1, chance]} for step in range(100)]
+    assert [v.headline for v in judge(rows, [0, 0], config)] == ["learned", "not collapsed"]
+    judged = judge(rows, [0, 0], config, accuracy=accuracy(60, 10, both=131))
+    assert [v.headline for v in judged] == ["learned", "worse than untrained"]
+    assert worst(judged).headline == "worse than untrained"
+    later = judge(rows, [0, 100], config, finished=False)
+    assert later[1].state == "not started"  # its history begins at step 100
+
+
+# what the mutants of the thresholds change
+
+
+def test_a_confirmed_collapse_is_remembered_and_a_single_look_is_not():
+    """Two looks in a row make a collapse that one may recover from; one may be a stumble of the first steps."""
+    two, one = (run(look(0.5), *[look(0.002)] * n, look(0.9), look(0.9)) for n in (2, 1))
+    assert "recovered from a collapse" in two.evidence
+    assert "recovered" not in one.evidence
+
+
+def test_the_most_directions_that_are_few():
+    """3, or 2 % of the possible ones, but never more than half of them."""
+    for width, few, enough in ((64, 2.9, 3.2), (400, 5.0, 5.2)):
+        for rank, state in ((few, "dimensional collapse"), (enough, "healthy")):
+            h = {**look(0.9, width=width, rank=8), "centred_rank": rank}
+            assert run(UNTRAINED, look(0.9), encoder=[h, h]).state == state, (width, rank)
+
+
+def test_a_spread_that_rises_threefold_leaves_a_collapse():
+    low = look(0.001)
+    for factor, state in ((2.9, "complete collapse"), (3.1, "leaving collapse")):
+        assert run(look(0.5), low, low, look(0.001 * factor)).state == state

@@ -1,5 +1,6 @@
 """What to change in a run that went wrong, from its own config: the likely cause first."""
 
+import itertools
 from collections.abc import Iterator
 
 from twinblock.config.schema import Config
@@ -7,15 +8,25 @@ from twinblock.config.schema import Config
 GENERAL = {
     "healthy": "",
     "not started": "go on until the warm-up has ended; if nothing changes then, raise the learning rate",
-    "complete collapse": "add batch norm to projector or predictor, use LARS, raise the target's momentum; "
-    "with negatives, lower the learning rate or lengthen the warm-up",
+    "complete collapse": "add batch norm to projector or predictor, or use LARS",
     "leaving collapse": "let it run; a longer warm-up avoids the detour",
     "dimensional collapse": "lower the learning rate, lengthen the warm-up or add batch norm to the heads",
     "diverging": "lower the learning rate tenfold or lengthen the warm-up",
 }
+LONGER = "train for longer (train.length)"
+OF_HEADLINES = {  # of healthy runs, where one has something to mend
+    "too early to tell": f"{LONGER}: at least some hundred steps",
+    "too close to tell": "train for longer (train.length), or measure on more test images (twinblock evaluate)",
+    "perhaps collapsing": "let it run; the next look tells",
+    "not collapsed": LONGER,
+    "no better than untrained": LONGER,
+    "no better than raw pixels": LONGER,
+    "worse than untrained": LONGER,
+}
 
 # beyond these, for 256 images a step, no published recipe that we know goes
 HIGHEST_LR = {"sgd": 2.0, "lars": 5.0, "adamw": 1e-2}
+LOWEST_LR = {"sgd": 1e-3, "lars": 1e-2, "adamw": 1e-6}
 HIGHEST_DECAY = {"sgd": 5e-3, "lars": 1e-3, "adamw": 0.5}
 USUAL_LR = {"sgd": "0.03 to 0.8", "lars": "0.2 to 2", "adamw": "1e-4 to 1e-3"}
 USUAL_DECAY = {"sgd": "1e-4 to 5e-4", "lars": "1e-6 to 1e-4", "adamw": "1e-6 to 0.1"}
@@ -23,23 +34,50 @@ TEMPERATURES = 0.03, 1.0  # published ones lie between 0.07 and 0.5
 FEW_IMAGES = 16  # batch statistics of fewer are mostly noise
 
 
-def advice(state: str, config: Config | None = None) -> str:
-    """What to change, given a verdict's state; with a config, the likely causes in it, most likely first."""
-    if config is None or state in ("healthy", "not started", "leaving collapse"):
+def advice(state: str, config: Config | None = None, headline: str = "") -> str:
+    """What to change, given a verdict's state; with a config, the likely causes in it, most likely first.
+
+    `headline`: that of a finished run, whose state may be healthy although it has learned nothing.
+    """
+    if state == "healthy":
+        general = OF_HEADLINES.get(headline, GENERAL[state])
+        if general != LONGER or config is None:
+            return general
+        return "; ".join([*itertools.islice(too_fast_or_slow(config), 1), LONGER, *what_helps(config)])
+    if config is None or state in ("not started", "leaving collapse"):
         return GENERAL[state]
     found = list(causes(state, config))
-    return "; ".join(found[:2]) if found else GENERAL[state]
+    return "; ".join(found[:2] or [GENERAL[state], *in_general(state, config)])
+
+
+def in_general(state: str, config: Config) -> Iterator[str]:
+    """What keeps other runs from a collapse, of what this one has."""
+    if state != "complete collapse":
+        return
+    if config.target.kind == "ema":
+        yield "raise the target's momentum (target.momentum)"
+    if config.objective is not None and config.objective.kind in ("nt_xent", "info_nce"):
+        yield "lower the learning rate or lengthen the warm-up, since there are negatives"
+
+
+def what_helps(config: Config) -> Iterator[str]:
+    """What made runs better in our own measurements (docs/results.md), of what this one does without."""
+    if config.labelled:
+        return
+    if config.scope.kind != "end_to_end" and config.scope.pool != "l2":
+        yield "scope.pool=l2 scope.grid=2"
+    if not config.optim.warmup.amount:
+        yield "optim.warmup=25%"
+    if config.objective is not None and config.objective.kind != "vicreg":
+        yield "or take the recipe vicreg with optim.lr=1.0"
+    elif config.objective is not None and config.optim.kind == "lars" and config.optim.lr < 1:
+        yield "optim.lr=1.0"
 
 
 def causes(state: str, config: Config) -> Iterator[str]:
     """The settings of a run that are known to lead to a state, each with what to set instead."""
-    objective, optim, batch = config.objective, config.optim, config.data.batch
-    if optim.lr > HIGHEST_LR[optim.kind]:
-        lars = ", and this looks like LARS's" if optim.kind == "adamw" else ""
-        yield f"optim.lr={optim.lr:g} is far above what {optim.kind} takes{lars}: try {USUAL_LR[optim.kind]}"
-    if optim.weight_decay > HIGHEST_DECAY[optim.kind]:
-        usual = USUAL_DECAY[optim.kind]
-        yield f"optim.weight_decay={optim.weight_decay:g} shrinks the weights faster than they learn: try {usual}"
+    objective, batch = config.objective, config.data.batch
+    yield from too_fast_or_slow(config)
     if objective is None:  # a learner of one's own: nothing is known of its loss
         return
     if objective.kind in ("nt_xent", "info_nce"):
@@ -62,6 +100,19 @@ def causes(state: str, config: Config) -> Iterator[str]:
         yield "target.momentum=1: the target never moves; published 0.99"
     if batch < FEW_IMAGES and config.norms_of_batches():
         yield f"data.batch={batch}: too few images for batch statistics; take at least 64, or norm=group and layer"
+
+
+def too_fast_or_slow(config: Config) -> Iterator[str]:
+    """Learning rates and weight decays that no published recipe that we know comes near."""
+    optim = config.optim
+    if optim.lr > HIGHEST_LR[optim.kind]:
+        lars = ", and this looks like LARS's" if optim.kind == "adamw" else ""
+        yield f"optim.lr={optim.lr:g} is far above what {optim.kind} takes{lars}: try {USUAL_LR[optim.kind]}"
+    if optim.lr < LOWEST_LR[optim.kind]:
+        yield f"optim.lr={optim.lr:g} is far below what {optim.kind} needs: try {USUAL_LR[optim.kind]}"
+    if optim.weight_decay > HIGHEST_DECAY[optim.kind]:
+        usual = USUAL_DECAY[optim.kind]
+        yield f"optim.weight_decay={optim.weight_decay:g} shrinks the weights faster than they learn: try {usual}"
 
 
 def _without_contrast(config: Config) -> Iterator[str]:

@@ -18,7 +18,7 @@ from twinblock.core.seeding import order
 from twinblock.data import load
 from twinblock.diagnosis.measures import indicators, lidar
 from twinblock.diagnosis.monitor import Monitor, held_out
-from twinblock.diagnosis.verdict import Verdict, verdict
+from twinblock.diagnosis.verdict import BESIDE, Verdict, judge, verdict, worst
 from twinblock.nn.encoders import MEAN, STD
 from twinblock.runs import checkpoint
 from twinblock.runs.run import Run
@@ -27,6 +27,8 @@ from twinblock.views import Views
 
 LIDAR = 100, 10  # images and views of each, as in Thilak et al. 2024, section 5
 MOST = 4096  # rows of a file that are looked at: all pairs of them are compared
+
+FIELDS = "state", "headline", "evidence", "advice"  # of a verdict
 
 MEANINGS = {  # what each indicator is, and what it is where everything has collapsed
     "positive_cosine": ("cosine within images", "1"),
@@ -47,18 +49,23 @@ MEANINGS = {  # what each indicator is, and what it is where everything has coll
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """For each Learner the indicators of its outputs and a verdict; `str()` gives the verdicts in words."""
+    """For each Learner the indicators of its outputs and a verdict; `str()` gives the verdicts in words.
+
+    `judgement`: the verdict on the whole, which for a finished run is that of its `result.json`.
+    """
 
     what: str
     outputs: list[dict[str, dict[str, float]]]  # by Learner, then encoder, projector, predictor
     verdicts: list[Verdict]
+    judgement: Verdict
 
     def tables(self) -> list[tuple[str, list[dict[str, str]]]]:
         """A title and rows for each Learner: one row an indicator, one column an output."""
         return [(self._title(i), _rows(found)) for i, found in enumerate(self.outputs)]
 
     def __str__(self) -> str:
-        return "\n".join(f"{self._title(i)}: {_sentence(v)}" for i, v in enumerate(self.verdicts))
+        lines = [f"{self._title(i)}: {_sentence(v)}" for i, v in enumerate(self.verdicts)]
+        return "\n".join([*lines, f"{self.what}: {_sentence(self.judgement)}"] if len(lines) > 1 else lines)
 
     def _title(self, i: int) -> str:
         return f"{self.what}, block {i + 1}" if len(self.outputs) > 1 else self.what
@@ -103,13 +110,36 @@ def _of_run(
     config = run.config
     monitor = _monitor(config, file, *held, data)
     found = _measure(monitor)
+    name = str(run.path if last else file)
+    if not last or data is not None:  # the history is of the run's end, and of its own images
+        return _of_rows(name, found, config)
+    if (judged := _judged(run, len(found))) is not None:
+        return Diagnosis(name, found, *judged)
     rows = run.metrics()
-    seen = [run.history(i, start, rows) for i, start in enumerate(monitor.starts)]
-    if last and data is None and all(seen):  # the history is of the run's own images
-        judged = [verdict(rows, finished=run.finished, config=config) for rows in seen]
-    else:
-        judged = [verdict([row], finished=True, config=config) for row in found]
-    return Diagnosis(str(run.path if last else file), found, judged)
+    if not all(run.history(i, start, rows) for i, start in enumerate(monitor.starts)):
+        return _of_rows(name, found, config)
+    parts = judge(rows, monitor.starts, config, finished=run.finished)
+    return Diagnosis(name, found, parts, worst(parts))
+
+
+def _judged(run: Run, learners: int) -> tuple[list[Verdict], Verdict] | None:
+    """The verdicts that a finished run ended with, on its Learners and on the whole; None for one of version 0.1."""
+    result = run.result
+    if result is None or "learners" not in result:
+        return None
+    try:
+        whole, *parts = (Verdict(*(str(one[f]) for f in FIELDS)) for one in (result, *result["learners"]))
+    except (KeyError, TypeError):
+        parts, whole = [], None
+    if whole is None or len(parts) != learners:
+        raise InputError(f"{run.path / 'result.json'} is damaged; delete it and run again")
+    return parts, whole
+
+
+def _of_rows(name: str, found: list[dict[str, Any]], config: Config | None) -> Diagnosis:
+    """By what was measured just now, with no history."""
+    verdicts = [verdict([row], finished=True, config=config) for row in found]
+    return Diagnosis(name, found, verdicts, worst(verdicts))
 
 
 def _of_encoder(file: Path, data: str | Path | Mapping[str, Any] | None) -> Diagnosis:
@@ -122,7 +152,11 @@ def _of_encoder(file: Path, data: str | Path | Mapping[str, Any] | None) -> Diag
         raise InputError(f"{file}: its config is damaged ({' '.join(str(error).split())[:120]})") from None
     monitor = _monitor(config, file, {f"encoder.{name}": tensor for name, tensor in tensors.items()}, meta, data)
     found = [{name: row[name] for name in ("encoder", "sample_knn") if name in row} for row in _measure(monitor)]
-    return Diagnosis(str(file), found, [verdict([row], finished=True, config=config) for row in found])
+    run = Run(file.parent)
+    of_run = data is None and file.name == "encoder.safetensors" and run.begun
+    if of_run and (judged := _judged(run, len(found))) is not None:
+        return Diagnosis(str(file), found, *judged)
+    return _of_rows(str(file), found, config)
 
 
 def _monitor(
@@ -149,7 +183,7 @@ def _monitor(
 
 
 def _measure(monitor: Monitor) -> list[dict[str, Any]]:
-    found = monitor.measure()
+    found = [{name: value for name, value in row.items() if name not in BESIDE} for row in monitor.measure()]
     images, views = LIDAR
     with torch.no_grad():
         for row, outputs in zip(found, monitor.outputs(range(views), images), strict=True):
@@ -173,7 +207,7 @@ def _of_features(z: Tensor, name: str) -> Diagnosis:
     if views.shape[1] > MOST:
         views = views[:, np.sort(order(0, 0, views.shape[1])[:MOST])]
     found = {"encoder": indicators(*views)}
-    return Diagnosis(name, [found], [verdict([found], finished=True)])
+    return _of_rows(name, [found], None)
 
 
 def _read_features(path: Path) -> Tensor:

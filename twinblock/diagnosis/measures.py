@@ -33,11 +33,38 @@ def alignment(z1: Float[Tensor, "n d"], z2: Float[Tensor, "n d"], alpha: float =
 
 
 def uniformity(z: Float[Tensor, "n d"], t: float = 2.0) -> Float[Tensor, ""]:
-    """Log of the mean of exp(-t |zi - zj|^2) over all i < j; rows have length 1 (Wang and Isola, 2020)."""
-    i, j = torch.triu_indices(len(z), len(z), 1, device=z.device)
-    squares = z.square().sum(1)
-    distances = squares[i] + squares[j] - 2 * (z @ z.T)[i, j]  # a matrix product is faster than torch.pdist
-    return (-t * distances).logsumexp(0) - math.log(len(i))
+    """Log of the mean of exp(-t |zi - zj|^2) over all i < j; rows have length 1 (Wang and Isola, 2020).
+
+    In float64: of rows that are nearly alike, the squares and the logarithms cancel.
+    """
+    x = z.double()
+    i, j = torch.triu_indices(len(x), len(x), 1, device=x.device)
+    squares = x.square().sum(1)
+    distances = squares[i] + squares[j] - 2 * (x @ x.T)[i, j]  # a matrix product is faster than torch.pdist
+    return ((-t * distances).logsumexp(0) - math.log(len(i))).to(z.dtype)
+
+
+def agreement(z1: Float[Tensor, "n d"], z2: Float[Tensor, "n d"]) -> tuple[float, float]:
+    """Of what tells images apart, the part that two views of one share, and its standard error.
+
+    1 - (1 - cosine within) / (1 - cosine between): 0 by chance, 1 for views that are the same. The error is the
+    jackknife's over images. Both are NaN for embeddings that are not finite, and the error for fewer than 3 images.
+    """
+    u, v = (normalize(z.detach().cpu().double()) for z in (z1, z2))
+    middle = (u.mean(0) + v.mean(0)) / 2  # distances do not see it, and small ones are exact about it
+    u, v, n = u - middle, v - middle, len(u)
+    within = (u - v).square().sum(1)
+    squares = u.square().sum(1), v.square().sum(1)
+    as_first = n * squares[0] + squares[1].sum() - 2 * u @ v.sum(0) - within  # distances to all others' other views
+    as_second = n * squares[1] + squares[0].sum() - 2 * v @ u.sum(0) - within
+    total = as_first.sum()
+
+    def share(within: Tensor, between: Tensor, n: int) -> Tensor:
+        return 1 - (within / n) / (between / (n * (n - 1))).clamp_min(1e-12)
+
+    without = share(within.sum() - within, total - as_first - as_second, n - 1) if n > 2 else within * math.nan
+    error = ((n - 1) / n * (without - without.mean()).square().sum()).sqrt()
+    return float(share(within.sum(), total, n)), float(error)
 
 
 def feature_norm(z: Float[Tensor, "n d"]) -> Float[Tensor, ""]:

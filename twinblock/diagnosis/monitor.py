@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from twinblock.assembly.plan import Plan
@@ -16,9 +16,10 @@ from twinblock.config.schema import Config, Data
 from twinblock.core.errors import InputError
 from twinblock.core.seeding import order
 from twinblock.data import Images, load
-from twinblock.diagnosis.measures import indicators
-from twinblock.diagnosis.verdict import Verdict, verdict, worst
+from twinblock.diagnosis.measures import agreement, indicators
+from twinblock.diagnosis.verdict import BESIDE, Verdict, history_of, verdict, worst
 from twinblock.methods.learner import parts_of
+from twinblock.nn.modes import calibrated
 from twinblock.views import Views
 
 SAMPLE = 64, 256  # images looked at: within these bounds, two batches, or fewer where a short run cannot afford them
@@ -76,7 +77,7 @@ class Monitor:
         self.aspect = images.aspects(index)
         self.starts = [next(_starts(plan, i)) for i in self.wholes]
         self.due_at = {start + round(part * min(phase.steps, LONG)) for start, phase in _phases(plan) for part in EARLY}
-        left = cost / count - len(self.due_at) - 1  # looks; one is for the end
+        left = cost / count - len(self.due_at) - 3  # looks; one is for the end, two are for what is untrained
         self.interval = max(1, math.ceil(plan.total / min(max(left, LEAST), MOST)))
         self.again = max(1, min(round(CONFIRM[0] * plan.total), CONFIRM[1]))
         self.rows: list[dict[str, Any]] = []
@@ -87,11 +88,16 @@ class Monitor:
 
     def look(self, step: int) -> dict[str, Any]:
         """Measure, judge, and give the row for the metrics."""
-        return self.note(step, self.measure())
+        return self.note(step, self.measure(step))
 
     def note(self, step: int, found: list[dict[str, Any]]) -> dict[str, Any]:
         """Judge by what `measure` found as well, and give the row for the metrics."""
-        self.recall([row := {"step": step, "diagnosis": found}])
+        looks = [{name: value for name, value in look.items() if name not in BESIDE} for look in found]
+        row = {"step": step, "diagnosis": looks}
+        for name in BESIDE:
+            if any(name in look for look in found):
+                row[name] = [look.get(name) for look in found]
+        self.recall([row])
         return row
 
     def recall(self, rows: Iterable[dict[str, Any]]) -> None:
@@ -132,14 +138,36 @@ class Monitor:
         return (f"sample kNN {knn} % · " if knn else "") + self.verdict().headline
 
     @torch.no_grad()
-    def measure(self) -> list[dict[str, Any]]:
-        """For each Learner: `indicators` of its outputs, and leave-one-out kNN on the sample where it has labels."""
+    def measure(self, step: int | None = None) -> list[dict[str, Any]]:
+        """For each Learner: `indicators` of its outputs, and leave-one-out kNN on the sample where it has labels.
+
+        And its `agreement` with the error; of one whose training begins at this step also what it is `untrained`.
+        """
         found = []
         for outputs in self.outputs(range(2)):
             row: dict[str, Any] = {name: indicators(*views) for name, views in outputs.items()}
             knn = None if self.labels is None else leave_one_out(torch.stack(outputs["encoder"]), self.labels)
-            found.append(row if knn is None else {**row, "sample_knn": knn})
+            row |= {} if knn is None else {"sample_knn": knn}
+            found.append({**row, "agreement": agreement(*outputs["encoder"])})
+        for i, untrained in self.untrained(step).items():
+            found[i]["untrained"] = untrained
         return found
+
+    def untrained(self, step: int | None) -> dict[int, dict[str, Any]]:
+        """Of each Learner that begins at this step, what its weights show once batch norms have seen images.
+
+        Statistics of batch norms move without any learning, and move what is measured. So this is what training is
+        compared with.
+        """
+        begins = [i for i, start in enumerate(self.starts) if start == step]
+        if not begins:
+            return {}
+        with calibrated(nn.ModuleList(self.learners[i] for i in begins), lambda: self.outputs(range(2))):
+            outputs = self.outputs(range(2))
+        views = {i: outputs[i]["encoder"] for i in begins}
+        return {
+            i: {"agreement": agreement(*z), "centred_rank": indicators(z[0])["centred_rank"]} for i, z in views.items()
+        }
 
     def outputs(self, views: Sequence[int], count: int | None = None) -> list[dict[str, list[Tensor]]]:
         """By view, what each Learner says there is to diagnose."""
@@ -162,11 +190,6 @@ class Monitor:
             outputs, x = learner.outputs(x)
             by_learner.append(outputs)
         return by_learner
-
-
-def history_of(rows: Iterable[dict[str, Any]], learner: int, start: int = 0) -> list[dict[str, Any]]:
-    """What was seen of one Learner since its training began, in order of time, as `verdict` takes it."""
-    return [{"step": row["step"], **row["diagnosis"][learner]} for row in rows if row["step"] >= start]
 
 
 def leave_one_out(views: Float[Tensor, "v n d"], labels: Int[Tensor, " n"]) -> float | None:

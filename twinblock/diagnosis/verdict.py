@@ -1,7 +1,7 @@
 """A verdict on a run, in words: has it learned, is it learning, or has it collapsed?"""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -9,6 +9,7 @@ import numpy as np
 
 from twinblock.config.schema import Config
 from twinblock.diagnosis.advice import advice
+from twinblock.diagnosis.chance import LEARNED, Accuracy, by_accuracy, loss_at_chance
 
 ALIKE = 0.99  # mean cosine, within and between images, above which embeddings point one way
 FALLEN = 0.5  # part of the first spread: untrained networks may start alike too, but only a collapse goes on
@@ -18,12 +19,18 @@ LEFT = 0.95  # mean cosine between images below which a collapse lies behind
 SHRUNK = 0.2  # part of the first distances below which a cosine above LEFT is a collapse, to a point, not a direction
 GONE = 1e-6  # part of the first length below which embeddings are zero
 EXPLODED = 1e4  # root mean square of an embedding's entries; up to 10 in healthy runs, 100 in collapsed ones
-MORE = 0.02  # agreement of views beyond that at first, on the scale from 0 to 1, that is none of chance
 FEW = 3.0, 0.02  # directions, and share of the possible ones, below which features are poor
+
+# what "learned" needs beside a healthy state
+SURE = 2.0  # standard errors
+MORE = 0.02  # agreement of views beyond the untrained network's, at least, on the scale from 0 to 1
+FEWER = 1 / 3  # part of the untrained network's directions: a rate far too high leaves some, in which views do agree
+EARLY = 50  # steps; what a few steps do says nothing
 
 
 # from good to bad
 STATES = "healthy", "not started", "leaving collapse", "dimensional collapse", "diverging", "complete collapse"
+BESIDE = "agreement", "untrained"  # what a row of metrics holds of each Learner beside `diagnosis`
 
 
 @dataclass(frozen=True)
@@ -36,18 +43,62 @@ class Verdict:
     advice: str = ""
 
 
-def verdict(history: Sequence[Mapping[str, Any]], finished: bool = False, config: Config | None = None) -> Verdict:
+def judge(
+    rows: Sequence[Mapping[str, Any]],
+    starts: Sequence[int],
+    config: Config,
+    finished: bool = True,
+    accuracy: Accuracy | None = None,
+) -> list[Verdict]:
+    """The verdict on each Learner of a run, by the rows of its metrics; `worst` of them is that on the run.
+
+    `starts`: the step at which each begins. `accuracy`: of the encoder, which the last Learner ends.
+    """
+    by_learner = []
+    for i, start in enumerate(starts):
+        # one loss for each Learner: those that overlap have one together, and those in turn write only their own
+        losses = [row["loss"][i] for row in rows if len(row.get("loss", ())) == len(starts)]
+        measured = accuracy if i == len(starts) - 1 else None
+        history = history_of(rows, i, start)
+        by_learner.append(verdict(history, finished, config.of_block(i + 1), losses, measured))
+    return by_learner
+
+
+def history_of(rows: Iterable[Mapping[str, Any]], learner: int, start: int = 0) -> list[dict[str, Any]]:
+    """What the monitor measured of one Learner since its training began, in order of time, as `verdict` takes it."""
+    history = []
+    for row in rows:
+        if "diagnosis" in row and row["step"] >= start:
+            beside = {name: row[name][learner] for name in BESIDE if row.get(name) and row[name][learner]}
+            history.append({"step": row["step"], **row["diagnosis"][learner], **beside})
+    return history
+
+
+def verdict(
+    history: Sequence[Mapping[str, Any]],
+    finished: bool = False,
+    config: Config | None = None,
+    losses: Sequence[float] = (),
+    accuracy: Accuracy | None = None,
+) -> Verdict:
     """Judge one Learner by its rows in order of time, the first from before training; `finished`: it ended.
 
     A row may hold `step`, `loss`, and what `indicators` gives for the outputs of `encoder` and `projector`, or, of the
-    embeddings alone, in the row itself.
+    embeddings alone, in the row itself. It may hold `agreement`, as `measures.agreement` gives it of the encoder; and
+    the first one `untrained`: the agreement and `centred_rank` of the untrained network once its batch norms have seen
+    images.
+
     Collapse is judged by the projector: objectives see its output, and features behind a ReLU are alike even
     untrained. Directions are counted at the encoder: it is what one keeps, and an objective may ask for few.
-    The headline of a healthy run says that it learns once views agree more than in the untrained encoder.
+    A healthy run learns if views agree clearly more than by chance and than in the untrained network, in not many fewer
+    directions, and a contrastive loss (`losses`, one a step) is clearly below chance. Where `accuracy` says anything of
+    a finished run, it decides instead.
     The advice names what in `config` is the likely cause.
     """
-    judged = _judge(history, finished)
-    return replace(judged, advice=advice(judged.state, config))
+    judged = _judge(history, finished, loss_at_chance(losses, config))
+    if judged.state == STATES[0] and accuracy is not None and judged.headline != "too early to tell":
+        judged = replace(judged, **by_accuracy(judged.headline, judged.evidence, accuracy, config))
+    return replace(judged, advice=advice(judged.state, config, judged.headline if finished else ""))
 
 
 def worst(verdicts: Sequence[Verdict]) -> Verdict:
@@ -59,7 +110,7 @@ def worst(verdicts: Sequence[Verdict]) -> Verdict:
     return replace(found, evidence=f"Learner {i + 1} of {len(verdicts)}: {found.evidence}")
 
 
-def _judge(history: Sequence[Mapping[str, Any]], finished: bool) -> Verdict:
+def _judge(history: Sequence[Mapping[str, Any]], finished: bool, at_chance: str = "") -> Verdict:
     history = [{"projector": row, **row} if "std" in row else row for row in history]  # indicators alone
     looks = [row for row in history if "projector" in row or "encoder" in row]
     losses = [row["loss"] for row in history if "loss" in row]
@@ -104,14 +155,38 @@ def _judge(history: Sequence[Mapping[str, Any]], finished: bool) -> Verdict:
     lasting = finished or (len(late) > 1 and max(late) < FALLEN * h[0]["centred_rank"])
     if max(late) < few and lasting:
         return _verdict("dimensional collapse", f"{directions}, {h[0]['centred_rank']:.1f} at first")
-    before, now = _agreement(h[0]), _agreement(h[-1])
     if len(looks) == 1:
         return _verdict("healthy", f"{cosines}, {directions}", "not collapsed")
-    evidence = f"{cosines}, {directions}, views agree to {now:.2f} after {before:.2f} at first"
-    headline = "not collapsed" if now <= before + MORE else "learned" if finished else "learning"
+    agreement, doubts = _doubts(looks, h)
+    doubts += [at_chance] if at_chance else []
+    evidence = f"{cosines}, {directions}, {agreement}{''.join(f'; {doubt}' for doubt in doubts)}"
+    headline = "not collapsed" if doubts else LEARNED if finished else "learning"
+    if finished and "step" in looks[-1] and (length := steps[-1] - steps[0]) < EARLY:
+        headline, evidence = "too early to tell", f"{length} steps are too few: {evidence}"
     if fallen[-1]:
         headline = "perhaps collapsing"
     return _verdict("healthy", f"recovered from a collapse: {evidence}" if was_collapsed else evidence, headline)
+
+
+def _doubts(looks: Sequence[Mapping[str, Any]], h: Sequence[Mapping[str, float]]) -> tuple[str, list[str]]:
+    """How much views agree, in words, and what speaks against having learned."""
+    untrained = looks[0].get("untrained") or {}
+    now = _agreement(looks[-1], h[-1])
+    # both without and with statistics of batch norms: training has to be better than either
+    before = max(_agreement(row, h[0]) for row in (looks[0], untrained) if row)
+    doubts = []
+    if now[0] <= max(SURE * now[1], MORE):
+        doubts.append("views of an image agree no more than those of different images")
+    elif now[0] <= before[0] + max(SURE * math.hypot(now[1], before[1]), MORE):
+        doubts.append("that is not clearly more")
+    rank = untrained.get("centred_rank", h[0]["centred_rank"])
+    if h[-1]["centred_rank"] < FEWER * rank:
+        doubts.append(f"{rank:.1f} directions untrained, far more than now")
+    return f"views agree to {_show(*now)} after {_show(*before)} untrained", doubts
+
+
+def _show(value: float, error: float) -> str:
+    return f"{value:.2f} ± {error:.2f}" if error else f"{value:.2f}"
 
 
 def _positive(look: Mapping[str, float]) -> float:
@@ -119,9 +194,12 @@ def _positive(look: Mapping[str, float]) -> float:
     return look.get("positive_cosine", look["negative_cosine"])
 
 
-def _agreement(look: Mapping[str, float]) -> float:
-    """Of the difference between images, the part that two views of one share: 0 chance, 1 invariance."""
-    return (_positive(look) - look["negative_cosine"]) / max(1 - look["negative_cosine"], 1e-12)
+def _agreement(row: Mapping[str, Any], look: Mapping[str, float]) -> tuple[float, float]:
+    """Of the difference between images, the part that two views of one share: 0 chance, 1 invariance; and its error."""
+    if "agreement" in row:
+        value, error = row["agreement"]
+        return value, error
+    return (_positive(look) - look["negative_cosine"]) / max(1 - look["negative_cosine"], 1e-12), 0.0
 
 
 def _verdict(state: str, evidence: str, headline: str | None = None) -> Verdict:

@@ -18,6 +18,7 @@ from twinblock.core.seeding import order
 from twinblock.data import Images, load, take
 from twinblock.data.tails import few_shot
 from twinblock.data.training import training, whole
+from twinblock.diagnosis.chance import CALIBRATED, PIXELS, UNTRAINED, Accuracy
 from twinblock.evaluation import at_size, features, knn_scores, linear_probe, pixels, seen_by
 from twinblock.evaluation.depth import (
     BLOCK,
@@ -31,9 +32,11 @@ from twinblock.evaluation.depth import (
 from twinblock.evaluation.groups import class_accuracies, class_sizes, classes_of, figure, group_report
 from twinblock.evaluation.sgd import FEW_SHOT, FULL_SHOT, augmented, sgd_probe
 from twinblock.nn.encoders import Encoder
+from twinblock.nn.modes import calibrated
 from twinblock.runs.run import Run
 
-PIXELS, MOST_PIXELS = "raw pixels", 32  # a side: a linear probe of more would not fit into memory
+MOST_PIXELS = 32  # a side: a linear probe of more would not fit into memory
+CALIBRATION = 500  # images that the batch norms of an untrained encoder see
 K, TEMPERATURE = 200, 0.1  # of the weighted kNN
 COPIES = 5  # of its features and scores that a linear probe holds at most
 QUICK_BANK, QUICK_QUERIES = 10_000, 5_000  # images that the look at the end of a training takes at most
@@ -59,7 +62,17 @@ class Look:
         assert self.config.data.size is not None
         side = min(self.config.data.size, MOST_PIXELS)
         first, second = (pixels(s, side) for s in self.sets)
-        return {PIXELS: (first, second), "untrained encoder": self.features(encoder_of(self.config))}
+        return {PIXELS: (first, second), UNTRAINED: self.features(self.untrained())}
+
+    def untrained(self) -> Encoder:
+        return encoder_of(self.config)
+
+    def calibrated(self) -> Pair:
+        """The features of the encoder before training, once its batch norms have seen some of the images to fit on."""
+        encoder = self.untrained().to(self.device)
+        some = take(self.sets[0], np.arange(min(len(self.sets[0]), CALIBRATION)))
+        with calibrated(encoder, lambda: features(encoder, some, **seen_by(self.config, self.device))):
+            return self.features(encoder)
 
     def blocks(self, every: EveryBlock) -> tuple[Pair, dict[str, Pair]]:
         """Of the encoder, and of every block whose features are not the encoder's own."""
@@ -235,26 +248,27 @@ def _published(
 
 def quick_knn(
     encoder: Encoder, config: Config, train: Images, device: torch.device, quiet: bool = False
-) -> tuple[dict[str, float], float] | None:
-    """kNN accuracy in percent of the encoder and the baselines, on a part of the source; None without labels.
+) -> Accuracy | None:
+    """kNN accuracy of the encoder and the baselines, on a part of the source; None without labels.
 
-    And what a difference between two of them must exceed to be none of chance: two standard errors, in points.
+    One more baseline is the untrained encoder whose batch norms have seen training images: their statistics move
+    without any learning.
     """
     if train.labels is None:
         return None
-    source = whole(config.data)
+    source, classes_from = whole(config.data), getattr(train, "classes_from", None)
     # the neighbours of a long-tailed bank would nearly all be of its few large classes
     train, test = labelled(source, config.train.seed, train if source == config.data else None)
     train, test = _part(train, QUICK_BANK, config.train.seed), _part(test, QUICK_QUERIES, config.train.seed)
     known, fit, asked = _numbered(train, test)
-    found = {}
-    with progress("measuring kNN", 2 * (len(train) + len(test)), quiet) as advance:
+    right = {}
+    with progress("measuring kNN", 3 * (len(train) + len(test)), quiet) as advance:
         look = Look(config, (train, test), device, advance)
-        measured = {"encoder": look.features(encoder), **look.baselines()}
+        measured = {"encoder": look.features(encoder), **look.baselines(), CALIBRATED: look.calibrated()}
     for name, (bank, queries) in measured.items():
-        found[name] = accuracy(knn_scores(bank, torch.from_numpy(fit), queries, len(known)), asked)
-    share = found["encoder"] / 100
-    return found, 200 * (share * (1 - share) / len(asked)) ** 0.5
+        scores = knn_scores(bank, torch.from_numpy(fit), queries, len(known))
+        right[name] = scores.argmax(1).cpu().numpy() == asked
+    return Accuracy.of(right, asked, len(train), classes_from)
 
 
 def labelled(source: Data, seed: int, train: Images | None = None) -> tuple[Images, Images]:

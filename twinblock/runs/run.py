@@ -11,6 +11,7 @@ from pathlib import Path
 from torch import nn
 from typing import Any
 
+from twinblock.diagnosis.verdict import history_of
 from twinblock.runs import checkpoint
 from twinblock.config.schema import Config
 from twinblock.nn.encoders import Encoder, build_encoder
@@ -103,8 +104,7 @@ class Run:
         """
         rows = self.metrics() if rows is None else rows
         losses = {row["step"]: row["loss"][-1] for row in rows if "loss" in row}
-        looks = [{"step": row["step"], **row["diagnosis"][learner]} for row in rows if "diagnosis" in row]
-        looks = [look for look in looks if look["step"] >= start]
+        looks = history_of(rows, learner, start)
         return [look if look["step"] not in losses else {**look, "loss": losses[look["step"]]} for look in looks]
 
     def encoder(self) -> Encoder:
@@ -241,7 +241,12 @@ def _row(line: str) -> dict[str, Any] | None:
         return None
     if not isinstance(row, dict) or not isinstance(row.get("step"), int):
         return None
-    for name, valid in (("loss", _is_number), ("diagnosis", _is_look)):
+    for name, valid in (
+        ("loss", _is_number),
+        ("diagnosis", _is_look),
+        ("agreement", _is_pair),
+        ("untrained", _is_untrained),
+    ):
         values = row.get(name)
         if name in row and not (isinstance(values, list) and values and all(map(valid, values))):
             return None
@@ -260,6 +265,18 @@ def _is_look(look: Any) -> bool:
         all(map(_is_number, value.values())) if isinstance(value, dict) else _is_number(value) and name == "sample_knn"
         for name, value in look.items()
     )
+
+
+def _is_pair(value: Any) -> bool:
+    """Whether it is a number and its error."""
+    return isinstance(value, list) and len(value) == 2 and all(map(_is_number, value))
+
+
+def _is_untrained(value: Any) -> bool:
+    """Whether it is what the monitor writes of an untrained Learner; null for one that begins at another step."""
+    if value is None:
+        return True
+    return isinstance(value, dict) and _is_pair(value.get("agreement")) and _is_number(value.get("centred_rank"))
 
 
 def load_encoder(run: Run | str | Path, *, encoder: nn.Module | None = None) -> nn.Module:

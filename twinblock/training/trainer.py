@@ -117,7 +117,7 @@ class Trainer:
         """
         before = self.monitor.verdict().state
         with uncompiled(self.config.train.compile):
-            measured = self.fabric.broadcast(self.monitor.measure() if self.fabric.is_global_zero else [])
+            measured = self.fabric.broadcast(self.monitor.measure(self.step) if self.fabric.is_global_zero else [])
         row = self.monitor.note(self.step, measured)
         now = self.monitor.verdict()
         if now.state != before and now.state in ("complete collapse", "diverging"):
