@@ -21,7 +21,7 @@ def home(tmp_path_factory):
     script = str(pages.ROOT / "examples" / "pictures.py")
     for words in (["photos", "48"], ["labelled", "48", "--folders", "--seed", "1"]):
         subprocess.run([sys.executable, script, *words], check=True, cwd=folder)
-    shutil.copy(folder / "photos" / "ring-0004.jpg", folder / "photo.jpg")
+    shutil.copy(folder / "photos" / "roof-0006.jpg", folder / "photo.jpg")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setenv("TWINBLOCK_CACHE", str(folder / "cache"))
