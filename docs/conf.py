@@ -10,10 +10,11 @@ import twinblock
 
 project, author, copyright = "twinblock", "the authors of twinblock", "the authors of twinblock, Apache-2.0"
 version = release = twinblock.__version__
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.mathjax", "sphinx_copybutton", "reference"]
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx_copybutton", "reference", "formulas"]
 myst_enable_extensions = ["dollarmath", "attrs_block", "colon_fence", "deflist"]
 myst_heading_anchors = 3
 exclude_patterns = ["_build", "reference/_generated"]
+html_math_renderer = "mathml"
 html_theme, html_title, html_static_path = "furo", "twinblock", ["_static"]
 html_css_files = ["wide.css"]
 copybutton_exclude = ".linenos, .gp"

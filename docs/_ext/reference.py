@@ -121,8 +121,9 @@ def models(annotation: Any) -> list[type[BaseModel]]:
 
 def fields_page() -> Iterator[str]:
     """Every field of a run."""
-    yield "## The parts of a run\n\n"
-    yield from rows(Config, "", skip=())
+    yield "## The parts of a run\n\n| part | what it is | |\n| --- | --- | --- |\n"
+    for part, field in Config.model_fields.items():
+        yield f"| `{part}` | {field.description} | {'required' if field.is_required() else ''} |\n"
     for part, field in Config.model_fields.items():
         if part in CHOSEN:
             yield f"\n## `{part}`\n\n{field.description}\n"

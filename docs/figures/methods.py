@@ -64,7 +64,7 @@ def siamese(name: str, loss: str, between: str, lower: str = BLUE, predictor: bo
     d.arrow((5.24, bottom), (end, 1.08))
     if stop:
         d.cut(6.2, 0.81)
-        d.text(5.55, 0.3, "no gradient", RED, fontsize=9)
+        d.text(5.3 if extra else 6.35, 0.22 if extra else 0.42, "no gradient", RED, fontsize=9)
     d.box(end + 0.25, 1.35, loss, ORANGE, 1.85)
     if extra:
         d.box(end + 0.1, 0.3, extra, GREY, 2.0)
@@ -104,7 +104,7 @@ def blocks(name: str, overlapping: bool):
         d.arrow((x, 0.94), (x, 0.66))
         if overlapping:
             d.arrow((x - 0.3, 1.46), (x - 0.9, 1.84), RED, "-|>")
-    d.text(8.05, 2.1, "features", ha="left" if False else "center", fontsize=9)
+    d.text(8.05, 2.1, "features", fontsize=9)
     d.text(places[0] + 0.9, 2.48, "gradient ends" if not overlapping else "", RED, fontsize=9)
     if overlapping:
         d.text(0.75, 1.5, "gradient reaches\none block back", RED, fontsize=9)
