@@ -43,6 +43,8 @@ def test_the_code_of_a_page_runs(page: Path, home: Path, tmp_path: Path, monkeyp
         shutil.copytree(home / run, tmp_path / run)
     for name, content in pages.files(page).items():
         (tmp_path / name).write_text(content)
+        monkeypatch.delitem(sys.modules, Path(name).stem, raising=False)
+    monkeypatch.syspath_prepend(tmp_path)  # as a notebook and a script have it
     shutil.copytree(pages.ROOT / "examples", tmp_path / "examples")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("TWINBLOCK_CACHE", str(home / "cache"))
