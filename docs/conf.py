@@ -6,7 +6,7 @@ from pathlib import Path
 HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE.parent), str(HERE / "_ext")]
 
-import twinblock
+import twinblock  # noqa: E402
 
 project, author, copyright = "twinblock", "the authors of twinblock", "the authors of twinblock, Apache-2.0"
 version = release = twinblock.__version__

@@ -3,8 +3,8 @@
     python examples/pictures.py photos 1200                          # photos/roof-0000.jpg, photos/lake-0001.jpg, ...
     python examples/pictures.py labelled 800 --folders --seed 1      # labelled/roof/0000.jpg, ...
 
-The places are parts of two photographs that scikit-learn brings: a pagoda and a flower. Each picture is a piece around a
-place, turned, mirrored, nearer or farther, in light of another colour and strength.
+The places are parts of two photographs that scikit-learn brings: a pagoda and a flower. Each picture is a piece around
+a place, turned, mirrored, nearer or farther, in light of another colour and strength.
 """
 
 import argparse

@@ -1,7 +1,6 @@
 """Makes the pages of the reference from the package: fields of a run, command line, recipes."""
 
 import inspect
-import re
 import types
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +14,7 @@ from pydantic.fields import FieldInfo
 
 import twinblock
 from twinblock.cli import app as commands
-from twinblock.config.recipes import compose, recipe_rows, recipes
+from twinblock.config.recipes import recipe_rows, recipes
 from twinblock.config.schema import OBJECTIVES, TARGETS, Config
 from twinblock.core.durations import Duration
 from twinblock.methods import objectives, targets
@@ -23,7 +22,17 @@ from twinblock.methods import objectives, targets
 WORDS = {float: "number", int: "whole number", str: "text", bool: "true or false", Duration: "time"}
 CHOSEN = {"objective": (OBJECTIVES, objectives.KINDS), "target": (TARGETS, targets.KINDS)}
 GROUPS = {
-    "On any images": ("simclr", "byol", "moco_v2", "simsiam", "barlow_twins", "vicreg", "sdclr", "blockwise", "supervised"),
+    "On any images": (
+        "simclr",
+        "byol",
+        "moco_v2",
+        "simsiam",
+        "barlow_twins",
+        "vicreg",
+        "sdclr",
+        "blockwise",
+        "supervised",
+    ),
     "On the embedded digits, in minutes": ("demo", "blockwise_demo", "byol_demo", "sdclr_demo"),
 }
 
@@ -164,7 +173,8 @@ def recipe_page() -> Iterator[str]:
         columns = [column for column in next(iter(table.values()))]
         yield f"\n## {title}\n\n| {' | '.join(columns)} |\n|{' --- |' * len(columns)}\n"
         for name in names:
-            yield f"| {' | '.join(f'[`{v}`](#recipe-{name})' if c == 'recipe' else str(v) for c, v in table[name].items())} |\n"
+            cells = [f"[`{v}`](#recipe-{name})" if c == "recipe" else str(v) for c, v in table[name].items()]
+            yield f"| {' | '.join(cells)} |\n"
     yield "\n## What each file says\n"
     for name, path in sorted(recipes().items()):
         anchor = f"(recipe-{name})=\n"
@@ -177,12 +187,17 @@ def python_page() -> Iterator[str]:
     for name in [*verbs, *(name for name in twinblock.__all__ if name[0].isupper())]:
         kind = "function" if name in verbs else "class"
         yield f"\n## {name}\n\n```{{eval-rst}}\n.. auto{kind}:: twinblock.{name}\n"
-        yield f"   :members: open, encoder, metrics, finished, failed\n```\n" if name == "Run" else "```\n"
+        yield "   :members: open, encoder, metrics, finished, failed\n```\n" if name == "Run" else "```\n"
 
 
 def write(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    for name, page in (("fields", fields_page), ("cli", command_page), ("recipes", recipe_page), ("python", python_page)):
+    for name, page in (
+        ("fields", fields_page),
+        ("cli", command_page),
+        ("recipes", recipe_page),
+        ("python", python_page),
+    ):
         text = "".join(page())
         file = folder / f"{name}.md"
         if not file.is_file() or file.read_text(encoding="utf-8") != text:

@@ -1,13 +1,19 @@
 """Draws the picture of each method's page: `python docs/figures/methods.py` writes docs/figures/METHOD.svg."""
 
+from itertools import pairwise
 from pathlib import Path
 
 import matplotlib
 
 matplotlib.use("agg")
-matplotlib.rcParams |= {"svg.hashsalt": "twinblock", "font.family": "DejaVu Sans", "font.size": 10, "svg.fonttype": "path"}
-import matplotlib.pyplot as plt
-from matplotlib.patches import FancyBboxPatch
+matplotlib.rcParams |= {
+    "svg.hashsalt": "twinblock",
+    "font.family": "DejaVu Sans",
+    "font.size": 10,
+    "svg.fonttype": "path",
+}
+import matplotlib.pyplot as plt  # noqa: E402
+from matplotlib.patches import FancyBboxPatch  # noqa: E402
 
 BLUE, ORANGE, GREEN, GREY, RED = "#cfe2f3", "#fce0c2", "#d5ead0", "#eeeeee", "#c0392b"
 HERE = Path(__file__).parent
@@ -43,7 +49,9 @@ class Drawing:
         plt.close(self.figure)
 
 
-def siamese(name: str, loss: str, between: str, lower: str = BLUE, predictor: bool = False, stop: bool = False, extra: str = ""):
+def siamese(
+    name: str, loss: str, between: str, lower: str = BLUE, predictor: bool = False, stop: bool = False, extra: str = ""
+):
     """Two views, two streams, one loss."""
     d = Drawing(8.6, 2.7)
     top, bottom, end = 2.1, 0.6, 7.35
@@ -74,7 +82,12 @@ def siamese(name: str, loss: str, between: str, lower: str = BLUE, predictor: bo
 
 def supervised():
     d = Drawing(8.6, 1.5)
-    for x, text, colour, width in ((0.7, "image", GREY, 0.9), (2.1, "view", GREY, 0.9), (3.6, "encoder", BLUE, 1.1), (5.2, "classifier", GREEN, 1.2)):
+    for x, text, colour, width in (
+        (0.7, "image", GREY, 0.9),
+        (2.1, "view", GREY, 0.9),
+        (3.6, "encoder", BLUE, 1.1),
+        (5.2, "classifier", GREEN, 1.2),
+    ):
         d.box(x, 0.9, text, colour, width)
     for a, b in ((1.15, 1.64), (2.56, 3.04), (4.16, 4.59), (5.81, 6.4)):
         d.arrow((a, 0.9), (b, 0.9))
@@ -96,7 +109,7 @@ def blocks(name: str, overlapping: bool):
             d.arrow((x + 0.55, 2.1), (x + 1.25, 2.1))
             if not overlapping:
                 d.cut(x + 0.9, 2.1)
-    heads = [((a + b) / 2, b) for a, b in zip(places, places[1:], strict=False)] if overlapping else [(x, x) for x in places]
+    heads = [((a + b) / 2, b) for a, b in pairwise(places)] if overlapping else [(x, x) for x in places]
     for k, (x, under) in enumerate(heads, start=1):
         d.box(x, 1.2, "projector", GREEN)
         d.box(x, 0.4, f"loss {k}" if not overlapping else f"loss {k}, {k + 1}", ORANGE)

@@ -38,7 +38,14 @@ def test_every_field_has_a_meaning():
 def test_the_reference_names_every_field_command_and_recipe(tmp_path: Path):
     reference.write(tmp_path)
     fields, cli, recipes = ((tmp_path / f"{name}.md").read_text() for name in ("fields", "cli", "recipes"))
-    for field in ("data.batch", "views.0.crop", "target.momentum", "objective.temperature", "scope.expand", "train.length"):
+    for field in (
+        "data.batch",
+        "views.0.crop",
+        "target.momentum",
+        "objective.temperature",
+        "scope.expand",
+        "train.length",
+    ):
         assert f"| `{field}` |" in fields
     assert "at least 1, at most 2^20" in fields and "`100epochs`" in fields
     for command in ("pretrain", "evaluate", "embed", "diagnose", "reproduce", "recipes", "show"):
