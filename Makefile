@@ -1,10 +1,11 @@
-# make demo: pretrain on the embedded data and say whether it learned.  make test: the tests.  Both set up .venv first.
+# make demo: pretrain on the embedded data and say whether it learned.  make test: the tests.
+# make docs: the site, in docs/_build.  All set up .venv first.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test test-all lint clean
+.PHONY: demo test test-all docs lint clean
 
 demo: $(READY)
 	rm -rf runs/demo
@@ -17,6 +18,9 @@ test: $(READY)
 test-all: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2
 
+docs: $(READY)
+	$(BIN)/python -m sphinx -W -n --keep-going docs docs/_build
+
 lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -28,4 +32,4 @@ $(READY): pyproject.toml
 	touch $(READY)
 
 clean:
-	rm -rf $(VENV) runs
+	rm -rf $(VENV) runs docs/_build docs/reference/_generated
