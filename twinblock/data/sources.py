@@ -13,13 +13,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from filelock import FileLock
 
 from twinblock.core.errors import InputError
 from twinblock.data import Images
 from twinblock.data import huggingface as hf
 from twinblock.data.decode import printable
-from twinblock.data.store import Encoded, Item, build, cache, digest, finish, packed, read
+from twinblock.data.store import Encoded, Item, Pixels, build, cache, digest, finish, locked, packed, read
 
 LOOSE = 0.1  # a larger share of images beside the folders of a source, and those are no classes
 BUILT_IN = ("photodigits", "cifar10", "cifar100", "stl10")
@@ -222,14 +221,14 @@ def _stl10(root: Path, split: str, download: bool) -> Images:
         _official("stl10", STL10, root, download, split="test")
         known = np.fromfile(labels, np.uint8).astype(np.int64) - 1
         count = 0
-        with open(temporary / "pixels.u8", "wb") as out:
+        with Pixels(temporary) as out:
             for file in files:
                 planes = np.memmap(file, np.uint8, "r").reshape(-1, 3, 96, 96)  # columns before rows
                 for start in range(0, len(planes), 1000):
-                    out.write(planes[start : start + 1000].transpose(0, 3, 2, 1).tobytes())
+                    out.write(planes[start : start + 1000].transpose(0, 3, 2, 1))
                 count += len(planes)
         known = np.pad(known, (0, count - len(known)), constant_values=-1)
-        finish(temporary, (count, 96, 96, 3), known, np.ones(count), [])
+        finish(temporary, (count, 96, 96, 3), known, np.ones(count), [], out.sums)
 
     if (images := read(store, "stl10", classes)) is None:
         build(store, write)
@@ -249,7 +248,7 @@ def _official(source: str, kind: Any, root: Path, download: bool, **split) -> An
                 if not download:
                     raise
             root.mkdir(parents=True, exist_ok=True)
-            with FileLock(root / f"{source}.lock"), _patience(20):  # one process downloads, the others find it there
+            with locked(root / f"{source}.lock"), _patience(20):  # one process downloads, the others find it there
                 return kind(root, download=True, **split)
     except (RuntimeError, OSError, EOFError) as error:
         tried = f" and the download failed ({printable(str(error))})" if download else ""
