@@ -51,6 +51,12 @@ class Encoded:
     classes_from: str | None = None  # as in `Images`
 
 
+@functools.cache
+def say_once(text: str) -> None:
+    """A warning, once in a process: a run opens its images for training, testing and measuring."""
+    log.warning(text)
+
+
 def cache() -> Path:
     """Folder of packed images and downloads: `TWINBLOCK_CACHE`, else in the user's cache folder."""
     user = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
