@@ -263,11 +263,11 @@ def _splits(source: str, path: str) -> list[str]:
     except OSError as error:
         raise InputError(f"data source {source!r}: cannot list the folder ({error.strerror})") from error
     folders = [name for name in names if os.path.isdir(os.path.join(path, name))]
-    role = {name: role for name in folders if (role := _role(name))}
-    train = [name for name in role if role[name] == "train"]
-    tests = [name for name in role if role[name] in ("test", "val")]
-    tests.sort(key=lambda name: ([*hf.TESTS, name.lower()].index(name.lower()), role[name] != "test"))
-    others = [name for name in folders if name not in role and _holds_images(os.path.join(path, name))] if train else []
+    roles = {name: role for name in folders if (role := _role(name))}
+    train = [name for name in roles if roles[name] == "train"]
+    tests = [name for name in roles if roles[name] in ("test", "val")]
+    tests.sort(key=lambda name: ([*hf.TESTS, name.lower()].index(name.lower()), roles[name] != "test"))
+    others = [name for name in folders if name not in roles and _holds_images(os.path.join(path, name))] if train else []
     stray = any(name.lower().endswith(EXTENSIONS) for name in names)
     if not train or not (tests or (not others and (not stray or _few_loose(listing(path).files)))):
         return [path]
@@ -276,7 +276,7 @@ def _splits(source: str, path: str) -> list[str]:
         raise InputError(
             f"data source {source!r} has several folders for training ({_few(train)}); give one of them as data"
         )
-    unused = others + [name for name in role if name != train[0] and name not in tests]
+    unused = others + [name for name in roles if name != train[0] and name not in tests]
     if unused or train[0].lower() != "train":
         testing = f", {_few(tests)} for testing" if tests else ""
         left_out = f"; {_few(unused)} left out, give its path as data to train on it" if unused else ""
