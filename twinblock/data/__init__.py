@@ -56,6 +56,8 @@ class Images:
     `aspect` is the original width / height where pixels were squashed, None where they are undistorted.
     An image of label -1 has none. `names`: of files, relative to the folder of the source; of rows of a table, which
     row; None where images have none. `skipped` lists (name, reason) of the files that could not be read.
+    `classes_from` says what the labels are: "2 top folders: cat, dog", "column label", "the labels given".
+    `check(rows, pixels)` raises InputError where stored images are damaged; `batch` calls it.
     """
 
     pixels: np.ndarray  # (stored, h, w, 3) uint8
@@ -66,8 +68,8 @@ class Images:
     names: Names | None = None
     skipped: tuple[tuple[str, str], ...] = ()
     rows: np.ndarray | None = None  # (n,) int64
-    classes_from: str | None = None  # what the labels are: "the top folders cat, dog", "column label", None: unknown
-    check: Callable[[np.ndarray, np.ndarray], None] | None = None  # of stored rows and their pixels: raises if damaged
+    classes_from: str | None = None
+    check: Callable[[np.ndarray, np.ndarray], None] | None = None
 
     def __repr__(self) -> str:
         """`Images(photos: 500 of 32 x 32, 10 classes)`."""

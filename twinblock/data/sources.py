@@ -267,7 +267,9 @@ def _splits(source: str, path: str) -> list[str]:
     train = [name for name in roles if roles[name] == "train"]
     tests = [name for name in roles if roles[name] in ("test", "val")]
     tests.sort(key=lambda name: ([*hf.TESTS, name.lower()].index(name.lower()), roles[name] != "test"))
-    others = [name for name in folders if name not in roles and _holds_images(os.path.join(path, name))] if train else []
+    others = (
+        [name for name in folders if name not in roles and _holds_images(os.path.join(path, name))] if train else []
+    )
     stray = any(name.lower().endswith(EXTENSIONS) for name in names)
     if not train or not (tests or (not others and (not stray or _few_loose(listing(path).files)))):
         return [path]
