@@ -399,13 +399,13 @@ def test_a_cache_that_cannot_be_written_is_one_line(tmp_path, monkeypatch):
 
 
 STRANGER = """
-import os, sys
+import codecs, os, sys
 sys.path.insert(0, {tests!r})
 from pictures import encoded, plain, values
 from twinblock.data.store import packed
 cache = os.environ["TWINBLOCK_CACHE"]
 os.environ["TWINBLOCK_CACHE"] = {warm!r}
-packed(encoded([plain(0)])), "".encode("ascii")  # all is imported that the other user may not read
+packed(encoded([plain(0)])), codecs.lookup("ascii")  # all is imported that the other user may not read
 os.environ["TWINBLOCK_CACHE"] = cache
 os.umask(0o022)
 os.setgid(65534), os.setuid(65534)
