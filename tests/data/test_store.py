@@ -446,6 +446,12 @@ def test_what_a_killed_build_of_another_user_left_is_no_hindrance(shared):
 
 def test_what_another_user_keeps_private_is_one_line(shared):
     folder, stranger = shared
+    key = encoded([plain(1), plain(2)]).key
+    folder.chmod(0o1777)  # what others own there cannot be removed
+    (folder / f"{key}-kept.lock").touch(0o600)
+    said = stranger()
+    assert said.startswith("InputError cannot write") and ".lock" in said and "free some space" not in said
+    (folder / f"{key}-kept.lock").unlink()
     before = os.umask(0o077)
     packed(encoded([plain(1), plain(2)]))
     os.umask(before)
