@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 from pictures import encode, encoded, huge
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
-from twinblock.data.decode import decode, quiet
+from twinblock.data.decode import decode, quiet, upright_size
 from twinblock.data.store import packed
 
 
@@ -93,3 +94,17 @@ def test_a_postscript_file_is_not_interpreted():
 def test_pillow_warnings_are_quiet_but_too_many_pixels_are_an_error():
     with quiet(), pytest.raises((Image.DecompressionBombError, Image.DecompressionBombWarning)):
         decode(huge(), 8, 8)
+
+
+@pytest.mark.parametrize("beside", ["profile", "text before", "long text"])
+def test_a_png_with_much_beside_its_pixels_is_sound(beside, tmp_path):
+    info = PngInfo()
+    if beside != "profile":
+        info.add_text("workflow", "x" * 2**21, zip=beside == "text before")
+    pixels = np.random.default_rng(0).integers(0, 256, (9, 7, 3), np.uint8)
+    options = {"icc_profile": bytes(2**21)} if beside == "profile" else {"pnginfo": info}
+    file = encode(pixels, **options)
+    (tmp_path / "a.png").write_bytes(file)
+    for given in (file, str(tmp_path / "a.png")):
+        assert np.array_equal(decode(given, 9, 7)[0], pixels)
+        assert upright_size(given, 128) == (7, 9)

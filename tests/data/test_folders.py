@@ -1,5 +1,6 @@
 """Folders of images, and names that are no source."""
 
+import errno
 import os
 from pathlib import Path
 
@@ -218,9 +219,20 @@ def test_a_missing_folder_is_one_line(path):
 
 
 def test_a_file_is_not_a_source(tmp_path):
-    put(tmp_path, "a.png")
+    (tmp_path / "a.txt").touch()
     with pytest.raises(InputError, match="give the folder"):
-        load(str(tmp_path / "a.png"))
+        load(str(tmp_path / "a.txt"))
+
+
+def test_an_image_file_is_a_set_of_one(tmp_path):
+    put(tmp_path, "a.PNG", 7)
+    images = load(str(tmp_path / "a.PNG"))
+    assert (values(images), list(images.names), images.labels) == ([7], ["a.PNG"], None)
+    assert load(str(tmp_path / "a.PNG"), split="test") is None
+    (tmp_path / "b.png").write_bytes(b"no image")
+    with pytest.raises(InputError, match="1 of 1 images cannot be read") as error:
+        load(str(tmp_path / "b.png"))
+    one_line(error)
 
 
 @pytest.mark.parametrize(
@@ -230,4 +242,128 @@ def test_a_file_is_not_a_source(tmp_path):
 def test_a_misspelt_name_names_the_nearest(typed, meant):
     with pytest.raises(InputError, match=f"'{meant}'.*folder.*Hugging Face") as error:
         load(typed)
+    one_line(error)
+
+
+# ---- what folders' names mean, and what is left out
+
+
+@pytest.mark.parametrize(
+    ("train", "test"),
+    [("train2017", "val2017"), ("Training", "Testing"), ("TRAIN", "VAL"), ("train_images", "test_images")],
+)
+def test_splits_of_other_usual_names_are_no_classes(photos, train, test, caplog):
+    put(photos, f"{train}/0.png", 1)
+    put(photos, f"{test}/0.png", 2)
+    put(photos, "unlabeled2017/0.png", 3)
+    put(photos, "annotations/notes.txt/0.bmp", 4)
+    images, held_out = load(str(photos)), load(str(photos), split="test")
+    assert (values(images), images.labels, images.classes_from) == ([1], None, None)
+    assert (values(held_out), held_out.labels) == ([2], None)
+    (line,) = caplog.messages
+    assert f"{train} is for training, {test} for testing; annotations, unlabeled2017 left out" in line
+
+
+def test_classes_inside_of_splits_of_other_names_are_classes(photos):
+    for name in ("Training/cat/0.png", "Training/dog/0.png", "Testing/dog/1.png"):
+        put(photos, name)
+    images, held_out = load(str(photos)), load(str(photos), split="test")
+    assert images.classes == held_out.classes == ("cat", "dog")
+    assert images.classes_from == "2 top folders of Training: cat, dog"
+    assert held_out.labels.tolist() == [1]
+
+
+def test_folders_that_are_named_as_splits_but_none_for_training_are_no_classes(photos, caplog):
+    for name in ("test/0.png", "unlabeled/0.png"):
+        put(photos, name)
+    assert load(str(photos)).labels is None
+    assert "test, unlabeled are named as splits" in caplog.text
+
+
+def test_two_folders_for_training_are_one_line(photos):
+    for name in ("train2014/0.png", "train2017/0.png", "val2017/0.png"):
+        put(photos, name)
+    with pytest.raises(InputError, match=r"several folders for training \(train2014, train2017\)") as error:
+        load(str(photos))
+    one_line(error)
+
+
+@pytest.mark.parametrize("name", ["trainer", "train1", "valley", "testbed", "contest", "training_wheels"])
+def test_names_that_only_begin_as_splits_are_classes(photos, name):
+    put(photos, f"{name}/0.png")
+    put(photos, "bus/0.png")
+    assert load(str(photos)).classes == tuple(sorted(("bus", name)))
+
+
+def test_where_labels_come_from_is_said(photos):
+    for site in range(5):
+        put(photos, f"cam{site:02}/0.png")
+    assert load(str(photos)).classes_from == "5 top folders: cam00, cam01, cam02, ..."
+
+
+def test_the_same_test_images_beside_other_classes_get_other_labels(tmp_path):
+    """Names, sizes, times and content of the test images agree."""
+    for name, classes in (("two", "bc"), ("three", "abc")):
+        for kind in classes:
+            put(tmp_path, f"{name}/train/{kind}/0.png")
+        put(tmp_path, f"{name}/test/c/0.png", 9)
+        os.utime(tmp_path / name / "test/c/0.png", ns=(0, 0))
+    assert load(str(tmp_path / "two"), split="test").labels.tolist() == [1]
+    assert load(str(tmp_path / "three"), split="test").labels.tolist() == [2]
+
+
+def test_the_folder_of_a_run_is_no_data(photos, caplog):
+    for name in ("cat/0.png", "dog/0.png", "runs/simclr/curves.png", "runs/simclr/checkpoint/a.png"):
+        put(photos, name)
+    (photos / "runs/simclr/config.yaml").touch()
+    for _ in range(2):
+        images = load(str(photos))
+        assert (len(images), images.classes) == (2, ("cat", "dog"))
+    (line,) = caplog.messages
+    assert "left out: runs/simclr" in line
+
+
+def test_a_run_beside_the_only_split_does_not_hide_it(photos):
+    for name in ("train/cat/0.png", "train/dog/0.png", "runs/a/curves.png"):
+        put(photos, name)
+    (photos / "runs/a/config.yaml").touch()
+    (photos / "runs/a/metrics.jsonl").touch()
+    assert load(str(photos)).classes == ("cat", "dog")
+
+
+def test_files_of_formats_that_are_not_read_are_counted(photos, caplog):
+    put(photos, "a.png", 1)
+    for name in ("b.HEIC", "c.heic", "d.CR2", "scan.nii.gz", "notes.txt"):
+        (photos / name).touch()
+    for _ in range(2):  # packed, and from the cache
+        load(str(photos))
+    (line,) = caplog.messages
+    assert "2 .heic files, 1 .cr2 files, 1 .nii files are not read; convert them" in line
+
+
+def test_a_folder_of_such_files_alone_names_them(photos):
+    (photos / "a.dcm").touch()
+    with pytest.raises(InputError, match=r"no image files in .*, but 1 \.dcm files: convert them") as error:
+        load(str(photos))
+    one_line(error)
+
+
+def test_a_folder_named_as_a_built_in_set_is_mentioned(photos, monkeypatch, caplog):
+    monkeypatch.chdir(photos)
+    put(photos, "photodigits/a.png", 7)
+    assert len(load("photodigits")) == 5752
+    assert "write ./photodigits" in caplog.text
+    assert values(load("./photodigits")) == [7]
+
+
+@pytest.mark.parametrize("function", ["stat", "listdir"])
+def test_a_folder_that_may_not_be_entered_or_listed_is_one_line(photos, monkeypatch, function):
+    put(photos, "a.png")
+
+    def refuse(*_, **__):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(photos))
+
+    monkeypatch.setattr(os, function, refuse)
+    with pytest.raises(InputError, match=r"(may not be entered|cannot list the folder) .Permission denied.") as error:
+        load(str(photos))
     one_line(error)

@@ -83,6 +83,34 @@ def test_the_image_column_is_the_one_of_a_usual_name(tmp_path, name):
         assert values(load(str(tmp_path / kind))) == [2, 3]
 
 
+def test_the_column_that_is_taken_among_several_is_said(tmp_path, caplog):
+    write_parquet(tmp_path / "train.parquet", {"mask": cells(1, 1), "image": cells(2, 3), "label": [0, 1]})
+    images = load(str(tmp_path))
+    assert (values(images), images.classes_from) == ([2, 3], "column label")
+    assert "the images of column image are used, not mask" in caplog.text
+
+
+def test_several_columns_of_images_of_which_none_has_a_usual_name_are_one_line(tmp_path):
+    declared = {"mask": {"_type": "Image"}, "scan": {"_type": "Image"}}
+    write_parquet(tmp_path / "structs" / "train.parquet", {"mask": cells(1, 1), "scan": cells(2, 3)})
+    write_parquet(tmp_path / "bytes" / "train.parquet", {"mask": [plain(1)], "scan": [plain(2)]})
+    write_parquet(tmp_path / "declared" / "train.parquet", {"mask": cells(1, 1), "scan": cells(2, 3)}, declared)
+    for kind in ("structs", "bytes", "declared"):
+        with pytest.raises(InputError, match=r"several columns may hold images \(mask, scan\); rename") as error:
+            load(str(tmp_path / kind))
+        one_line(error)
+    write_parquet(
+        tmp_path / "one" / "train.parquet", {"mask": cells(1, 1), "scan": cells(2, 3)}, {"scan": NAMED["image"]}
+    )
+    assert values(load(str(tmp_path / "one"))) == [2, 3]
+
+
+def test_labels_that_are_floats_are_mentioned(tmp_path, caplog):
+    write_parquet(tmp_path / "train.parquet", {"image": cells(1, 2), "label": [0.0, 1.0]})
+    assert load(str(tmp_path)).labels is None
+    assert "column label holds floats and is not used" in caplog.text
+
+
 def test_names_and_truth_values_become_classes(tmp_path):
     pa = pytest.importorskip("pyarrow")
     names = ["dog", None, "cat", "a\nb"]

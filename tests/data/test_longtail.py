@@ -29,6 +29,11 @@ def test_counts_are_the_published_ones(golden):
     assert counts(500, 3, 1).tolist() == [500, 500, 500]
 
 
+def test_a_count_that_is_whole_is_not_rounded_down():
+    assert 49 * 49.0**-1 < 1  # in floating point
+    assert counts(49, 2, 49).tolist() == [49, 1]
+
+
 def test_a_subset_has_those_counts_in_an_order_of_the_split():
     spec = LongTail(imbalance=100, split=0)
     rows = subset(LABELS, spec)
@@ -39,6 +44,12 @@ def test_a_subset_has_those_counts_in_an_order_of_the_split():
     assert sorted(orders[2]) == sorted(counts(500, 10, 100).tolist())
     other = subset(LABELS, spec.model_copy(update={"seed": 1}))
     assert len(other) == len(rows) and len(np.intersect1d(rows, other)) < len(rows)
+
+
+def test_every_class_has_an_order_of_its_own():
+    first, second = longtail.by_class(np.repeat([0, 1], 50), seed=0)
+    assert sorted(first) == list(range(50)) and sorted(second) == list(range(50, 100))
+    assert (first != second - 50).any()
 
 
 def test_the_few_lie_in_the_tail_and_in_the_balanced_twin():
@@ -72,6 +83,17 @@ def test_a_list_is_used_as_it_is_and_a_tail_is_cut_from_it(tmp_path, source):
     found = training(data)
     assert len(found) == counts(int(np.bincount(source.labels[:150]).min()), 3, 10).sum()
     assert len(training(whole(data))) == 300
+
+
+def test_a_list_of_numbers_that_would_mean_other_images_is_one_line(tmp_path, source, monkeypatch):
+    """A file that cannot be read is left out, and the numbers of those behind it are less by one."""
+    (tmp_path / "list.txt").write_text("5\n")
+    skipping = replace(source, skipped=(("a.png", "empty file"),))
+    monkeypatch.setattr(training_module, "load", lambda *_: skipping)
+    with pytest.raises(InputError, match="1 files of photos/ could not be read") as error:
+        training(Data(source="photos/", indices=str(tmp_path / "list.txt")))
+    assert "\n" not in str(error.value)
+    assert len(training(Data(source="photos/"))) == 300
 
 
 def bad_lists(folder):

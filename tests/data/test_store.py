@@ -1,14 +1,22 @@
 """Packing and caching of images."""
 
+import errno
+import fcntl
+import os
+import pwd
 import subprocess
 import sys
+import tempfile
 import threading
 import time
+import zlib
 from collections import namedtuple
+from pathlib import Path
 
 import numpy as np
 import pytest
-from pictures import encode, encoded, huge, plain, truncated
+import torch
+from pictures import encode, encoded, huge, one_line, plain, truncated, values
 
 from twinblock.core import console as report
 from twinblock.core.errors import InputError
@@ -35,6 +43,14 @@ def test_a_batch_of_a_memory_map_can_be_written_to():
     batch += 1
     assert batch.unique().tolist() == [10]
     assert images.pixels[1, 0, 0, 0] == 9
+
+
+def test_what_a_terminal_shows_of_images_and_names_is_short():
+    images = packed(encoded([plain(1)] * 500, labels=[0, 1] * 250))
+    assert repr(images) == "Images(some: 500 of 8 x 8, 2 classes)"
+    assert repr(images.names) == "Names('000.png', '001.png', '002.png', ... 500)"
+    assert repr(Names.of(["a"])) == "Names('a')"
+    assert repr(Images(images.pixels)) == "Images(unnamed: 500 of 8 x 8, no labels)"
 
 
 # ---- stored size
@@ -135,6 +151,8 @@ def test_names_are_read_as_they_are_looked_at():
     assert (len(names), names[-1], names[np.int64(1)]) == (6, "日本.png", "a\nb.png")
     assert list(names[np.array([5, 0, 5])]) == ["日本.png", "é.png", "日本.png"]
     assert list(names[1:3]) == NAMES[1:3]
+    assert names[torch.tensor(5)] == names[np.array(5)] == "日本.png"
+    assert list(names[torch.tensor([5, 0])]) == list(names[[5, 0]]) == ["日本.png", "é.png"]
     with pytest.raises(IndexError):
         names[6]
 
@@ -177,28 +195,113 @@ def test_labels_that_are_all_unknown_are_no_labels():
     assert images.classes is None
 
 
-@pytest.mark.parametrize("victim", ["pixels.u8", "meta.json", "labels.npy", "names.u8", "names.npy"])
-def test_a_damaged_store_is_made_again(cache, victim):
-    source = encoded([plain(1), plain(2)])
+FILES = ("pixels.u8", "meta.json", "labels.npy", "aspect.npy", "sums.npy", "names.u8", "names.npy")
+
+
+@pytest.mark.parametrize("victim", FILES)
+@pytest.mark.parametrize("damage", ["cut", "flipped", "zeroed", "longer", "empty", "gone"])
+def test_a_damaged_store_is_made_again_and_this_is_said(cache, victim, damage, caplog):
+    source = encoded([plain(1), plain(2), plain(3)], labels=[1, 0, 1])
     packed(source)
     (path,) = cache.glob(f"*/{victim}")
-    path.write_bytes(path.read_bytes()[:-5])
+    content = path.read_bytes()
+    middle = len(content) * 2 // 3
+    flipped = content[:middle] + bytes([content[middle] ^ 4]) + content[middle + 1 :]
+    bad = {"cut": content[:-1], "flipped": flipped, "zeroed": bytes(len(content)), "longer": content * 2, "empty": b""}
+    path.write_bytes(bad[damage]) if damage in bad else path.unlink()
+    caplog.clear()
     images = packed(source)
-    assert images.pixels[:, 0, 0, 0].tolist() == [1, 2]
-    assert list(images.names) == ["000.png", "001.png"]
+    assert (values(images), images.labels.tolist()) == ([1, 2, 3], [1, 0, 1])
+    assert list(images.names) == ["000.png", "001.png", "002.png"]
+    (line,) = caplog.messages
+    assert "damaged" in line and "anew" in line
+    packed(source)
+    assert len(caplog.messages) == 1
 
 
-def test_stores_of_an_older_format_are_left_alone(cache, monkeypatch):
+@pytest.mark.parametrize(
+    "content", ["[]", "null", "{}", "3", "[" * 100_000, '{"shape": null, "skipped": null}', "\x00"]
+)
+def test_a_store_whose_facts_are_nonsense_is_made_again(cache, content):
+    source = encoded([plain(1), plain(2)])
+    packed(source)
+    (path,) = cache.glob("*/meta.json")
+    path.write_text(content)
+    assert values(packed(source)) == [1, 2]
+
+
+def test_labels_of_another_length_or_type_are_never_used(cache):
+    source = encoded([plain(1), plain(2)], labels=[0, 1])
+    for labels in (np.zeros(5, np.int64), np.zeros(2), np.array(["a", "b"]), np.zeros((2, 2), np.int64)):
+        packed(source)
+        (path,) = cache.glob("*/labels.npy")
+        np.save(path, labels)
+        assert packed(source).labels.tolist() == [0, 1]
+
+
+def test_damage_that_the_opening_missed_ends_at_its_first_use_and_the_next_start_packs_anew(cache, monkeypatch):
+    monkeypatch.setattr(store, "OPENED", 0)  # as in a store that is larger than what is compared then
+    source = encoded([plain(i) for i in range(9)])
+    packed(source)
+    (path,) = cache.glob("*/pixels.u8")
+    content = bytearray(path.read_bytes())
+    content[192 * 5 + 100] ^= 1
+    path.write_bytes(content)
+    images = packed(source)
+    assert images.batch([4, 6]).shape == (2, 8, 8, 3)
+    part = take(images, np.array([8, 5]))
+    with pytest.raises(InputError, match=r"packed image 5 in .* is damaged.*packs all anew") as error:
+        part.batch([1])
+    one_line(error)
+    assert packed(source).batch([5])[0, 0, 0, 0] == 5
+
+
+def test_an_image_is_compared_once(monkeypatch):
+    images = packed(encoded([plain(i) for i in range(9)]))
+    images.check.seen[:] = False
+    sums = []
+    monkeypatch.setattr(store, "crc32", lambda data: sums.append(1) or zlib.crc32(data))
+    for _ in range(3):
+        images.batch([2, 7])
+    assert len(sums) == 2
+
+
+def test_pixels_are_on_the_disk_before_the_store_has_its_name(cache, monkeypatch):
+    synced, fsync = [], store.os.fsync
+
+    def record(handle):
+        synced.append(
+            (os.readlink(f"/proc/self/fd/{handle}"), os.fstat(handle).st_size, len(list(cache.glob("*-kept"))))
+        )
+        fsync(handle)
+
+    monkeypatch.setattr(store.os, "fsync", record)
+    packed(encoded([plain(1), plain(2)]))
+    ((name, size, stores),) = synced
+    assert name.endswith("pixels.u8") and (size, stores) == (2 * 192, 0)
+
+
+def test_chunks_of_many_decoders_stay_in_order():
+    images = packed(encoded([np.full((120, 120, 3), i % 256, np.uint8) for i in range(1500)], labels=list(range(1500))))
+    assert images.labels.tolist() == list(range(1500))
+    assert values(images) == [i % 256 for i in range(1500)]
+    assert list(images.names[-2:]) == ["1498.png", "1499.png"]
+
+
+def test_a_store_without_names_has_none(cache):
+    (cache / "a").mkdir(parents=True)
+    with store.Pixels(cache / "a") as out:
+        out.write(np.zeros((2, 4, 4, 3), np.uint8))
+    store.finish(cache / "a", (2, 4, 4, 3), np.array([-1, -1]), np.ones(2), [], out.sums)
+    assert store.read(cache / "a", "old", None).names is None  # as STL-10's
+
+
+def test_stores_of_an_older_format_are_left_alone(monkeypatch):
     parts = [plain(1), plain(2)]
-    monkeypatch.setattr(store, "FORMAT", 1)
+    monkeypatch.setattr(store, "FORMAT", store.FORMAT - 1)
     old = encoded(parts)
-    packed(old)
-    monkeypatch.setattr(store, "FORMAT", 2)
+    monkeypatch.undo()
     assert encoded(parts).key != old.key
-    (folder,) = cache.glob("*-kept")
-    for file in folder.glob("names.*"):
-        file.unlink()
-    assert store.read(folder, "old", None).names is None  # as STL-10's, whose images have none
 
 
 def test_an_interrupted_build_leaves_nothing(cache, monkeypatch):
@@ -290,6 +393,109 @@ def test_a_cache_that_cannot_be_written_is_one_line(tmp_path, monkeypatch):
     with pytest.raises(InputError, match=r"cannot write packed images to .*TWINBLOCK_CACHE") as error:
         packed(encoded([plain(1)]))
     assert "\n" not in str(error.value)
+
+
+# ---- other users and odd machines
+
+
+STRANGER = """
+import codecs, os, sys
+sys.path.insert(0, {tests!r})
+from pictures import encoded, plain, values
+from twinblock.data.store import packed
+cache = os.environ["TWINBLOCK_CACHE"]
+os.environ["TWINBLOCK_CACHE"] = {warm!r}
+packed(encoded([plain(0)])), codecs.lookup("ascii")  # all is imported that the other user may not read
+os.environ["TWINBLOCK_CACHE"] = cache
+os.umask(0o022)
+os.setgid(65534), os.setuid(65534)
+try:
+    print(values(packed(encoded([plain(1), plain(2)]))))
+except Exception as error:
+    print(type(error).__name__, error)
+"""
+
+
+@pytest.fixture
+def shared(monkeypatch, tmp_path):
+    """A cache that anybody may write to, and what the images are for another user."""
+    if os.geteuid() != 0:
+        pytest.skip("only root can be another user")
+    with tempfile.TemporaryDirectory() as folder:
+        os.chmod(folder, 0o777)
+        monkeypatch.setenv("TWINBLOCK_CACHE", folder)
+
+        def stranger() -> str:
+            code = STRANGER.format(tests=str(Path(__file__).parents[1]), warm=str(tmp_path))
+            run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd="/")
+            return (run.stdout + run.stderr).strip()
+
+        yield Path(folder), stranger
+
+
+def test_what_a_killed_build_of_another_user_left_is_no_hindrance(shared):
+    folder, stranger = shared
+    key = encoded([plain(1), plain(2)]).key
+    for name in (f"{key}-kept.0000.tmp", "other-kept.0000.tmp"):
+        (folder / name).mkdir(mode=0o700)
+    (folder / "other-kept.lock").touch(0o600)
+    with store.locked(folder / f"{key}-kept.lock"):
+        pass
+    assert stranger() == "[1, 2]"
+
+
+def test_what_another_user_keeps_private_is_one_line(shared):
+    folder, stranger = shared
+    key = encoded([plain(1), plain(2)]).key
+    folder.chmod(0o1777)  # what others own there cannot be removed
+    (folder / f"{key}-kept.lock").touch(0o600)
+    said = stranger()
+    assert said.startswith("InputError cannot write") and ".lock" in said and "free some space" not in said
+    (folder / f"{key}-kept.lock").unlink()
+    before = os.umask(0o077)
+    packed(encoded([plain(1), plain(2)]))
+    os.umask(before)
+    said = stranger()
+    assert said.startswith("InputError packed images in") and "may not be read (Permission denied)" in said
+    assert "\n" not in said
+
+
+def test_without_a_home_one_line_names_the_variable(monkeypatch):
+    def unknown(_):
+        raise KeyError
+
+    for name in ("HOME", "TWINBLOCK_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(pwd, "getpwuid", unknown)
+    with pytest.raises(InputError, match=r"no home folder.*set TWINBLOCK_CACHE") as error:
+        packed(encoded([plain(1)]))
+    one_line(error)
+
+
+@pytest.mark.parametrize("code", [errno.ENOSYS, errno.ENOLCK])
+def test_a_file_system_without_locks_is_said_once_and_works(code, monkeypatch, caplog, cache):
+    def refuse(*_):
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    for i in range(2):
+        assert values(packed(encoded([plain(i), plain(2)]))) == [i, 2]
+    assert [message for message in caplog.messages if "cannot lock" in message] == caplog.messages
+    assert len(caplog.messages) == 1
+    with store.locked(cache / "a.lock"), pytest.raises(store.Timeout), store.locked(cache / "a.lock", blocking=False):
+        pass
+
+
+def test_only_a_full_disk_is_told_to_be_emptied(monkeypatch):
+    for code, words in ((errno.ENOSPC, "free some space"), (errno.EROFS, "set TWINBLOCK_CACHE")):
+
+        def fail(*_, code=code):
+            raise OSError(code, os.strerror(code))
+
+        monkeypatch.setattr(store, "_pack", fail)
+        with pytest.raises(InputError, match=words) as error:
+            packed(encoded([plain(1)]))
+        assert ("free" in one_line(error)) == (code == errno.ENOSPC)
 
 
 def test_progress_shows_only_where_it_takes_long(capsys, monkeypatch):

@@ -1,6 +1,6 @@
 """Images in memory maps: where they come from (`load`) and how batches leave (`Images.batch`)."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from hashlib import blake2b
 from typing import Any, Literal
@@ -19,7 +19,7 @@ class Names(Sequence[str]):
     """The names of images, each decoded when it is looked at: a million of them may lie in a mapped file.
 
     `text` holds all in UTF-8; name i is `text[starts[i] : ends[i]]`. Bytes of a file's name that are no UTF-8 become
-    lone surrogates, as `os.fsdecode` has it. `names[rows]` are the names of these rows.
+    lone surrogates, as `os.fsdecode` has it. `names[rows]` are the names of these rows (slice, list, array, tensor).
     """
 
     def __init__(self, text: UInt8[np.ndarray, " b"], starts: Int[np.ndarray, " n"], ends: Int[np.ndarray, " n"]):
@@ -36,9 +36,16 @@ class Names(Sequence[str]):
         return len(self.ends)
 
     def __getitem__(self, i: Any) -> Any:
-        if isinstance(i, int | np.integer):
-            return self.text[self.starts[i] : self.ends[i]].tobytes().decode("utf-8", "surrogateescape")
-        return Names(self.text, self.starts[i], self.ends[i])
+        i = i if isinstance(i, slice) else np.asarray(i)
+        starts, ends = self.starts[i], self.ends[i]
+        if np.ndim(starts) == 0:
+            return self.text[starts:ends].tobytes().decode("utf-8", "surrogateescape")
+        return Names(self.text, starts, ends)
+
+    def __repr__(self) -> str:
+        """The first names: `Names('a.png', 'b.png', ... 500)`."""
+        shown = ", ".join(map(repr, self[:3]))
+        return f"Names({shown}{f', ... {len(self)}' * (len(self) > 3)})"
 
 
 @dataclass(frozen=True)
@@ -49,6 +56,8 @@ class Images:
     `aspect` is the original width / height where pixels were squashed, None where they are undistorted.
     An image of label -1 has none. `names`: of files, relative to the folder of the source; of rows of a table, which
     row; None where images have none. `skipped` lists (name, reason) of the files that could not be read.
+    `classes_from` says what the labels are: "2 top folders: cat, dog", "column label", "the labels given".
+    `check(rows, pixels)` raises InputError where stored images are damaged; `batch` calls it.
     """
 
     pixels: np.ndarray  # (stored, h, w, 3) uint8
@@ -59,7 +68,14 @@ class Images:
     names: Names | None = None
     skipped: tuple[tuple[str, str], ...] = ()
     rows: np.ndarray | None = None  # (n,) int64
-    classes_from: str | None = None  # what the labels are: "the top folders cat, dog", "column label", None: unknown
+    classes_from: str | None = None
+    check: Callable[[np.ndarray, np.ndarray], None] | None = None
+
+    def __repr__(self) -> str:
+        """`Images(photos: 500 of 32 x 32, 10 classes)`."""
+        height, width = self.pixels.shape[1:3]
+        classes = "no labels" if self.labels is None else f"{self.labels.max() + 1} classes"
+        return f"Images({self.name or 'unnamed'}: {len(self)} of {width} x {height}, {classes})"
 
     def __len__(self) -> int:
         return len(self.pixels if self.rows is None else self.rows)
@@ -78,7 +94,11 @@ class Images:
     def batch(self, index: Sequence[int] | np.ndarray | Tensor) -> UInt8[Tensor, "n h w c"]:
         """The images at these places, copied."""
         index = np.asarray(index, dtype=np.int64)
-        return torch.from_numpy(np.take(self.pixels, index if self.rows is None else self.rows[index], axis=0))
+        rows = index if self.rows is None else self.rows[index]
+        pixels = np.take(self.pixels, rows, axis=0)
+        if self.check is not None:
+            self.check(rows, pixels)
+        return torch.from_numpy(pixels)
 
     def aspects(self, index: Sequence[int] | np.ndarray | Tensor) -> Float[Tensor, " n"] | None:
         """`aspect` of the images at these places, as views take it."""

@@ -25,6 +25,31 @@ _TURN = {
 
 def decode(file: File, height: int, width: int) -> tuple[np.ndarray, float]:
     """(height, width, 3) uint8 pixels and the true width / height; raises anything for an unreadable file."""
+    try:
+        return _decode(file, height, width)
+    except ValueError as error:
+        if "MAX_TEXT" not in str(error):  # Pillow's limit for profiles and texts in a PNG, which no pixel needs
+            raise
+        return _decode(_bare_png(file), height, width)
+
+
+def _bare_png(file: File) -> bytes:
+    """A PNG file without its colour profile and its texts."""
+    if isinstance(file, str):
+        with open(file, "rb") as opened:
+            data = opened.read()
+    else:
+        data = bytes(file)
+    parts, at = [data[:8]], 8
+    while at < len(data):
+        end = at + 12 + int.from_bytes(data[at : at + 4], "big")
+        if data[at + 4 : at + 8] not in (b"iCCP", b"iTXt", b"tEXt", b"zTXt"):
+            parts.append(data[at:end])
+        at = end
+    return b"".join(parts)
+
+
+def _decode(file: File, height: int, width: int) -> tuple[np.ndarray, float]:
     with _open(file) as image:
         aspect = image.width / image.height
         # A large JPEG decodes faster at a reduced scale; with this margin pixels change by 3 levels at most.
@@ -41,7 +66,13 @@ def decode(file: File, height: int, width: int) -> tuple[np.ndarray, float]:
 
 def upright_size(file: File, small: int) -> tuple[int, int]:
     """Width and height from the header; an image of more than `small` pixels a side is not turned upright."""
-    with _open(file) as image:
+    try:
+        image = _open(file)
+    except ValueError as error:
+        if "MAX_TEXT" not in str(error):
+            raise
+        image = _open(_bare_png(file))
+    with image:
         width, height = image.size
         turned = max(width, height) <= small and _orientation(image) >= 5
     return (height, width) if turned else (width, height)

@@ -5,14 +5,14 @@ import os
 import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from twinblock.core.errors import InputError
 from twinblock.data.decode import File, printable
-from twinblock.data.store import Encoded, Item, digest
+from twinblock.data.store import Encoded, Item, digest, say_once
 
 TESTS = ("test", "validation", "valid", "val")  # names of a held-out split, the preferred one first
 IMAGES = ("image", "img", "images", "picture", "photo", "jpg", "jpeg", "png", "webp")  # usual names, best first
@@ -32,6 +32,8 @@ class Columns:
     label: str | None
     classes: tuple[str, ...] | None
     text: bool
+    others: tuple[str, ...] = field(default=(), compare=False)  # more columns that may hold images
+    floats: str | None = field(default=None, compare=False)  # a column named as labels are, of floats
 
     def names(self) -> list[str]:
         return [name for name in (self.image, self.label) if name]
@@ -58,7 +60,7 @@ def hold_images(source: str, files: dict[str, list[Path]]) -> bool:
     """Whether any of these parquet files has a column of images."""
     pq = _pyarrow(source)
     with _readable(source):
-        return any(_columns(pq.read_schema(path)).image for paths in files.values() for path in paths)
+        return any(_image_columns(pq.read_schema(path)) for paths in files.values() for path in paths)
 
 
 def _pyarrow(source: str) -> Any:
@@ -205,18 +207,27 @@ def _encoded(
                     yield _file(cell, folder)
 
     key = digest(name, columns.names(), classes, marks[name])
-    return Encoded(source, key, counts[name], items, sample, classes)
+    return Encoded(source, key, counts[name], items, sample, classes, f"column {printable(columns.label or '')}")
 
 
 def _agreed(source: str, schemas: dict[str, Any]) -> Columns:
     """The columns of all files of a split. Raises InputError where they hold no images, or differ."""
     first, *others = schemas
     columns = _columns(schemas[first])
+    if columns.image is None and columns.others:
+        raise InputError(
+            f"data source {source!r}: several columns may hold images ({printable(', '.join(columns.others))}); rename "
+            'the one to train on to "image", or remove the others'
+        )
     if columns.image is None:
         raise InputError(
             f"data source {source!r}: no column holds images; the columns of {printable(first)} are "
             f"{printable(', '.join(schemas[first].names))}"
         )
+    if columns.others:
+        say_once(f"{source}: the images of column {columns.image} are used, not {printable(', '.join(columns.others))}")
+    if columns.floats:
+        say_once(f"{source}: column {columns.floats} holds floats and is not used; labels are whole numbers or text")
     for file in others:
         if _columns(schemas[file]) != columns:
             raise InputError(
@@ -231,15 +242,7 @@ def _columns(schema: Any) -> Columns:
     """By the types that `datasets` writes beside the schema, else by Arrow's types and usual names."""
     from pyarrow import types
 
-    try:
-        kinds = json.loads(schema.metadata[b"huggingface"])["info"]["features"]
-    except (TypeError, KeyError, ValueError):
-        kinds = {}
-    kinds = {name: kind if isinstance(kind, dict) else {} for name, kind in kinds.items()}
-    declared = [name for name in schema.names if kinds.get(name, {}).get("_type") == "Image"]
-    structs = [f.name for f in schema if types.is_struct(f.type) and f.type.get_field_index("bytes") >= 0]
-    binary = [f.name for f in schema if types.is_binary(f.type) or types.is_large_binary(f.type)]
-    images = declared or structs + binary
+    kinds = _kinds(schema)
     plain = {f.name: f.type.value_type if types.is_dictionary(f.type) else f.type for f in schema}
     numbers = [name for name, kind in plain.items() if types.is_integer(kind)]
     text = [
@@ -250,13 +253,41 @@ def _columns(schema: Any) -> Columns:
     named = [name for name in numbers if kinds.get(name, {}).get("_type") == "ClassLabel"]
     usual = _usual(numbers + text, LABELS)
     label = next(iter([name for name in usual if name in named] + named + usual), None)
-    classes = kinds.get(label, {}).get("names")
+    floats = _usual([name for name, kind in plain.items() if types.is_floating(kind)], LABELS) if label is None else []
+    classes = kinds.get(label, {}).get("names") if label else None
+    images = _image_columns(schema)
+    best = _usual(images, IMAGES) or (images if len(images) == 1 else [])
     return Columns(
-        next(iter(_usual(images, IMAGES) + images), None),
+        best[0] if best else None,
         label,
         tuple(map(printable, classes)) if classes else None,
         label in text,
+        tuple(name for name in images if name not in best[:1]),
+        floats[0] if floats else None,
     )
+
+
+def _kinds(schema: Any) -> dict[str, dict]:
+    """What `datasets` declares of each column, if it wrote the file."""
+    try:
+        kinds = json.loads(schema.metadata[b"huggingface"])["info"]["features"]
+    except (TypeError, KeyError, ValueError):
+        kinds = {}
+    return {name: kind if isinstance(kind, dict) else {} for name, kind in kinds.items()}
+
+
+def _image_columns(schema: Any) -> list[str]:
+    """The columns that may hold images: those declared so; else structs with bytes, and columns of bytes where there
+    are none or they have a usual name.
+    """
+    from pyarrow import types
+
+    kinds = _kinds(schema)
+    if declared := [name for name in schema.names if kinds.get(name, {}).get("_type") == "Image"]:
+        return declared
+    structs = [f.name for f in schema if types.is_struct(f.type) and f.type.get_field_index("bytes") >= 0]
+    binary = [f.name for f in schema if types.is_binary(f.type) or types.is_large_binary(f.type)]
+    return structs + (_usual(binary, IMAGES) if structs else binary)
 
 
 def _usual(names: list[str], usual: tuple[str, ...]) -> list[str]:

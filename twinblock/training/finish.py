@@ -16,7 +16,9 @@ from twinblock.runs.run import Run
 
 def headline(config: Config, images: Images, fabric) -> str:
     """The run in one line, before its first step."""
-    labels = "no labels" if images.labels is None else f"{images.labels.max() + 1} classes"
+    labels = "no labels"
+    if images.labels is not None:
+        labels = f"labels: {images.classes_from}" if images.classes_from else f"{images.labels.max() + 1} classes"
     if images.labels is not None and not config.labelled:
         labels += ", for the report only"
     if config.learner is not None:
