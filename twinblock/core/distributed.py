@@ -6,11 +6,23 @@ over processes which data-parallel training takes is the gradient of the global 
 trains at 1/W of the truth without a sign of it.
 """
 
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable
+from datetime import timedelta
+
 import torch
 import torch.distributed as dist
 from jaxtyping import Shaped
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
+
+from twinblock.core.errors import InputError, one_line
+
+LOOK_UP = 10.0  # seconds for the address of a machine
+SAY_AFTER = 5.0  # seconds of waiting before a person is told
 
 
 def rank() -> int:
@@ -45,6 +57,94 @@ def share_buffers(module: torch.nn.Module) -> None:
     if world_size() > 1:
         for buffer in module.buffers():
             dist.broadcast(buffer, 0)
+
+
+def meet(address: str, port: int, rank: int, world: int, seconds: float) -> dist.TCPStore | None:
+    """Wait until all processes of a run are at the first one's port, where their group will form; hold it till then.
+
+    Raises InputError where they cannot meet, or do not within `seconds`; a process group would wait for half an hour.
+    None where they are a group already.
+    """
+    if dist.is_initialized():
+        return None
+    place, until = f"MASTER_ADDR={address}, MASTER_PORT={port}", time.monotonic() + seconds
+    _look_up(address, place)
+    if rank == 0:
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("", port))
+            except OSError as error:
+                raise InputError(f"{place}: the port cannot be used ({error.strerror}); set another MASTER_PORT") from None
+    else:
+        _await_first(address, port, place, until)
+    try:
+        left = timedelta(seconds=max(1.0, until - time.monotonic()))
+        store = dist.TCPStore(address, port, world, rank == 0, left, wait_for_workers=False, multi_tenant=True)
+        if store.add(f"twinblock/{rank}", 1) > 1:
+            raise InputError(f"two processes have RANK={rank}: start them with torchrun, or with srun")
+        keys = [f"twinblock/{i}" for i in range(world)]
+        _wait(lambda: store.check(keys), f"the {world} processes of the run at {place}", until)
+        missing = [str(i) for i, key in enumerate(keys) if not store.check([key])]
+    except RuntimeError as error:  # of torch's stores
+        raise InputError(f"{place}: the processes of the run cannot meet there ({one_line(error)})") from None
+    if missing:
+        raise InputError(
+            f"{place}: of {world} processes, rank {', '.join(missing[:8])} did not come within {seconds:.0f} seconds: "
+            "start all of them with torchrun or srun; for one process unset WORLD_SIZE (or SLURM_STEP_NUM_TASKS)"
+        )
+    return store
+
+
+def _look_up(address: str, place: str) -> None:
+    failed: list[str] = ["no answer"]
+
+    def ask() -> None:
+        try:
+            socket.getaddrinfo(address, None)
+        except (OSError, UnicodeError) as error:
+            failed[0] = getattr(error, "strerror", None) or one_line(error)
+        else:
+            failed.clear()
+
+    thread = threading.Thread(target=ask, daemon=True)  # a name server that is silent holds it for minutes
+    thread.start()
+    thread.join(LOOK_UP)
+    if failed:
+        raise InputError(f"{place}: no machine of that name is found ({failed[0]}); give the one where RANK=0 runs")
+
+
+def _await_first(address: str, port: int, place: str, until: float) -> None:
+    last = "no answer"
+
+    def answers() -> bool:
+        nonlocal last
+        try:
+            socket.create_connection((address, port), timeout=2).close()
+        except OSError as error:
+            last = error.strerror or one_line(error)
+            return False
+        return True
+
+    if not _wait(answers, f"the first process at {place}", until):
+        raise InputError(
+            f"{place}: the first process (RANK=0) is not there ({last}): start all of them with torchrun or srun; for "
+            "one process unset WORLD_SIZE (or SLURM_STEP_NUM_TASKS)"
+        )
+
+
+def _wait(come: Callable[[], bool], what: str, until: float) -> bool:
+    """Ask again and again, and say on the error stream what is waited for; False where it does not come in time."""
+    say_at = time.monotonic() + SAY_AFTER
+    while not come():
+        now = time.monotonic()
+        if now > until:
+            return False
+        if now > say_at:
+            print(f"waiting for {what}: {until - now:.0f} seconds more", file=sys.stderr, flush=True)
+            say_at = until
+        time.sleep(0.1)
+    return True
 
 
 def lost_peer(error: Exception) -> bool:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torchvision.ops import StochasticDepth
 
 from twinblock.core.errors import InputError, first_line
+from twinblock.core.seeding import seeded
 from twinblock.nn.cuts import EMBEDDING, Cuts, cut_network, embedding
 from twinblock.nn.norms import convert_norms
 from twinblock.nn.pooling import average
@@ -96,8 +97,7 @@ def build_encoder(
     residual block or layer (`blocks`; a ViT has no other stages), or before the named modules.
     Raises InputError for names that cannot be built or cut.
     """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with seeded(seed):
         model = _create(kind, width, size)
         _leave_nothing_to_chance(model)
         if stem != "standard":

@@ -89,9 +89,9 @@ class Trainer:
                 saving = last or self.step % self.save_every == 0
                 if last:
                     rows.append(self.measure())
-                if saving or self.step == flush_at or (stop and self.fabric.world_size == 1):
+                if saving or self.step == flush_at or (self.fabric.world_size == 1 and stop.asked()):
                     self.flush(rows, losses)
-                    stopping = largest(bool(stop), self.fabric.device) > 0
+                    stopping = largest(stop.asked(), self.fabric.device) > 0
                     pace = largest((time.monotonic() - began) / (self.step - flushed), self.fabric.device)
                     flush_at = self.step + max(1, min(FLUSH_EVERY, int(PATIENCE / pace)))
                     flushed, began = self.step, time.monotonic()
