@@ -11,7 +11,10 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import Future
 from datetime import timedelta
+from functools import partial
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -75,18 +78,20 @@ def meet(address: str, port: int, rank: int, world: int, seconds: float) -> dist
             try:
                 probe.bind(("", port))
             except OSError as error:
-                raise InputError(f"{place}: the port cannot be used ({error.strerror}); set another MASTER_PORT") from None
+                raise InputError(
+                    f"{place}: the port cannot be used ({error.strerror}); set another MASTER_PORT"
+                ) from None
     else:
         _await_first(address, port, place, until)
     try:
-        left = timedelta(seconds=max(1.0, until - time.monotonic()))
-        store = dist.TCPStore(address, port, world, rank == 0, left, wait_for_workers=False, multi_tenant=True)
+        left = max(1.0, until - time.monotonic())
+        store = _within(left + 1, partial(_store, address, port, rank, world, timedelta(seconds=left)))
         if store.add(f"twinblock/{rank}", 1) > 1:
             raise InputError(f"two processes have RANK={rank}: start them with torchrun, or with srun")
         keys = [f"twinblock/{i}" for i in range(world)]
         _wait(lambda: store.check(keys), f"the {world} processes of the run at {place}", until)
         missing = [str(i) for i, key in enumerate(keys) if not store.check([key])]
-    except RuntimeError as error:  # of torch's stores
+    except (RuntimeError, TimeoutError) as error:  # of torch's stores; what listens there may be none
         raise InputError(f"{place}: the processes of the run cannot meet there ({one_line(error)})") from None
     if missing:
         raise InputError(
@@ -96,22 +101,33 @@ def meet(address: str, port: int, rank: int, world: int, seconds: float) -> dist
     return store
 
 
+def _store(address: str, port: int, rank: int, world: int, patience: timedelta) -> dist.TCPStore:
+    return dist.TCPStore(address, port, world, rank == 0, patience, wait_for_workers=False, multi_tenant=True)
+
+
 def _look_up(address: str, place: str) -> None:
-    failed: list[str] = ["no answer"]
+    try:
+        _within(LOOK_UP, lambda: socket.getaddrinfo(address, None))
+    except (OSError, UnicodeError) as error:
+        why = getattr(error, "strerror", None) or one_line(error)
+        raise InputError(f"{place}: no machine of that name is found ({why}); give the one where RANK=0 runs") from None
 
-    def ask() -> None:
+
+def _within(seconds: float, work: Callable[[], Any]) -> Any:
+    """The result of work that may not come back, such as a look-up at a silent server. Raises TimeoutError then."""
+    done = Future()
+
+    def run() -> None:
         try:
-            socket.getaddrinfo(address, None)
-        except (OSError, UnicodeError) as error:
-            failed[0] = getattr(error, "strerror", None) or one_line(error)
-        else:
-            failed.clear()
+            done.set_result(work())
+        except Exception as error:
+            done.set_exception(error)
 
-    thread = threading.Thread(target=ask, daemon=True)  # a name server that is silent holds it for minutes
-    thread.start()
-    thread.join(LOOK_UP)
-    if failed:
-        raise InputError(f"{place}: no machine of that name is found ({failed[0]}); give the one where RANK=0 runs")
+    threading.Thread(target=run, daemon=True).start()  # a thread of a pool would be waited for when the process ends
+    try:
+        return done.result(seconds)
+    except TimeoutError:
+        raise TimeoutError(f"no answer within {seconds:.0f} seconds") from None
 
 
 def _await_first(address: str, port: int, place: str, until: float) -> None:

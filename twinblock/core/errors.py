@@ -12,7 +12,7 @@ def one_line(error: BaseException | str, most: int = 120) -> str:
 first_line = one_line
 
 
-def nearest(word: object, known: Iterable[str], count: int = 1, cutoff: float = 0.5) -> list[str]:
+def nearest(word: object, known: Iterable[str], count: int = 1, cutoff: float = 0.6) -> list[str]:
     """The known words most like this one, whatever its case, best first; none where all are too different.
 
     `cutoff`: how alike at least, from 0 to 1 (difflib's ratio).
@@ -44,7 +44,11 @@ class Interrupted(Exception):
     """
 
     def __init__(self, signum: int, step: int | None):
-        done = "stopped within a step, the last checkpoint is kept" if step is None else f"stopped at step {step}, state saved"
+        done = (
+            "stopped within a step, the last checkpoint is kept"
+            if step is None
+            else f"stopped at step {step}, state saved"
+        )
         super().__init__(f"{done}; the same command goes on from there")
         self.code, self.given = 128 + signum, (signum, step)
 

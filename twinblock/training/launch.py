@@ -20,7 +20,7 @@ from twinblock.core.errors import InputError, Interrupted
 
 PATIENCE = 30.0  # seconds in which a run should come to its stop
 SHORT, GRACE = 1.4, 0.4  # seconds in which a step should end after Ctrl-C, and in which Python should after that
-TOGETHER = 40.0  # seconds between the first and the last process that start
+TOGETHER = 30.0  # seconds between the first and the last process that start
 NUMBERS = ("WORLD_SIZE", "LOCAL_WORLD_SIZE", "RANK", "LOCAL_RANK")
 ends_process = False  # whether the run may end the process: the command line's, never a notebook's
 READ = (*NUMBERS, "GROUP_RANK", "NODE_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK")  # by Lightning, as numbers
@@ -77,7 +77,7 @@ def share(config: Config, images: int, world: int) -> int:
 def _need_numbers(given: Mapping[str, str]) -> None:
     wrong = [f"{name}={given[name]!r}" for name in READ if name in given and _number(given[name]) is None]
     if wrong:
-        raise InputError(f"{', '.join(wrong)}: no whole number, as a launcher sets it; unset it, or start with torchrun")
+        raise InputError(f"{', '.join(wrong)}: no whole number, as launchers set it; unset it, or start with torchrun")
 
 
 def _number(text: str) -> int | None:

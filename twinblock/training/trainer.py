@@ -74,7 +74,8 @@ class Trainer:
         rows: list[dict[str, Any]] = []
         losses: list[Tensor] = []
         if self.fabric.is_global_zero:  # not before the run has its config: what they write would be in its way
-            self.loggers += make_loggers(self.config.train.loggers, self.run.path)
+            again_from = self.step if self.step < self.plan.total else None
+            self.loggers += make_loggers(self.config.train.loggers, self.run.path, again_from)
         self.reporter.start(self.plan.total, self.step, self.config.data.batch)
         batches = self.loader.batches(self.step, self.plan.total)
         with stop_signals() as stop, closing(batches), closing(self.reporter):
