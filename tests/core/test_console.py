@@ -22,7 +22,7 @@ def test_a_table_wraps_prose_and_cuts_no_number(columns, monkeypatch, capsys):
 
 def test_work_goes_on_where_nobody_reads_along():
     """As behind `2>&1 | head -1`: the words are lost, the training is not."""
-    code = "from twinblock.core.console import Reporter; r = Reporter(); [r.say('x' * 9999) for _ in range(99)]; print(7)"
+    code = "from twinblock.core.console import Reporter as R; r = R(); [r.say('x' * 999) for _ in '9' * 999]; print(7)"
     command = [sys.executable, "-c", code]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         process.stderr.close()

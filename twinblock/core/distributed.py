@@ -62,7 +62,7 @@ def share_buffers(module: torch.nn.Module) -> None:
             dist.broadcast(buffer, 0)
 
 
-def meet(address: str, port: int, rank: int, world: int, seconds: float) -> dist.Store | None:
+def meet(address: str, port: int, rank: int, world: int, seconds: float) -> object:
     """Wait until all processes of a run are at the first one's port, where their group will form; hold it till then.
 
     Raises InputError where they cannot meet, or do not within `seconds`; a process group would wait for half an hour.
@@ -101,7 +101,7 @@ def meet(address: str, port: int, rank: int, world: int, seconds: float) -> dist
     return store
 
 
-def _store(address: str, port: int, rank: int, world: int, patience: timedelta) -> dist.Store:
+def _store(address: str, port: int, rank: int, world: int, patience: timedelta) -> Any:
     return dist.TCPStore(address, port, world, rank == 0, patience, wait_for_workers=False, multi_tenant=True)  # pyright: ignore
 
 
