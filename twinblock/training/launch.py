@@ -20,7 +20,7 @@ from twinblock.core.errors import InputError, Interrupted
 
 PATIENCE = 30.0  # seconds in which a run should come to its stop
 SHORT, GRACE = 1.4, 0.4  # seconds in which a step should end after Ctrl-C, and in which Python should after that
-TOGETHER = 30.0  # seconds between the first and the last process that start
+TOGETHER = 60.0  # seconds between the first and the last process that start
 NUMBERS = ("WORLD_SIZE", "LOCAL_WORLD_SIZE", "RANK", "LOCAL_RANK")
 ends_process = False  # whether the run may end the process: the command line's, never a notebook's
 READ = (*NUMBERS, "GROUP_RANK", "NODE_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK")  # by Lightning, as numbers
