@@ -355,7 +355,7 @@ def test_a_run_that_may_not_be_written_is_measured_all_the_same(monkeypatch, cap
         raise InputError(f"cannot write {self.path / name}: Permission denied")
 
     monkeypatch.setattr(Run, "write", refuse)
-    code, out, error = call(monkeypatch, capsys, "evaluate", run.path)
+    code, out, _ = call(monkeypatch, capsys, "evaluate", run.path)
     assert code == 0 and "untrained encoder" in out
     assert run.evaluation is None
     code, _, _ = call(monkeypatch, capsys, "embed", run.path, f"out={tmp_path / 'mine.npz'}")

@@ -72,7 +72,7 @@ finally:
 
 
 def test_a_logger_that_cannot_start_is_one_line_and_the_same_folder_trains_without_it(tmp_path, monkeypatch):
-    def broken(path):
+    def broken(path, again_from):
         (path / "tensorboard").mkdir()
         raise RuntimeError("no key\nmore")
 

@@ -1,5 +1,6 @@
 """What people look at: the progress of a run, tables, and the last line."""
 
+import io
 import os
 import sys
 import time
@@ -29,31 +30,27 @@ class ErrorStream:
     Whoever reads it may leave, as in `2>&1 | head` or with a closed terminal: the work goes on, unseen.
     """
 
-    def __init__(self):
-        self.nowhere = open(os.devnull, "w")  # noqa: SIM115
-
-    @property
-    def stream(self) -> Any:
-        return self.nowhere if sys.stderr is None else sys.stderr
-
     def __getattr__(self, name: str) -> Any:
-        return getattr(self.stream, name)
+        return getattr(sys.stderr or io.StringIO(), name)
 
     def write(self, text: str) -> int:
         try:
-            return self.stream.write(text)
+            return sys.stderr.write(text) if sys.stderr else len(text)
         except OSError:
             self.leave()
             return len(text)
 
     def flush(self) -> None:
         try:
-            self.stream.flush()
+            if sys.stderr:
+                sys.stderr.flush()
         except OSError:
             self.leave()
 
     def leave(self) -> None:
-        os.dup2(self.nowhere.fileno(), sys.stderr.fileno())
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stderr.fileno())
+        os.close(nowhere)
 
 
 class Screen(Console):
@@ -160,7 +157,7 @@ def status(losses: Sequence[float], speed: str, words: str, room: int = sys.maxs
 
 def in_notebook() -> bool:
     """Whether the output goes to a Jupyter notebook."""
-    return "ipykernel" in sys.modules and not sys.stderr.isatty()
+    return "ipykernel" in sys.modules and not ErrorStream().isatty()
 
 
 @contextmanager
