@@ -9,7 +9,9 @@ def one_line(error: BaseException | str, most: int = 120) -> str:
     return " ".join(str(error).split())[:most] or type(error).__name__
 
 
-first_line = one_line
+def first_line(error: BaseException) -> str:
+    """Only the first line of it: in errors of torch and of services a stack follows."""
+    return one_line(str(error).strip().partition("\n")[0]) if str(error).strip() else type(error).__name__
 
 
 def nearest(word: object, known: Iterable[str], count: int = 1, cutoff: float = 0.6) -> list[str]:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from twinblock.core.errors import InputError, one_line
+from twinblock.core.errors import InputError, first_line
 from twinblock.core.seeding import hashed
 
 Logger = Literal["tensorboard", "wandb"]
@@ -75,4 +75,4 @@ def tell(loggers: list[Log], rows: Iterable[Mapping[str, Any]], warn: Callable[[
 
 
 def _reason(error: Exception) -> str:
-    return (error.strerror if isinstance(error, OSError) else None) or one_line(error)
+    return (error.strerror if isinstance(error, OSError) else None) or first_line(error)
