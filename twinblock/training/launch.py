@@ -32,9 +32,18 @@ def make_fabric():
     Raises InputError, within seconds, for variables that no launcher sets so, and where the others do not come.
     """
     _need_numbers(os.environ)  # first: Lightning reads them when it is imported
-    if "WORLD_SIZE" not in os.environ:
-        os.environ |= _from_srun(os.environ)
-    world, local = _counts(os.environ)
+    of_srun = _from_srun(os.environ) if "WORLD_SIZE" not in os.environ else {}
+    added = of_srun.keys() - os.environ.keys()
+    os.environ |= of_srun
+    try:
+        return _launched(*_counts(os.environ))
+    except BaseException:
+        for name in added:
+            os.environ.pop(name, None)
+        raise
+
+
+def _launched(world: int, local: int):
     from lightning_fabric import Fabric
     from lightning_fabric.plugins.environments.lightning import LightningEnvironment
     from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvironment
