@@ -14,7 +14,7 @@ from PIL import Image
 import twinblock
 from twinblock import cli
 from twinblock.config.recipes import recipes
-from twinblock.core.errors import Interrupted
+from twinblock.core.errors import InputError, Interrupted
 from twinblock.runs import checkpoint
 from twinblock.runs.run import Run
 
@@ -310,3 +310,91 @@ def test_a_full_disk_where_the_output_goes_is_one_line(command):
     assert done.returncode == 2
     assert done.stderr.startswith("error: No space left on device: where the output goes")
     assert done.stderr.count("\n") == 1
+
+
+def test_a_picture_that_fails_leaves_a_finished_run(monkeypatch, capsys, tmp_path, photos):
+    from twinblock.runs import curves
+
+    def draw(*_):
+        raise ValueError("no such font")
+
+    monkeypatch.setattr(curves, "draw", draw)
+    out = tmp_path / "lr$0.1$^$"
+    code, _, error = call(monkeypatch, capsys, "pretrain", "simclr", f"data={photos}", f"out={out}", *SMALL)
+    assert code == 0, error
+    assert "curves.png was not drawn (no such font)" in error
+    assert Run(out).finished and (out / "encoder.safetensors").exists()
+    assert json.loads((out / "environment.json").read_text())["starts"][0]["to_step"] == 4
+
+
+def test_a_program_s_settings_neither_disturb_a_run_nor_are_changed(tmp_path, photos):
+    def weights(out):
+        overrides = [*SMALL, "train.length=2steps", "train.deterministic=true"]
+        twinblock.pretrain("simclr", data=str(photos), out=tmp_path / out, overrides=overrides, quiet=True)
+        return Run(tmp_path / out).encoder().state_dict()
+
+    usual, before = weights("a"), dict(os.environ)
+    torch.set_default_dtype(torch.float64)
+    torch.set_grad_enabled(False)
+    try:
+        disturbed = weights("b")
+        assert torch.get_default_dtype() == torch.float64 and not torch.is_grad_enabled()
+        assert not torch.are_deterministic_algorithms_enabled()
+        assert dict(os.environ) == before
+    finally:
+        torch.set_default_dtype(torch.float32)
+        torch.set_grad_enabled(True)
+    assert [name for name in usual if not torch.equal(usual[name], disturbed[name])] == []
+
+
+def test_a_run_that_may_not_be_written_is_measured_all_the_same(monkeypatch, capsys, tmp_path):
+    monkeypatch.setenv("TWINBLOCK_CACHE", str(tmp_path / "cache"))
+    run = twinblock.pretrain("simclr", out=tmp_path / "a", quiet=True, overrides=[*SMALL, "train.length=1steps"])
+
+    def refuse(self, name, content):
+        raise InputError(f"cannot write {self.path / name}: Permission denied")
+
+    monkeypatch.setattr(Run, "write", refuse)
+    code, out, _ = call(monkeypatch, capsys, "evaluate", run.path)
+    assert code == 0 and "untrained encoder" in out
+    assert run.evaluation is None
+    code, _, _ = call(monkeypatch, capsys, "embed", run.path, f"out={tmp_path / 'mine.npz'}")
+    assert code == 0 and (tmp_path / "mine.npz").exists()
+    code, _, _ = call(monkeypatch, capsys, "diagnose", run.path)
+    assert code == 0
+
+
+@pytest.mark.parametrize("command", [["recipes"], ["show", "demo"]])
+def test_a_reader_who_leaves_ends_a_command_quietly(command):
+    with subprocess.Popen(
+        [sys.executable, "-m", "twinblock", *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 141
+
+
+def test_the_help_says_where_a_run_goes_and_completion_is_offered(monkeypatch, capsys):
+    _, out, _ = call(monkeypatch, capsys, "pretrain", "--help")
+    assert "runs/RECIPE" in " ".join(out.split())
+    _, out, _ = call(monkeypatch, capsys, "--help")
+    assert "--install-completion" in out
+
+
+@pytest.mark.parametrize(
+    ("given", "ours"),
+    [
+        ("batch_size=32", "data.batch"),
+        ("data.batch-size=32", "data.batch"),
+        ("epochs=3", "train.length=10epochs"),
+        ("lr=0.1", "optim.lr"),
+        ("optim.learning_rate=0.1", "optim.lr"),
+        ("pretrained=true", "encoder.weights"),
+        ("encoder.pretrained=true", "encoder.weights"),
+        ("optim.momentun=0.9", "momentum"),
+    ],
+)
+def test_words_of_other_libraries_lead_to_ours(monkeypatch, capsys, given, ours):
+    code, _, error = call(monkeypatch, capsys, "show", "byol", given)
+    assert code == 2
+    assert f"did you mean {ours}?" in error

@@ -3,15 +3,16 @@
 import errno
 import os
 import sys
-from contextlib import suppress
 from typing import Annotated, Any
 
 import typer
 
 from twinblock import __version__
-from twinblock.core.errors import Collapsed, InputError, Interrupted
+from twinblock.core.console import say_last
+from twinblock.core.errors import Collapsed, InputError, Interrupted, one_line
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None)
+UNREAD = 128 + 13  # the exit code of a command whose reader has left, as of one that SIGPIPE ends
 Overrides = Annotated[
     list[str] | None,
     typer.Argument(metavar="[a.b=c]...", help="Fields of the run to change; `twinblock show RECIPE` prints them."),
@@ -44,11 +45,19 @@ def pretrain(
 ):
     """Pretrain an encoder, or go on where a run stopped.
 
-    For example `twinblock pretrain byol data=photos/ out=runs/a`; the same command again goes on.
+    For example `twinblock pretrain byol data=photos/ out=runs/a`; the same command again goes on. Without out=DIR the
+    run is written to runs/RECIPE, here runs/byol. Ctrl-C saves it after a step, or ends a long step and keeps the last
+    checkpoint.
     """
+    from twinblock.training import launch
     from twinblock.training.pretrain import pretrain
 
-    if pretrain(recipe, overrides=overrides or ()).failed:
+    launch.ends_process = True
+    try:
+        run = pretrain(recipe, overrides=overrides or ())
+    finally:
+        launch.ends_process = False
+    if run.failed:
         sys.exit(Collapsed.code)  # the last line has said why
 
 
@@ -207,27 +216,40 @@ def _fields(overrides: list[str] | None, *known: str) -> dict[str, Any]:
 def main() -> None:
     """Run the command line.
 
-    Exit codes: 0 done, 2 wrong input, 3 collapsed or diverged, 128 + n ended by signal n (Ctrl-C: 130).
+    Exit codes: 0 done, 2 wrong input, 3 collapsed or diverged, 128 + n ended by signal n (Ctrl-C: 130; 141: whoever
+    read the output has left).
     """
     try:
-        app()
+        try:
+            app()
+        finally:
+            if sys.stdout is not None:
+                sys.stdout.flush()
     except InputError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"error: {one_line(error, 10_000)}", file=sys.stderr)
         sys.exit(2)
     except (Interrupted, Collapsed) as stop:
-        if os.environ.get("RANK", "0") == "0":  # all processes of a run stop at the same step; one says so
-            with suppress(OSError):  # whoever read along may be gone
-                print(stop, file=sys.stderr)
+        say_last(str(stop))  # all processes of a run stop at the same step; one says so
         sys.exit(stop.code)
     except KeyboardInterrupt:
         sys.exit(130)
+    except BrokenPipeError:
+        _drop_output()
+        sys.exit(UNREAD)
+    except SystemExit as end:
+        sys.exit(UNREAD if end.code == 1 else end.code)  # typer's 1 is for this alone
     except OSError as error:
         if error.errno != errno.ENOSPC:
             raise
         where = error.filename or "where the output goes, or in the temporary folder"
         print(f"error: {error.strerror}: {where}; make room, then give the same command", file=sys.stderr)
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is still to be written there cannot be
+        _drop_output()
         sys.exit(2)
+
+
+def _drop_output() -> None:
+    """What is still to be written to the output cannot be."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,8 @@ import sys
 
 import pytest
 
-from twinblock.core.console import print_table
+from twinblock.core import console
+from twinblock.core.console import Line, Reporter, Screen, print_table, status
 
 
 @pytest.mark.parametrize("columns", ["40", "80", "200"])
@@ -22,9 +23,54 @@ def test_a_table_wraps_prose_and_cuts_no_number(columns, monkeypatch, capsys):
 
 def test_work_goes_on_where_nobody_reads_along():
     """As behind `2>&1 | head -1`: the words are lost, the training is not."""
-    code = "from twinblock.core.console import Reporter; r = R(); [r.say('x' * 9999) for _ in range(99)]; print(7)"
+    code = "from twinblock.core.console import Reporter as R; r = R(); [r.say('x' * 999) for _ in '9' * 999]; print(7)"
     command = [sys.executable, "-c", code]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         process.stderr.close()
         assert process.stdout.read() == b"7\n"
     assert process.returncode == 0
+
+
+def test_a_status_line_leaves_out_losses_first():
+    losses, speed, words = [5.912, 5.5, 5.1, 4.712], "1,234 images/s", "rank 61/128, learning"
+    full = status(losses, speed, words)
+    assert full == "loss 5.912  5.5  5.1  4.712 · 1,234 images/s · rank 61/128, learning"
+    assert status(losses, speed, words, len(full) - 1) == "loss 5.91 … 4.71 · 1,234 images/s · rank 61/128, learning"
+    assert status(losses, speed, words, 45) == "loss 5.91 … 4.71 · rank 61/128, learning"
+    assert status(losses, speed, words, 30) == words
+    assert status([1.0], speed, "", 30) == "loss 1 · 1,234 images/s"
+
+
+def test_eight_blocks_at_80_columns_keep_step_verdict_and_time(capsys):
+    reporter = Reporter()
+    reporter.console = Screen(force_terminal=True, width=80, color_system=None)
+    reporter.start(30_000, 0, 256)
+    reporter.update(12_345, [{"loss": [5.91234] * 8}], "rank 61/128, learning")
+    reporter.bar.refresh()
+    reporter.close()
+    shown = capsys.readouterr().err.replace("\r", "\n").splitlines()
+    last = [line for line in shown if "12345" in line][-1]
+    assert all(part in last for part in ("step 12345/30000", "rank 61/128, learning", "0:00:0"))
+    assert len(last.replace("\x1b[2K", "").rstrip()) <= 80
+
+
+def test_progress_in_a_notebook_is_one_line(capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ipykernel", sys)
+    reporter = Reporter()
+    assert isinstance(reporter.line, Line)
+    reporter.start(50, 0, 8)
+    for step in range(1, 51):
+        reporter.update(step, [{"loss": [1.0 / step]}], "learning")
+    reporter.close()
+    reporter.say("learned")
+    with console.progress("embedding images", 10) as advance:
+        for _ in range(10):
+            advance(1)
+    shown = capsys.readouterr().err
+    assert shown.count("\n") == 2 and shown.count("\r") == 50
+    assert shown.endswith("\nlearned\n")
+
+
+def test_a_stream_that_is_closed_takes_words_and_drops_them(monkeypatch):
+    monkeypatch.setattr(sys, "stderr", None)
+    Reporter().say("unseen")

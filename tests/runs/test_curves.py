@@ -45,3 +45,9 @@ def test_long_runs_are_averaged():
     x, y = _smooth([(i, float(i % 2)) for i in range(1000)])
     assert len(x) == 200
     assert set(y) == {0.4, 0.6}
+
+
+@pytest.mark.parametrize("name", ["$USER_$JOB", "a$x^$", b"\xe9".decode("utf-8", "surrogateescape")])
+def test_any_name_of_a_run_can_be_drawn(tmp_path, name):
+    draw({name: fake(tmp_path / "a")}, tmp_path / "curves.png")
+    assert (tmp_path / "curves.png").stat().st_size > 1000

@@ -72,7 +72,7 @@ finally:
 
 
 def test_a_logger_that_cannot_start_is_one_line_and_the_same_folder_trains_without_it(tmp_path, monkeypatch):
-    def broken(path):
+    def broken(path, again_from):
         (path / "tensorboard").mkdir()
         raise RuntimeError("no key\nmore")
 
@@ -82,3 +82,14 @@ def test_a_logger_that_cannot_start_is_one_line_and_the_same_folder_trains_witho
         pretrain("simclr", out=tmp_path / "run", quiet=True, overrides=[*small, "train.loggers=[tensorboard]"])
     run = pretrain("simclr", out=tmp_path / "run", quiet=True, overrides=small)
     assert run.finished and run.config.train.loggers == ()
+
+
+def test_after_a_kill_tensorboard_holds_every_step_once(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    for start, again_from in ((0, 0), (3, 3), (6, None)):  # the last has no steps left to take
+        (log,) = make_loggers(["tensorboard"], tmp_path, again_from)
+        for step in range(start, 5 if start == 0 else 6):
+            log({"loss": float(start)}, step)
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert [(e.step, e.value) for e in events.Scalars("loss")] == [(0, 0), (1, 0), (2, 0), (3, 3), (4, 3), (5, 3)]

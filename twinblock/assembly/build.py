@@ -17,7 +17,7 @@ from twinblock.config.schema import (
     Predictor,
 )
 from twinblock.core.errors import InputError, first_line
-from twinblock.core.seeding import hashed
+from twinblock.core.seeding import hashed, seeded
 from twinblock.methods import objectives, targets
 from twinblock.methods.learner import Batch, Learner, Network, Passes, asks_for_batch
 from twinblock.methods.overlapping import OverlappingLearners
@@ -81,8 +81,7 @@ def make_learners(
     later = Passes.of(())
     for k in reversed(range(len(cuts))):  # a Learner runs the passes that those after it need
         of_block = config.of_block(k + 1)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(hashed("heads", config.train.seed, k))
+        with seeded(hashed("heads", config.train.seed, k)):
             if config.learner is not None:
                 learner = _learner_of_ones_own(config, cuts[k], k, classes, epoch_steps, objects or {})
             else:

@@ -1,10 +1,38 @@
 """What is wrong with a run, in one line that a person can read."""
 
-import difflib
 from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
+
+from twinblock.core.errors import nearest
+
+# what other libraries call a field, and what it is here
+ELSEWHERE = {
+    "batch_size": "data.batch",
+    "img_size": "data.size",
+    "image_size": "data.size",
+    "epochs": "train.length=10epochs",
+    "max_epochs": "train.length=10epochs",
+    "steps": "train.length=1000steps",
+    "max_steps": "train.length=1000steps",
+    "lr": "optim.lr",
+    "learning_rate": "optim.lr",
+    "wd": "optim.weight_decay",
+    "warmup_epochs": "optim.warmup=10epochs",
+    "backbone": "encoder",
+    "arch": "encoder",
+    "weights": "encoder.weights",
+    "pretrained": "encoder.weights",
+    "proj_hidden_dim": "projector.dims",
+    "proj_output_dim": "projector.dims",
+    "output_dir": "out",
+    "checkpoint_dir": "out",
+    "seed": "train.seed",
+    "fp16": "train.precision",
+    "amp": "train.precision",
+}
 
 
 def explain(error: ValidationError, model: type[BaseModel], prefix: str = "") -> str:
@@ -16,13 +44,13 @@ def explain(error: ValidationError, model: type[BaseModel], prefix: str = "") ->
     if fault["type"] == "extra_forbidden":
         where = prefix + ".".join([*where.removeprefix(prefix).split("."), location[-1]]).lstrip(".")
         known = sorted({name for m in _models_at(model, location[:-1]) for name in m.model_fields})
-        return unknown_field(where, known)
+        return unknown_field(where, known, ELSEWHERE)
     if fault["type"] == "union_tag_not_found" and not isinstance(fault["input"], Mapping):
         return f"{where}: should be a mapping of fields (got {fault['input']!r})"
     if fault["type"] in ("union_tag_invalid", "union_tag_not_found"):
         tags = [t.strip("'") for t in fault.get("ctx", {}).get("expected_tags", "").split(", ") if t]
         given = fault.get("ctx", {}).get("tag")
-        near = difflib.get_close_matches(str(given), tags, n=1, cutoff=0.4)
+        near = nearest(given, tags, cutoff=0.4)
         hint = f"did you mean {near[0]}? " if near else ""
         return f"{where}.kind: {'missing' if given is None else f'unknown kind {given!r}'}; {hint}" + (
             f"Known: {', '.join(tags)}" if tags else ""
@@ -40,10 +68,14 @@ def explain(error: ValidationError, model: type[BaseModel], prefix: str = "") ->
     return f"{where}: should be {message}{value}" if fault["msg"].startswith("Input") else f"{where}: {message}{value}"
 
 
-def unknown_field(where: str, known: Iterable[str]) -> str:
-    """What is said of a field that there is not, with the nearest of those that there are."""
-    near = difflib.get_close_matches(where.rpartition(".")[2], known := list(known), n=1, cutoff=0.5)
-    return f"{where}: unknown field; " + (f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}")
+def unknown_field(where: str, known: Iterable[str], elsewhere: Mapping[str, str] = MappingProxyType({})) -> str:
+    """What is said of a field that there is not, with the nearest of those that there are.
+
+    `elsewhere`: what other libraries' words for a field are here; they come before near words.
+    """
+    word, known = where.rpartition(".")[2], list(known)
+    here = elsewhere.get(word.lower().replace("-", "_")) or next(iter(nearest(word, known, cutoff=0.5)), "")
+    return f"{where}: unknown field; " + (f"did you mean {here}?" if here else f"known: {', '.join(known)}")
 
 
 def _models_at(model: type[BaseModel], path: list[str]) -> list[type[BaseModel]]:

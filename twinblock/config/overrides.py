@@ -6,7 +6,7 @@ from typing import Any
 
 import yaml
 
-from twinblock.core.errors import InputError
+from twinblock.core.errors import InputError, one_line
 
 PLAIN_TEXT = ("out", "data", "data.source", "data.root", "data.indices")  # paths are not YAML
 # the field of a part that a word in its place stands for: scope=blockwise, data=photos/
@@ -48,7 +48,7 @@ def parse(text: str, where: str) -> Any:
         return yaml.safe_load(text)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         reason = getattr(error, "problem", None) or str(error)
-        raise InputError(f"{where}: not valid YAML: {' '.join(str(reason).split())}") from None
+        raise InputError(f"{where}: not valid YAML: {one_line(reason)}") from None
 
 
 def _is_kind(name: str, value: Any) -> bool:

@@ -1,7 +1,6 @@
 """The built-in recipes, how a recipe with the user's fields becomes a run, and a run as a recipe."""
 
 import copy
-import difflib
 from collections.abc import Iterable, Iterator, Mapping
 from importlib.resources import files
 from pathlib import Path
@@ -12,7 +11,7 @@ import yaml
 from twinblock.config.overrides import CHOICE, lay_over, merge, parse
 from twinblock.config.presets import preset
 from twinblock.config.schema import RENAMED, Config, Train, check
-from twinblock.core.errors import InputError
+from twinblock.core.errors import InputError, nearest
 from twinblock.methods.parts import import_part
 
 OWN = ("objective", "target", "learner", "encoder")  # parts that may be a class of the caller's own
@@ -89,7 +88,7 @@ def _read(recipe: str | Path) -> Any:
     known = recipes()
     path = known.get(str(recipe), Path(recipe))
     if not path.is_file():
-        near = difflib.get_close_matches(str(recipe), known, n=1, cutoff=0.4)
+        near = nearest(recipe, known, cutoff=0.4)
         hint = f"; did you mean {near[0]}?" if near else "."
         raise InputError(f"no recipe {str(recipe)!r}{hint} Known: {', '.join(sorted(known))}, or a path to a YAML file")
     try:

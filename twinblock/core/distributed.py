@@ -6,11 +6,26 @@ over processes which data-parallel training takes is the gradient of the global 
 trains at 1/W of the truth without a sign of it.
 """
 
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from datetime import timedelta
+from functools import partial
+from typing import Any
+
 import torch
 import torch.distributed as dist
 from jaxtyping import Shaped
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
+
+from twinblock.core.errors import InputError, one_line
+
+LOOK_UP = 10.0  # seconds for the address of a machine
+SAY_AFTER = 5.0  # seconds of waiting before a person is told
 
 
 def rank() -> int:
@@ -45,6 +60,107 @@ def share_buffers(module: torch.nn.Module) -> None:
     if world_size() > 1:
         for buffer in module.buffers():
             dist.broadcast(buffer, 0)
+
+
+def meet(address: str, port: int, rank: int, world: int, seconds: float) -> object:
+    """Wait until all processes of a run are at the first one's port, where their group will form; hold it till then.
+
+    Raises InputError where they cannot meet, or do not within `seconds`; a process group would wait for half an hour.
+    None where they are a group already.
+    """
+    if dist.is_initialized():
+        return None
+    place, until = f"MASTER_ADDR={address}, MASTER_PORT={port}", time.monotonic() + seconds
+    _look_up(address, place)
+    if rank == 0:
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("", port))
+            except OSError as error:
+                raise InputError(
+                    f"{place}: the port cannot be used ({error.strerror}); set another MASTER_PORT"
+                ) from None
+    else:
+        _await_first(address, port, place, until)
+    try:
+        left = max(1.0, until - time.monotonic())
+        store = _within(left + 1, partial(_store, address, port, rank, world, timedelta(seconds=left)))
+        if store.add(f"twinblock/{rank}", 1) > 1:
+            raise InputError(f"two processes have RANK={rank}: start them with torchrun, or with srun")
+        keys = [f"twinblock/{i}" for i in range(world)]
+        _wait(lambda: store.check(keys), f"the {world} processes of the run at {place}", until)
+        missing = [str(i) for i, key in enumerate(keys) if not store.check([key])]
+    except (RuntimeError, TimeoutError) as error:  # of torch's stores; what listens there may be none
+        raise InputError(f"{place}: the processes of the run cannot meet there ({one_line(error)})") from None
+    if missing:
+        raise InputError(
+            f"{place}: of {world} processes, rank {', '.join(missing[:8])} did not come within {seconds:.0f} seconds: "
+            "start all of them with torchrun or srun; for one process unset WORLD_SIZE (or SLURM_STEP_NUM_TASKS)"
+        )
+    return store
+
+
+def _store(address: str, port: int, rank: int, world: int, patience: timedelta) -> Any:
+    return dist.TCPStore(address, port, world, rank == 0, patience, wait_for_workers=False, multi_tenant=True)  # pyright: ignore
+
+
+def _look_up(address: str, place: str) -> None:
+    try:
+        _within(LOOK_UP, lambda: socket.getaddrinfo(address, None))
+    except (OSError, UnicodeError) as error:
+        why = getattr(error, "strerror", None) or one_line(error)
+        raise InputError(f"{place}: no machine of that name is found ({why}); give the one where RANK=0 runs") from None
+
+
+def _within(seconds: float, work: Callable[[], Any]) -> Any:
+    """The result of work that may not come back, such as a look-up at a silent server. Raises TimeoutError then."""
+    done = Future()
+
+    def run() -> None:
+        try:
+            done.set_result(work())
+        except Exception as error:
+            done.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()  # a thread of a pool would be waited for when the process ends
+    try:
+        return done.result(seconds)
+    except TimeoutError:
+        raise TimeoutError(f"no answer within {seconds:.0f} seconds") from None
+
+
+def _await_first(address: str, port: int, place: str, until: float) -> None:
+    last = "no answer"
+
+    def answers() -> bool:
+        nonlocal last
+        try:
+            socket.create_connection((address, port), timeout=2).close()
+        except OSError as error:
+            last = error.strerror or one_line(error)
+            return False
+        return True
+
+    if not _wait(answers, f"the first process at {place}", until):
+        raise InputError(
+            f"{place}: the first process (RANK=0) is not there ({last}): start all of them with torchrun or srun; for "
+            "one process unset WORLD_SIZE (or SLURM_STEP_NUM_TASKS)"
+        )
+
+
+def _wait(come: Callable[[], bool], what: str, until: float) -> bool:
+    """Ask again and again, and say on the error stream what is waited for; False where it does not come in time."""
+    say_at = time.monotonic() + SAY_AFTER
+    while not come():
+        now = time.monotonic()
+        if now > until:
+            return False
+        if now > say_at:
+            print(f"waiting for {what}: {until - now:.0f} seconds more", file=sys.stderr, flush=True)
+            say_at = until
+        time.sleep(0.1)
+    return True
 
 
 def lost_peer(error: Exception) -> bool:

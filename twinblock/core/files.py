@@ -1,6 +1,8 @@
 """Files that people keep: written whole or not at all, and tables as CSV, Parquet or NumPy's npz."""
 
 import csv
+import errno
+import fcntl
 import io
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,6 +14,7 @@ import numpy as np
 
 from twinblock.core.errors import InputError
 
+NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL)
 ROWS = 1000  # rows of a table that are text at a time
 FORMULA = ("=", "+", "-", "@", "\t", "\r")  # what makes a spreadsheet take a cell for a formula
 
@@ -23,18 +26,34 @@ def same_place(a: str | None, b: str | None) -> bool:
     return a == b or (a is not None and b is not None and os.path.realpath(a) == os.path.realpath(b))
 
 
+def lock(file: int) -> bool:
+    """Take the lock of an open file for this process; False on file systems that have none.
+
+    Raises BlockingIOError where another process holds it.
+    """
+    for take in (fcntl.flock, fcntl.lockf):  # a network's file system may know one of them
+        try:
+            take(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        except OSError as error:
+            if error.errno not in NO_LOCKS:
+                raise BlockingIOError(error.errno, error.strerror) from None
+    return False
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
     """A file that takes the place of `path` once it is whole and on the disk; never through a link.
 
-    Raises InputError where the disk refuses; what was there before stays.
+    A library that writes to a name may write to `file.name`. Raises InputError where the disk
+    refuses; what was there before stays.
     """
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")  # of this process: two may write one file
     try:
         partial.unlink(missing_ok=True)
         with open(partial, "xb") as file:
             yield file
-            file.flush()
+        with open(partial, "rb") as file:  # perhaps another file by now
             os.fsync(file.fileno())
         os.replace(partial, path)
     except OSError as error:

@@ -1,9 +1,16 @@
 """Random numbers as a function of integers, so that a run is the same on any number of processes and after a resume."""
 
 import hashlib
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import torch
+
+from twinblock.core.settings import own_settings
+
+_drawing = threading.RLock()
 
 
 def hashed(*key: int | str) -> int:
@@ -20,3 +27,18 @@ def generator(*key: int | str, device: torch.device | str = "cpu") -> torch.Gene
 def order(seed: int, epoch: int, count: int) -> np.ndarray:
     """The order of the samples in an epoch."""
     return np.random.Generator(np.random.PCG64(hashed("order", seed, epoch))).permutation(count)
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Layers that are made within draw their first weights, in float32 on the CPU, from `seed`.
+
+    They draw from the generator that the process shares: one thread does so at a time, and it is left as it was.
+    """
+    with _drawing, own_settings():
+        before = torch.default_generator.get_state()
+        torch.default_generator.manual_seed(seed)
+        try:
+            yield
+        finally:
+            torch.default_generator.set_state(before)

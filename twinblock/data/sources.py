@@ -9,14 +9,13 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from difflib import get_close_matches
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
-from twinblock.core.errors import InputError
+from twinblock.core.errors import InputError, nearest
 from twinblock.data import Images
 from twinblock.data import huggingface as hf
 from twinblock.data.decode import printable
@@ -84,7 +83,7 @@ def _refuse(source: str, path: str) -> None:
         raise InputError(f"data source {source!r} is a file: give the folder that holds it")
     if not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", source, re.ASCII):
         raise InputError(f"data source {source!r}: there is no such folder")
-    if "/" not in source and (near := get_close_matches(source, BUILT_IN, 1)):
+    if "/" not in source and (near := nearest(source, BUILT_IN)):
         raise InputError(
             f"unknown data source {source!r}: did you mean {near[0]!r}? Known: {', '.join(BUILT_IN)}, "
             "the path of a folder, or a Hugging Face id such as user/name"

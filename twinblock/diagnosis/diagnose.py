@@ -13,8 +13,10 @@ from torch import Tensor
 from twinblock.assembly.plan import make_plan
 from twinblock.config.recipes import from_yaml
 from twinblock.config.schema import Config, other_data
-from twinblock.core.errors import InputError
+from twinblock.core.device import best_device
+from twinblock.core.errors import InputError, one_line
 from twinblock.core.seeding import order
+from twinblock.core.settings import own_settings
 from twinblock.data import load
 from twinblock.diagnosis.measures import indicators, lidar
 from twinblock.diagnosis.monitor import Monitor, held_out
@@ -71,6 +73,7 @@ class Diagnosis:
         return f"{self.what}, block {i + 1}" if len(self.outputs) > 1 else self.what
 
 
+@own_settings()
 def diagnose(
     what: Run | str | Path | np.ndarray | Tensor, data: str | Path | Mapping[str, Any] | None = None
 ) -> Diagnosis:
@@ -149,7 +152,7 @@ def _of_encoder(file: Path, data: str | Path | Mapping[str, Any] | None) -> Diag
     try:
         config = from_yaml(str(meta["config"]))
     except ValueError as error:
-        raise InputError(f"{file}: its config is damaged ({' '.join(str(error).split())[:120]})") from None
+        raise InputError(f"{file}: its config is damaged ({one_line(error)})") from None
     monitor = _monitor(config, file, {f"encoder.{name}": tensor for name, tensor in tensors.items()}, meta, data)
     found = [{name: row[name] for name in ("encoder", "sample_knn") if name in row} for row in _measure(monitor)]
     run = Run(file.parent)
@@ -173,7 +176,7 @@ def _monitor(
     images = load(source.source, source.root, "train", source.size)
     assert images is not None and config.data.size is not None, "every source has a training split"
     _, learners = restored(config, file, tensors, meta)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = best_device()
     for learner in learners:
         learner.to(device, torch.float64 if config.train.precision == "fp64" else torch.float32)
     epoch_steps = meta.get("epoch_steps", 1)  # of the run's own images
@@ -214,8 +217,7 @@ def _read_features(path: Path) -> Tensor:
     try:
         return torch.from_numpy(np.load(path, allow_pickle=False))
     except (OSError, ValueError, TypeError, EOFError) as error:
-        reason = " ".join(str(error).split())[:120]
-        raise InputError(f"cannot read {path} as an array of numbers ({reason})") from None
+        raise InputError(f"cannot read {path} as an array of numbers ({one_line(error)})") from None
 
 
 def _rows(found: Mapping[str, Any]) -> list[dict[str, str]]:

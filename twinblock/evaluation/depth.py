@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from twinblock.core.errors import InputError
+from twinblock.core.pictures import literal
 from twinblock.diagnosis.measures import effective_rank
 from twinblock.nn.encoders import Encoder
 from twinblock.nn.pooling import Pooling
@@ -79,7 +80,9 @@ def figure(arms: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]], title: str
                 continue
             depth = [(k + 1) / len(points) for k in range(len(points))]
             spread = [statistics.stdev(p) if len(p) > 1 else 0.0 for p in points]
-            axes.errorbar(depth, [statistics.fmean(p) for p in points], spread, marker="o", capsize=2, label=name)
+            axes.errorbar(
+                depth, [statistics.fmean(p) for p in points], spread, marker="o", capsize=2, label=literal(name)
+            )
         axes.set(xlabel="depth (part of the blocks)", ylabel=column)
         axes.spines[["top", "right"]].set_visible(False)
     drawing.legend(*panels[0].get_legend_handles_labels(), loc="outside right upper", frameon=False)

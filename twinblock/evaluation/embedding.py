@@ -6,14 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from twinblock.config.schema import other_data
 from twinblock.core.console import progress
+from twinblock.core.device import best_device
 from twinblock.core.errors import InputError
 from twinblock.core.files import replacing, table_kind, write_table
+from twinblock.core.settings import own_settings
 from twinblock.data import Images, columns_of, load
 from twinblock.data.training import training, whole
 from twinblock.evaluation import at_size, features, seen_by
@@ -30,6 +31,7 @@ class Embeddings:
     images: Images
 
 
+@own_settings()
 def embed(
     run: Run | str | Path,
     data: str | Path | Mapping[str, Any] | None = None,
@@ -54,7 +56,7 @@ def embed(
     images = training(source) if split == "train" else load(source.source, source.root, "test", source.size)
     if images is None:
         raise InputError(f"split=test: {source.source} has no images for testing; leave split out")
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = best_device()
     with progress("embedding images", len(images)) as advance:
         found = features(encoder.to(device), images, advance=advance, **seen_by(seen, device))
     if not found.isfinite().all():

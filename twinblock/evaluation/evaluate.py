@@ -1,5 +1,6 @@
 """Measuring a run: kNN and linear probe of its frozen encoder, beside raw pixels and the untrained encoder."""
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,9 +13,12 @@ from torch import Tensor, nn
 from twinblock.assembly.build import encoder_of
 from twinblock.config.schema import Config, Data, other_data
 from twinblock.core.console import progress
+from twinblock.core.device import best_device
 from twinblock.core.errors import InputError
 from twinblock.core.files import same_place
+from twinblock.core.pictures import optional_picture
 from twinblock.core.seeding import order
+from twinblock.core.settings import own_settings
 from twinblock.data import Images, load, take
 from twinblock.data.tails import few_shot
 from twinblock.data.training import training, whole
@@ -34,6 +38,8 @@ from twinblock.evaluation.sgd import FEW_SHOT, FULL_SHOT, augmented, sgd_probe
 from twinblock.nn.encoders import Encoder
 from twinblock.nn.modes import calibrated
 from twinblock.runs.run import Run
+
+log = logging.getLogger(__name__)
 
 MOST_PIXELS = 32  # a side: a linear probe of more would not fit into memory
 CALIBRATION = 500  # images that the batch norms of an untrained encoder see
@@ -81,6 +87,7 @@ class Look:
         return own, {f"{BLOCK}{k}": pair for k, pair in enumerate(blocks, start=1)}
 
 
+@own_settings()
 def evaluate(
     run: Run | str | Path,
     data: str | Path | Mapping[str, Any] | None = None,
@@ -100,7 +107,8 @@ def evaluate(
     images of each class for it, else 1 % of the smallest class. `published`: also SDCLR's SGD probes, and the few-shot
     probe. `blocks`: also every block, with its effective rank in % of its width (None: where the run trained in
     blocks), through the pooling of its training where `pooling`; drawn in `depth.png`, with the runs `beside` measured
-    so. All is written to `evaluation.json` in the run. Raises InputError where there are no labels or no run.
+    so. All is written to `evaluation.json` in the run; a run that
+    may not be written to is said and stays as it is. Raises InputError where there are no labels or no run.
     """
     run = run if isinstance(run, Run) else Run.open(run)
     config = run.config
@@ -108,7 +116,7 @@ def evaluate(
     encoder = run.encoder()
     seen = at_size(config, encoder, source.size)
     train, test = labelled(source, config.train.seed)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = best_device()
     known, fit, asked = _numbered(train, test)
     others = [Run.open(other) for other in beside]
     # a balanced twin has the groups of the set that it stands beside
@@ -151,11 +159,17 @@ def evaluate(
         note |= {"class labels": known.tolist(), "class sizes": sizes.tolist(), "groups": groups}
     if few:
         note["shots"] = {kind: len(chosen) // len(known) for kind, chosen in few.items()}
-    run.write_json("evaluation.json", {**note, "rows": rows})
+    try:
+        run.write_json("evaluation.json", {**note, "rows": rows})
+    except InputError as error:  # a colleague's run, which may only be read
+        log.warning(f"{error}; what was measured is given here and kept nowhere")
+        return rows
     if sizes is not None:
-        run.write("classes.png", figure({str(run.path): [classes_of(run)], **drawn}, "linear probe"))
+        with optional_picture(run.path / "classes.png"):
+            run.write("classes.png", figure({str(run.path): [classes_of(run)], **drawn}, "linear probe"))
     if blocks:
-        draw_beside(run, [other for other in others if rows_by_block(other)])
+        with optional_picture(run.path / "depth.png"):
+            draw_beside(run, [other for other in others if rows_by_block(other)])
     return rows
 
 

@@ -14,9 +14,12 @@ from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity, normalize
 
 from twinblock.config.schema import Config, other_data
+from twinblock.core.device import best_device
 from twinblock.core.errors import InputError
 from twinblock.core.files import replacing, write_table
+from twinblock.core.pictures import optional_picture
 from twinblock.core.seeding import order
+from twinblock.core.settings import own_settings
 from twinblock.data import Images, columns_of, take
 from twinblock.data.training import training, whole
 from twinblock.evaluation.features import at_once, at_size, features, pixels, seen_by
@@ -52,6 +55,7 @@ class PrunedEncoder(nn.Module):
         return self.encoder.pooled(x)
 
 
+@own_settings()
 def forgotten(
     run: Run | str | Path, data: str | Path | Mapping[str, Any] | None = None, ratio: float | None = None
 ) -> list[dict[str, Any]]:
@@ -70,11 +74,12 @@ def forgotten(
     if ratio is not None and not 0 <= ratio < 1:
         raise InputError(f"ratio={ratio}: the share of weights to prune is at least 0 and less than 1")
     images = training(source)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = best_device()
     scores = measure(run, images, ratio, source.size, device)
     ranking = np.argsort(-scores["moved"], kind="stable")
     _write_tables(run, images, scores, ranking)
-    run.write("forgotten.png", _picture(images, ranking))
+    with optional_picture(run.path / "forgotten.png"):
+        run.write("forgotten.png", _picture(images, ranking))
     found = _judge(scores, images.labels)
     run.write_json("forgotten.json", {"data": source.source, "images": len(images), "ratio": ratio, "scores": found})
     return found

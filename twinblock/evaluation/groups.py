@@ -9,6 +9,7 @@ from jaxtyping import Float, Int
 
 from twinblock.config.schema import Config
 from twinblock.core.errors import InputError
+from twinblock.core.pictures import literal
 from twinblock.data.training import training
 from twinblock.runs.run import Run
 
@@ -110,7 +111,7 @@ def figure(methods: Mapping[str, Sequence[ByClass]], title: str) -> bytes:
             means = [accuracies[part].mean() for part in np.array_split(order, 10)]
         else:
             means = [accuracies[sizes == level].mean() for level in levels]
-        axes.plot(levels, means, color=f"C{i}", label=name)
+        axes.plot(levels, means, color=f"C{i}", label=literal(name))
     axes.set(xscale="log", xlabel="training images of the class", ylabel="accuracy in %", title=title)
     axes.legend(frameon=False)
     file = io.BytesIO()

@@ -1,14 +1,13 @@
 """Where a network is cut: its modules as a row of units, checked against its own forward, and grouped into blocks."""
 
 import copy
-import difflib
 from collections.abc import Sequence
 
 import torch
 from timm.models import VisionTransformer
 from torch import Tensor, nn
 
-from twinblock.core.errors import InputError, first_line
+from twinblock.core.errors import InputError, nearest, one_line
 from twinblock.nn.modes import evaluating
 
 CONTAINERS = (
@@ -36,7 +35,7 @@ def cut_network(model: nn.Module, kind: str, size: int, cuts: Cuts) -> tuple[lis
             same = torch.equal(last, _final_map(model, probe))
         except (RuntimeError, ValueError, TypeError, AttributeError, IndexError, AssertionError) as error:
             raise InputError(
-                f"encoder.kind={kind} cannot be cut into blocks at {size} px ({first_line(error)}); "
+                f"encoder.kind={kind} cannot be cut into blocks at {size} px ({one_line(error)}); "
                 "choose a ResNet, ConvNeXt, ViT or another network whose stages follow each other"
             ) from error
     if any(len(shape) != 2 and (len(shape) != 3 or shape[1] != shape[2]) for shape in shapes):
@@ -145,7 +144,7 @@ def _named(units: Sequence[str], names: Sequence[str]) -> list[int]:
         found = [i for i, unit in enumerate(units) if unit == name or unit.startswith(name + ".")]
         if not found:
             known = list(dict.fromkeys(part for unit in units for part in (unit.rpartition(".")[0], unit) if part))
-            near = difflib.get_close_matches(name, known, n=1)
+            near = nearest(name, known)
             hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}"
             raise InputError(f"scope.cuts: no block can begin at {name!r}; {hint}")
         first.add(found[0])

@@ -1,6 +1,5 @@
 """Image encoders as ordered blocks: any timm or torchvision network whose stages follow each other, and ViTs."""
 
-import difflib
 from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any
@@ -14,7 +13,8 @@ from timm.models import VisionTransformer, is_model_in_modules
 from torch import Tensor, nn
 from torchvision.ops import StochasticDepth
 
-from twinblock.core.errors import InputError, first_line
+from twinblock.core.errors import InputError, nearest, one_line
+from twinblock.core.seeding import seeded
 from twinblock.nn.cuts import EMBEDDING, Cuts, cut_network, embedding
 from twinblock.nn.norms import convert_norms
 from twinblock.nn.pooling import average
@@ -96,8 +96,7 @@ def build_encoder(
     residual block or layer (`blocks`; a ViT has no other stages), or before the named modules.
     Raises InputError for names that cannot be built or cut.
     """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with seeded(seed):
         model = _create(kind, width, size)
         _leave_nothing_to_chance(model)
         if stem != "standard":
@@ -118,7 +117,7 @@ def _create(kind: str, width: int | None, size: int) -> nn.Module:
     library, _, name = kind.rpartition("/")
     known = torchvision.models.list_models(torchvision.models) if library == "torchvision" else timm.list_models()
     if name not in known or library not in ("", "timm", "torchvision"):
-        near = difflib.get_close_matches(name.lower(), known, n=3)
+        near = nearest(name, known, 3)
         near = [f"torchvision/{other}" for other in near] if library == "torchvision" else near
         hint = f"; did you mean {', '.join(near)}?" if near else ""
         raise InputError(f"encoder.kind: no backbone named {kind!r} in {library or 'timm'}{hint}")
@@ -132,7 +131,7 @@ def _create(kind: str, width: int | None, size: int) -> nn.Module:
         model: Any = timm.create_model(name, num_classes=0, img_size=size)
         patch = model.patch_embed.patch_size[0]
     except (RuntimeError, ValueError, TypeError, AssertionError, AttributeError) as error:
-        raise InputError(f"encoder.kind={kind} cannot be built for {size} px ({first_line(error)})") from error
+        raise InputError(f"encoder.kind={kind} cannot be built for {size} px ({one_line(error)})") from error
     if size % patch:
         raise InputError(f"encoder.kind={kind} takes patches of {patch} px: set data.size to a multiple, not {size}")
     return model

@@ -9,7 +9,6 @@ import json
 import logging
 import os
 from collections.abc import Callable, Collection, Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,7 +18,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from twinblock.core.errors import InputError
+from twinblock.core.errors import InputError, one_line
+from twinblock.core.files import replacing
 
 log = logging.getLogger(__name__)
 
@@ -54,21 +54,15 @@ def write(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) ->
     """Write one file atomically. Raises InputError when the disk refuses; an older file of that name stays."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     text = json.dumps(meta, sort_keys=True)
-    partial = path.with_name(path.name + ".partial")
     try:
-        partial.unlink(missing_ok=True)  # a link there would lead out of the folder
-        with open(partial, "xb") as file:
+        with replacing(path) as file:
             mode = os.fstat(file.fileno()).st_mode
-        save_file(tensors, partial, {"twinblock": text, "sha256": _digest(tensors, text)})
-        with open(partial, "rb+") as file:
-            os.fchmod(file.fileno(), mode)  # safetensors lets only the owner read, whatever the umask says
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    except (OSError, SafetensorError) as error:
-        with suppress(OSError):
-            partial.unlink(missing_ok=True)
+            save_file(tensors, Path(file.name), {"twinblock": text, "sha256": _digest(tensors, text)})
+            os.chmod(file.name, mode)  # safetensors lets only the owner read, whatever the umask says
+    except (InputError, SafetensorError) as error:
+        why = one_line(error).removeprefix(f"cannot write {path}: ")
         raise InputError(
-            f"cannot write {path}: {error}; what was saved before is untouched: mend that, and give the command again"
+            f"cannot write {path}: {why}; what was saved before is untouched: mend that, and give the command again"
         ) from None
 
 
@@ -79,7 +73,7 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             head = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (OSError, SafetensorError, ValueError, RuntimeError, OverflowError, MemoryError) as error:
-        raise Damaged(f"{path} is not a readable checkpoint ({' '.join(str(error).split())[:120]})") from None
+        raise Damaged(f"{path} is not a readable checkpoint ({one_line(error)})") from None
     if "twinblock" not in head or "sha256" not in head:
         raise Damaged(f"{path} was not written by twinblock")
     if _digest(tensors, head["twinblock"]) != head["sha256"]:
@@ -87,7 +81,7 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     try:
         return tensors, Meta.model_validate(json.loads(head["twinblock"])).model_dump(exclude_unset=True)
     except (ValueError, RecursionError) as error:
-        raise Damaged(f"{path} says nothing sensible of itself ({' '.join(str(error).split())[:120]})") from None
+        raise Damaged(f"{path} says nothing sensible of itself ({one_line(error)})") from None
 
 
 def save(folder: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:

@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from twinblock.core.errors import InputError
+from twinblock.core.errors import InputError, one_line
 from twinblock.core.files import replacing
+from twinblock.core.pictures import literal
 from twinblock.runs.run import Run
 
 PANELS = "loss", "sample kNN %", "cosine of embeddings", "effective rank"
@@ -26,7 +27,7 @@ def draw(runs: Mapping[str, Run], path: str | Path) -> None:
     for column, (title, run) in enumerate(runs.items()):
         mine = [row[column] for row in panels]
         _draw_run(mine, run)
-        mine[0].set_title(title)
+        mine[0].set_title(literal(title))
         mine[-1].set_xlabel("step")
         for axes, name in zip(mine, PANELS, strict=True):
             axes.set_ylabel(name if column == 0 else "")
@@ -36,7 +37,7 @@ def draw(runs: Mapping[str, Run], path: str | Path) -> None:
     try:
         figure.savefig(picture, format=Path(path).suffix[1:] or "png", dpi=110)
     except ValueError as error:
-        raise InputError(f"cannot write {path}: {' '.join(str(error).split())}") from None
+        raise InputError(f"cannot write {path}: {one_line(error)}") from None
     with replacing(Path(path)) as file:
         file.write(picture.getvalue())
 

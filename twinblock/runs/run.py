@@ -1,36 +1,37 @@
 """A run's folder: its config, checkpoints, metrics and result. Everything a run writes lies in it."""
 
-import fcntl
 import json
+import logging
 import os
 import re
 import shutil
 import weakref
-from collections.abc import Mapping
 from pathlib import Path
-from torch import nn
 from typing import Any
 
-from twinblock.diagnosis.verdict import history_of
-from twinblock.runs import checkpoint
-from twinblock.config.schema import Config
-from twinblock.nn.encoders import Encoder, build_encoder
-from twinblock.core.errors import InputError
-from twinblock.core.files import replacing, same_place
+from torch import nn
+
 from twinblock.assembly.build import encoder_of
 from twinblock.config.compare import differences
 from twinblock.config.recipes import from_yaml, to_yaml
-
-
+from twinblock.config.schema import Config
+from twinblock.core.errors import InputError, one_line
+from twinblock.core.files import lock as take_lock
+from twinblock.core.files import replacing
+from twinblock.diagnosis.verdict import history_of
+from twinblock.nn.encoders import Encoder
+from twinblock.runs import checkpoint
 
 STARTED = "started.safetensors"  # the weights that an encoder of the caller's own began with
+log = logging.getLogger(__name__)
 
 
 class Run:
     """The folder of a run.
 
     `config.yaml` the resolved config; `checkpoint/`; `metrics.jsonl` a row a step; `encoder.safetensors` and
-    `result.json` and `curves.png` when it is finished; `evaluation.json`; `skipped.txt` the images left out.
+    `result.json` and `curves.png` when it is finished; `evaluation.json`; `skipped.txt` the images left out;
+    `environment.json` where and when it ran.
     `objects`: Python objects that its config names as parts, such as `encoder=module`.
     """
 
@@ -46,7 +47,7 @@ class Run:
     def open(cls, run: "Run | str | Path", **objects: Any) -> "Run":
         """An existing run, with the Python objects it was made with. Raises InputError where there is none."""
         run = cls(run.path, **{**run.objects, **objects}) if isinstance(run, Run) else cls(run, **objects)
-        if not run.path.is_dir():
+        if not run.begun and not run.path.is_dir():
             raise InputError(f"no run at {run.path}: there is no such folder")
         if not run.begun:
             raise InputError(f"no run at {run.path}: it holds no config.yaml")
@@ -62,8 +63,9 @@ class Run:
         try:
             return from_yaml(file.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
-            why = " ".join(str(error).split())
-            raise InputError(f"cannot read {file} ({why}); put it back as it was, or train in another folder") from None
+            raise InputError(
+                f"cannot read {file} ({one_line(error, 500)}); put it back as it was, or train in another folder"
+            ) from None
 
     @property
     def result(self) -> dict[str, Any] | None:
@@ -79,7 +81,7 @@ class Run:
     def begun(self) -> bool:
         try:
             return (self.path / "config.yaml").is_file()
-        except OSError as error:  # a name that is too long
+        except OSError as error:  # a name that is too long, a folder that may not be entered
             raise InputError(f"{self.path}: {error.strerror}") from None
 
     @property
@@ -125,20 +127,22 @@ class Run:
 
     def claim(self, config: Config) -> None:
         """Make the folder, or check that it belongs to this config; hold it until `release`."""
-        self._made = not self.path.exists()
         try:
+            self._made = not self.path.exists()
             self.path.mkdir(parents=True, exist_ok=True)
             lock = os.open(self.path / ".lock", os.O_CREAT | os.O_WRONLY | os.O_NOFOLLOW | os.O_NONBLOCK, 0o644)
             self._release = weakref.finalize(self, os.close, lock)
-        except (OSError, FileExistsError) as error:
+            files = list(self.path.iterdir())
+        except OSError as error:
             raise InputError(f"out={self.path}: cannot write there ({error.strerror}); choose another folder") from None
-        for path in self.path.iterdir():  # a run from someone else must not lead out of its folder
+        for path in files:  # a run from someone else must not lead out of its folder
             if path.is_symlink():
                 raise InputError(f"{path} is a link to somewhere else; replace it by what it leads to, or remove it")
             if not path.is_file() and not path.is_dir():
                 raise InputError(f"{path} is neither a file nor a folder; remove it")
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if not take_lock(lock):
+                log.warning(f"{self.path}: this file system has no locks; start no second training in this folder")
         except BlockingIOError:
             self._made = False  # it is the other process's
             raise InputError(f"out={self.path}: another process is training there") from None
@@ -148,8 +152,9 @@ class Run:
             others = [p for p in self.path.iterdir() if not re.fullmatch(r"\.lock|config\.yaml\.\d+\.partial", p.name)]
             if others:
                 raise InputError(f"out={self.path} is not empty and holds no run; choose another folder")
-        for path in self.path.glob("*.*.[0-9]*.partial"):  # of processes that were killed while they wrote
-            path.unlink(missing_ok=True)
+        for folder in (self.path, self.checkpoints):
+            for path in folder.glob("*.*.[0-9]*.partial"):  # of processes that were killed while they wrote
+                path.unlink(missing_ok=True)
 
     def agree(self, config: Config) -> None:
         """Raises InputError where this run, if it has begun, is of another config."""
@@ -204,29 +209,29 @@ class Run:
 
     def _lines(self) -> list[str]:
         """Of the metrics."""
-        file = self.path / "metrics.jsonl"
-        return file.read_text(errors="replace").splitlines() if file.is_file() else []
+        return (_text(self.path / "metrics.jsonl") or "").splitlines()
 
     def _json(self, name: str, *needed: str) -> Any:
         """A mapping with the needed keys; None where there is no such file."""
         file = self.path / name
         try:
-            found = json.loads(file.read_text()) if file.is_file() else None
+            text = _text(file)
+            found = None if text is None else json.loads(text)
             if found is not None and not (isinstance(found, dict) and found.keys() >= {*needed}):
                 raise ValueError
             return found
+        except InputError:
+            raise
         except (ValueError, RecursionError):
             raise InputError(f"{file} is damaged; delete it and run again") from None
 
 
-
-
-
-
-
-
-
-
+def _text(file: Path) -> str | None:
+    """What a file holds; None where there is none. Raises InputError where it may not be read."""
+    try:
+        return file.read_text(encoding="utf-8", errors="replace") if file.is_file() else None
+    except OSError as error:
+        raise InputError(f"cannot read {file} ({error.strerror})") from None
 
 
 def _no_link(path: str, flags: int) -> int:

@@ -27,7 +27,9 @@ _RENAMED = (
 )
 
 
-def state_of(encoder: Encoder, learners: Sequence[Any], optimizers: Sequence[torch.optim.Optimizer]) -> dict[str, Tensor]:
+def state_of(
+    encoder: Encoder, learners: Sequence[Any], optimizers: Sequence[torch.optim.Optimizer]
+) -> dict[str, Tensor]:
     """Every tensor of a training by name; what a Learner shares with the encoder once, as the encoder's."""
     tensors = {f"encoder.{name}": t for name, t in encoder.state_dict().items()}
     for i, (learner, optimizer) in enumerate(zip(learners, optimizers, strict=True)):

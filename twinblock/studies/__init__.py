@@ -3,13 +3,12 @@
 A study is a module with `reproduce(options)`; its name is the module's, with hyphens.
 """
 
-import difflib
 from collections.abc import Sequence
 from importlib import import_module
 from importlib.resources import files
 from pathlib import Path
 
-from twinblock.core.errors import InputError
+from twinblock.core.errors import InputError, nearest
 
 
 def studies() -> list[str]:
@@ -23,7 +22,7 @@ def reproduce(name: str, overrides: Sequence[str] = ()) -> None:
     from twinblock.studies.study import Options
 
     if name not in studies():
-        near = difflib.get_close_matches(name, studies(), n=1)
+        near = nearest(name, studies())
         hint = f"; did you mean {near[0]}?" if near else "."
         raise InputError(f"no study {name!r}{hint} Known: {', '.join(studies())}")
     own = {key: value for key, _, value in (text.partition("=") for text in overrides) if key in ("seeds", "out")}

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from twinblock.core.pictures import optional_picture
 from twinblock.evaluation.depth import BLOCK, figure
 from twinblock.evaluation.evaluate import evaluate
 from twinblock.runs.run import Run
@@ -101,7 +102,8 @@ def reproduce(options: Options) -> None:
     publish(title, rows, options.out, [*columns, *expanded, "gap"])
     drawn = {name: [_of_blocks(row) for row in rows if row["arm"] == name] for name in DRAWN}
     spread = ", mean and std over seeds" if options.seeds > 1 else ""
-    (options.out / "depth.png").write_bytes(figure(drawn, f"frozen features of each block{spread}"))
+    with optional_picture(options.out / "depth.png"):
+        (options.out / "depth.png").write_bytes(figure(drawn, f"frozen features of each block{spread}"))
 
 
 def arms(options: Options) -> list[Arm]:

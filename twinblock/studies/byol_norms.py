@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from twinblock.core.pictures import optional_picture
 from twinblock.evaluation.evaluate import evaluate
 from twinblock.runs.curves import draw
 from twinblock.runs.run import Run
@@ -98,7 +99,8 @@ def reproduce(options: Options) -> None:
     publish(title, rows, options.out, COLUMNS, beside)
     draw_cosines(rows, options.out / "cosines.png")
     runs = {name: Run(folder(name, 0, options)) for name in OVERLAID}
-    draw({name: run for name, run in runs.items() if run.metrics()}, options.out / "curves.png")
+    with optional_picture(options.out / "curves.png"):
+        draw({name: run for name, run in runs.items() if run.metrics()}, options.out / "curves.png")
 
 
 def arms(options: Options) -> tuple[Arm, ...]:

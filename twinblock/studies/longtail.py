@@ -7,6 +7,7 @@ arms are the published ones, reduced on a CPU.
 
 from collections.abc import Mapping
 
+from twinblock.core.pictures import optional_picture
 from twinblock.evaluation.evaluate import evaluate, group_rows
 from twinblock.evaluation.exemplars import forgotten
 from twinblock.evaluation.groups import classes_of, figure
@@ -51,7 +52,8 @@ def reproduce(options: Options) -> None:
         runs = [Run(folder(name, seed, options)) for seed in range(options.seeds)]
         methods[name] = [classes_of(run) for run in runs if run.evaluation]  # an arm that failed has none
     if all(methods.values()):
-        (options.out / "classes.png").write_bytes(figure(methods, "linear probe, all seeds"))
+        with optional_picture(options.out / "classes.png"):
+            (options.out / "classes.png").write_bytes(figure(methods, "linear probe, all seeds"))
 
 
 def measure(run: Run) -> Mapping[str, float]:

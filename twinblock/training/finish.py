@@ -9,6 +9,7 @@ from typing import Any
 from twinblock.config.schema import Config
 from twinblock.core.console import Reporter
 from twinblock.core.errors import InputError
+from twinblock.core.pictures import optional_picture
 from twinblock.data import Images
 from twinblock.runs import checkpoint
 from twinblock.runs.run import Run
@@ -62,8 +63,9 @@ def finish(run: Run, trainer, images: Images, reporter: Reporter) -> None:
         "knn": None if accuracy is None else dict(accuracy.top1),
         "accuracy": None if accuracy is None else asdict(accuracy),
     }
-    draw({run.path.name: run}, run.path / "curves.png")
     run.write_json("result.json", result)
+    with optional_picture(run.path / "curves.png", reporter.warn):
+        draw({run.path.name: run}, run.path / "curves.png")
     if run.failed:
         reporter.say(f"run: {run.path}")
         reporter.say(last_line(result))

@@ -11,13 +11,16 @@ Logger = Literal["tensorboard", "wandb"]
 Log = Callable[[Mapping[str, float], int], None]  # numbers by name, step
 
 
-def make_loggers(names: Sequence[Logger], path: Path) -> list[Log]:
-    """One function for each logger of the run at `path`. Raises InputError where one cannot start."""
+def make_loggers(names: Sequence[Logger], path: Path, again_from: int | None = None) -> list[Log]:
+    """One function for each logger of the run at `path`. Raises InputError where one cannot start.
+
+    `again_from`: the step from which on all numbers come once more; those of a killed start are dropped.
+    """
     makers = {"tensorboard": _tensorboard, "wandb": _wandb}
     found = []
     for name in names:
         try:
-            found.append(makers[name](path))
+            found.append(makers[name](path, again_from))
         except ImportError as error:
             raise InputError(f"train.loggers: {error.name} is not installed; pip install {error.name}") from None
         except Exception as error:  # a service has errors of its own
@@ -39,10 +42,10 @@ def scalars(row: Mapping[str, Any]) -> dict[str, float]:
     return found
 
 
-def _tensorboard(path: Path) -> Log:
+def _tensorboard(path: Path, again_from: int | None) -> Log:
     from torch.utils.tensorboard import SummaryWriter
 
-    writer = SummaryWriter(str(path / "tensorboard"))
+    writer = SummaryWriter(str(path / "tensorboard"), purge_step=again_from)
 
     def log(numbers: Mapping[str, float], step: int) -> None:
         for name, value in numbers.items():
@@ -52,10 +55,10 @@ def _tensorboard(path: Path) -> Log:
     return log
 
 
-def _wandb(path: Path) -> Log:
+def _wandb(path: Path, again_from: int | None) -> Log:
     import wandb  # pyright: ignore[reportMissingImports]
 
-    # a run that goes on is the same run there
+    # a run that goes on is the same run there, and passes over steps that it has
     run = wandb.init(dir=str(path), name=path.name, id=f"{hashed(str(path.resolve())):x}", resume="allow")
     return lambda numbers, step: run.log(dict(numbers), step=step)
 

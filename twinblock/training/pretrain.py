@@ -1,6 +1,7 @@
 """Pretraining: a recipe and what the caller gives become a run, and it is trained to its end."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,14 @@ from twinblock.config.recipes import compose
 from twinblock.config.schema import Config
 from twinblock.core.console import Reporter
 from twinblock.core.distributed import lost_peer
-from twinblock.core.errors import InputError, first_line
+from twinblock.core.errors import InputError, one_line
+from twinblock.core.settings import own_settings
 from twinblock.data.objects import describe as describe_images
 from twinblock.data.objects import is_object
 from twinblock.data.training import chosen, training
 from twinblock.methods.parts import describe
 from twinblock.runs import checkpoint
+from twinblock.runs.environment import environment, recorded
 from twinblock.runs.run import STARTED, Run
 from twinblock.training.finish import finish, headline, last_line
 
@@ -66,7 +69,11 @@ def pretrain(
     reporter = Reporter(quiet)
     if _already_finished(run, config, reporter):
         return run
-    fabric = make_fabric()
+    with own_settings():
+        return _begin(run, config, make_fabric(), reporter)
+
+
+def _begin(run: Run, config: Config, fabric, reporter: Reporter) -> Run:
     reporter.console.quiet |= not fabric.is_global_zero
     try:
         if fabric.is_global_zero:
@@ -75,11 +82,11 @@ def pretrain(
     except (RuntimeError, MemoryError) as error:
         if out_of_memory(error):
             raise InputError(
-                f"out of memory ({first_line(error)}): lower data.batch or data.size, take a smaller encoder, or train "
+                f"out of memory ({one_line(error)}): lower data.batch or data.size, take a smaller encoder, or train "
                 "with scope=blockwise"
             ) from error
         if fabric.world_size > 1 and lost_peer(error):
-            seen = " ".join(str(error).split())[:120]
+            seen = one_line(error)
             raise InputError(f"another process of this run has ended; its own message says why ({seen})") from error
         raise
     finally:
@@ -102,7 +109,9 @@ def _train(run: Run, config: Config, fabric, reporter: Reporter) -> None:
         if ":" in config.encoder.kind and not (run.path / STARTED).exists():
             checkpoint.write(run.path / STARTED, trainer.encoder.state_dict(), trainer.metadata())
     trainer.resume()
-    trainer.fit()
+    facts = environment(fabric.device, fabric.world_size)
+    with recorded(run, facts, lambda: trainer.step) if fabric.is_global_zero else nullcontext():
+        trainer.fit()
     if fabric.is_global_zero:
         finish(run, trainer, images, reporter)
     fabric.barrier()

@@ -74,7 +74,8 @@ class Trainer:
         rows: list[dict[str, Any]] = []
         losses: list[Tensor] = []
         if self.fabric.is_global_zero:  # not before the run has its config: what they write would be in its way
-            self.loggers += make_loggers(self.config.train.loggers, self.run.path)
+            again_from = self.step if self.step < self.plan.total else None
+            self.loggers += make_loggers(self.config.train.loggers, self.run.path, again_from)
         self.reporter.start(self.plan.total, self.step, self.config.data.batch)
         batches = self.loader.batches(self.step, self.plan.total)
         with stop_signals() as stop, closing(batches), closing(self.reporter):
@@ -89,9 +90,9 @@ class Trainer:
                 saving = last or self.step % self.save_every == 0
                 if last:
                     rows.append(self.measure())
-                if saving or self.step == flush_at or (stop and self.fabric.world_size == 1):
+                if saving or self.step == flush_at or (self.fabric.world_size == 1 and stop.asked()):
                     self.flush(rows, losses)
-                    stopping = largest(bool(stop), self.fabric.device) > 0
+                    stopping = largest(stop.asked(), self.fabric.device) > 0
                     pace = largest((time.monotonic() - began) / (self.step - flushed), self.fabric.device)
                     flush_at = self.step + max(1, min(FLUSH_EVERY, int(PATIENCE / pace)))
                     flushed, began = self.step, time.monotonic()
