@@ -1,9 +1,24 @@
-"""The exceptions that the command line turns into one line and an exit code."""
+"""The exceptions that the command line turns into one line and an exit code, and the words of messages."""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
 
 
-def first_line(error: Exception) -> str:
-    """What an exception of others says, short enough to stand in a line of ours."""
-    return (str(error).splitlines() or [type(error).__name__])[0][:100]
+def one_line(error: BaseException | str, most: int = 120) -> str:
+    """What an exception of others says, short enough to stand in a line of ours; its name where it says nothing."""
+    return " ".join(str(error).split())[:most] or type(error).__name__
+
+
+first_line = one_line
+
+
+def nearest(word: object, known: Iterable[str], count: int = 1, cutoff: float = 0.6) -> list[str]:
+    """The known words most like this one, whatever its case, best first; none where all are too different.
+
+    `cutoff`: how alike at least, from 0 to 1 (difflib's ratio).
+    """
+    by_lower = {name.lower(): name for name in known}
+    return [by_lower[name] for name in get_close_matches(str(word).lower(), by_lower, count, cutoff)]
 
 
 class InputError(ValueError):
@@ -23,10 +38,18 @@ class Collapsed(Exception):
 
 
 class Interrupted(Exception):
-    """The run was asked to stop by a signal and has saved its state; `code` is the exit code for that signal."""
+    """The run was asked to stop by a signal; `code` is the exit code for that signal.
 
-    def __init__(self, signum: int, step: int):
-        super().__init__(f"stopped at step {step}, state saved; the same command goes on from there")
+    `step`: the step after which its state was saved; None where it was stopped within a long step.
+    """
+
+    def __init__(self, signum: int, step: int | None):
+        done = (
+            "stopped within a step, the last checkpoint is kept"
+            if step is None
+            else f"stopped at step {step}, state saved"
+        )
+        super().__init__(f"{done}; the same command goes on from there")
         self.code, self.given = 128 + signum, (signum, step)
 
     def __reduce__(self):  # so that it passes from a worker to its study

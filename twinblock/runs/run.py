@@ -7,6 +7,7 @@ import re
 import shutil
 import weakref
 from collections.abc import Mapping
+from hashlib import blake2b
 from pathlib import Path
 from torch import nn
 from typing import Any
@@ -29,7 +30,7 @@ class Run:
     """The folder of a run.
 
     `config.yaml` the resolved config; `checkpoint/`; `metrics.jsonl` a row a step; `encoder.safetensors` and
-    `result.json` and `curves.png` when it is finished; `evaluation.json`; `skipped.txt` the images left out.
+    `result.json` and `curves.png` when it is finished; `evaluation.json`, and `evaluations/` for each source; `skipped.txt` the images left out.
     `objects`: Python objects that its config names as parts, such as `encoder=module`.
     """
 
@@ -73,6 +74,13 @@ class Run:
     def evaluation(self) -> dict[str, Any] | None:
         """What the last `evaluate` found; None before the first."""
         return self._json("evaluation.json")
+
+    def evaluation_of(self, source: str) -> dict[str, Any] | None:
+        """What the last `evaluate` on the images of a source found; None before the first."""
+        found = self._json(evaluation_file(source))
+        if found is None and (last := self.evaluation) is not None and same_place(last.get("data"), source):
+            return last  # of an earlier version, which kept the last one only
+        return found
 
     @property
     def begun(self) -> bool:
@@ -227,6 +235,14 @@ class Run:
 
 
 
+
+
+def evaluation_file(source: str) -> str:
+    """Where a run keeps what `evaluate` found on a source, whose name or folder tells it from others of the same end."""
+    place = os.path.realpath(source) if os.path.exists(source) else source
+    end = re.sub(r"[^A-Za-z0-9.-]+", "_", os.path.basename(place.rstrip(os.sep)))[:40]
+    digest = blake2b(place.encode("utf-8", "surrogateescape"), digest_size=4).hexdigest()
+    return f"evaluations/{end}-{digest}.json"
 
 
 def _no_link(path: str, flags: int) -> int:

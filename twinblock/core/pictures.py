@@ -1,0 +1,24 @@
+"""Pictures beside results: one that cannot be drawn is a warning, and no result is lost for it."""
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from twinblock.core.errors import one_line
+
+log = logging.getLogger(__name__)
+
+
+@contextmanager
+def optional_picture(path: Path, warn: Callable[[str], None] = log.warning) -> Iterator[None]:
+    """What draws and writes the picture `path`; whatever fails in it is said by `warn`."""
+    try:
+        yield
+    except Exception as error:  # fonts, backends and formats have errors of their own
+        warn(f"{path.name} was not drawn ({one_line(error)}); nothing else is missing")
+
+
+def literal(text: str) -> str:
+    """A text that matplotlib shows letter by letter: `$` begins no formula, bytes that are no text are escapes."""
+    return text.encode("utf-8", "backslashreplace").decode().replace("$", r"\$")
