@@ -77,7 +77,7 @@ def diagnose(
     if isinstance(what, np.ndarray | Tensor):
         return _of_features(torch.as_tensor(what), "features")
     path = what.path if isinstance(what, Run) else Path(what)
-    if path.suffix == ".npy":
+    if path.suffix in (".npy", ".npz"):
         return _of_features(_read_features(path), str(path))
     if path.is_dir():
         run = Run.open(path)
@@ -89,7 +89,7 @@ def diagnose(
         return _of_encoder(path, data)
     if not path.exists():
         raise InputError(f"nothing to diagnose at {path}: there is no such file or folder")
-    raise InputError(f"{path}: give the folder of a run, a .safetensors checkpoint or a .npy file of features")
+    raise InputError(f"{path}: give the folder of a run, a .safetensors checkpoint or a .npy or .npz file of features")
 
 
 def _of_run(
@@ -178,7 +178,10 @@ def _of_features(z: Tensor, name: str) -> Diagnosis:
 
 def _read_features(path: Path) -> Tensor:
     try:
-        return torch.from_numpy(np.load(path, allow_pickle=False))
+        read = np.load(path, allow_pickle=False)
+        return torch.from_numpy(read if isinstance(read, np.ndarray) else read["features"])
+    except KeyError:
+        raise InputError(f"{path} holds no array named features; give a .npz that embed wrote, or a .npy") from None
     except (OSError, ValueError, TypeError, EOFError) as error:
         reason = " ".join(str(error).split())[:120]
         raise InputError(f"cannot read {path} as an array of numbers ({reason})") from None

@@ -70,8 +70,9 @@ def figure(
 ) -> bytes:
     """Accuracy and effective rank against depth as a PNG: `arms[name]` holds the rows of `evaluate` of each run.
 
-    Rows that are not of blocks are left out. `baselines`: rows drawn as horizontal lines, by name. Several runs of an arm give its mean with their standard deviation.
-    Depth is the part of the blocks that an image has passed, so that encoders of few and of many blocks compare.
+    Rows that are not of blocks are left out. `baselines`: rows drawn as horizontal lines, by name. Several runs of an
+    arm give its mean with their standard deviation. Depth is the part of the blocks that an image has passed, so that
+    encoders of few and of many blocks compare.
     """
     from matplotlib.figure import Figure
 
@@ -88,9 +89,11 @@ def figure(
                 continue
             depth = [(k + 1) / len(points) for k in range(len(points))]
             spread = [statistics.stdev(p) if len(p) > 1 else 0.0 for p in points]
-            axes.errorbar(depth, [statistics.fmean(p) for p in points], spread, marker="o", capsize=2, label=literal(name))
+            axes.errorbar(
+                depth, [statistics.fmean(p) for p in points], spread, marker="o", capsize=2, label=literal(name)
+            )
         axes.set_ylim(0)  # a cut axis makes small differences look large
-        axes.set(xlabel="depth (part of the blocks)", ylabel=column)
+        axes.set(xlabel="depth (part of the blocks)", ylabel=column, xlim=(0, 1.03))
         axes.spines[["top", "right"]].set_visible(False)
     drawing.legend(*panels[0].get_legend_handles_labels(), loc="outside right upper", frameon=False)
     drawing.suptitle(literal(title))

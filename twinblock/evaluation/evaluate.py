@@ -311,7 +311,9 @@ def quick_knn(
     passes = sum(network is not None for network in networks.values())
     with progress("measuring kNN of images", len(sets), quiet) as advance:
         extractor = FeatureExtractor(config, sets.images, device, _every(passes, advance))
-        measured = {name: extractor.features(m) if m is not None else extractor.pixels() for name, m in networks.items()}
+        measured = {
+            name: extractor.features(m) if m is not None else extractor.pixels() for name, m in networks.items()
+        }
     found = {}
     for name, (bank, queries) in measured.items():
         scores = knn_scores(bank, torch.from_numpy(sets.train_labels), queries, len(sets.classes))

@@ -11,6 +11,7 @@ from twinblock.evaluation.features import check
 
 PENALTIES = tuple(10 ** (1 - i / 2) for i in range(15))  # from 10, where only class means matter, to 1e-6, next to none
 HELD_OUT = 5  # every fifth sample chooses the penalty
+PATIENCE = 2  # penalties in turn that lower nothing: one may be noise, where the strongest give chance
 ROWS = 4096  # in float64 at a time
 ROUGH = 1e-3  # tolerance for choosing: half the work, and the losses differ less than between neighbours
 
@@ -26,7 +27,8 @@ def linear_probe(
     """Scores (logits) of each class; the predicted class is `scores.argmax(1)`.
 
     Features are standardised by the training set. The penalty, tried from strong to weak, is the last that
-    lowers the cross-entropy of a held-out fifth of the training set; then the probe is fitted to all of it.
+    lowers the cross-entropy of a held-out fifth of the training set, until two in turn do not; then the probe is
+    fitted to all of it.
     Raises InputError for features that are not finite.
     """
     check(train, labels, test, classes)
@@ -46,14 +48,15 @@ def choose_penalty(
     by_class = shuffled[labels[shuffled].argsort(stable=True)]
     held = torch.arange(len(x), device=labels.device) % HELD_OUT == HELD_OUT - 1
     held, rest = by_class[held], by_class[~held]
-    best, lowest = penalties[0], torch.inf
+    best, lowest, misses = penalties[0], torch.inf, 0
     for penalty, (weight, bias) in zip(
         penalties, logistic_regression(x[rest], labels[rest], classes, penalties, ROUGH), strict=True
     ):
         loss = float(cross_entropy(x[held] @ weight + bias, labels[held]))
-        if not loss < lowest:
+        if loss < lowest:
+            best, lowest, misses = penalty, loss, 0
+        elif (misses := misses + 1) == PATIENCE:
             break
-        best, lowest = penalty, loss
     return best
 
 

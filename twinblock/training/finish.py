@@ -6,6 +6,8 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from twinblock.config.schema import Config
 from twinblock.core.console import Reporter
 from twinblock.core.errors import InputError
@@ -62,9 +64,10 @@ def finish(run: Run, trainer, images: Images, reporter: Reporter) -> None:
         "effective_rank": found["effective_rank"],
         "width": trainer.encoder.width,
         "knn": knn,
+        "classes": None if images.labels is None else len(np.unique(images.labels[images.labels >= 0])),
     }
-    draw({run.path.name: run}, run.path / "curves.png")
     run.write_json("result.json", result)
+    draw({run.path.name: run}, run.path / "curves.png")  # its title is the verdict
     if run.failed:
         reporter.say(f"run: {run.path}")
         reporter.say(last_line(result))
