@@ -117,9 +117,10 @@ def figure(methods: Mapping[str, Sequence[ByClass]], title: str) -> bytes:
         places = np.arange(len(GROUPS)) + (i - (len(methods) - 1) / 2) * width
         bars.bar(places, means, 0.92 * width, yerr=errors, capsize=3, color=f"C{i}", alpha=0.85)
     scatter.set(xscale="log", xlabel="training images of the class", ylabel="accuracy in %", ylim=(0, 100))
-    bars.set_xticks(range(len(GROUPS)), [f"{name}\n(a third of the classes)" for name in GROUPS], fontsize="small")
-    bars.set_title("mean accuracy of the group", fontsize="medium")
+    bars.set_xticks(range(len(GROUPS)), GROUPS)
+    bars.set_title("mean accuracy of each third of the classes", fontsize="medium")
     scatter.set_title("a dot is a class, a line their mean", fontsize="medium")
+    scatter.xaxis.set_major_formatter(lambda size, _: f"{size:,.0f}")
     for axes in (scatter, bars):
         axes.spines[["top", "right"]].set_visible(False)
     drawing.suptitle(literal(title))

@@ -12,7 +12,7 @@ from twinblock.core.pictures import literal
 from twinblock.runs.run import Run
 
 PANELS = "loss", "kNN of the sample in %", "cosine of embeddings", "effective rank"
-LIMITS = (0, None), (0, 1.03), (0, None)  # of all but the loss; cosines may lie below
+ROOM = 1.25  # above the lines, for the legend
 
 
 def draw(runs: Mapping[str, Run], path: str | Path) -> None:
@@ -39,8 +39,10 @@ def draw(runs: Mapping[str, Run], path: str | Path) -> None:
             axes.set_ylabel(name if column == 0 else "")
             axes.spines[["top", "right"]].set_visible(False)
             axes.margins(x=0.01)
-    for (axes, *_), (low, high) in zip(panels[1:], LIMITS, strict=True):
-        axes.set_ylim(min(low, axes.get_ylim()[0]) if low == 0 and high is not None else low, high)
+    knn, cosine, rank = (row[0] for row in panels[1:])
+    cosine.set_ylim(min(0, cosine.get_ylim()[0]), 1.03)
+    for axes in (knn, rank):
+        axes.set_ylim(0, ROOM * axes.get_ylim()[1])
     picture = io.BytesIO()
     try:
         figure.savefig(picture, format=Path(path).suffix[1:] or "png", dpi=110)
@@ -65,7 +67,7 @@ def _draw_run(panels: Sequence[Any], run: Run) -> None:
     for i in range(learners):
         last = i == learners - 1
         steps, seen = [row["step"] for row in looks], [row["diagnosis"][i] for row in looks]
-        _draw_knn(knn, steps, seen, _shade(i, learners), f"block {i + 1}" if learners > 1 else None, band=last)
+        _draw_knn(knn, steps, seen, _shade(i, learners), band=last)
         for axes, style, output, key, meaning in (
             (cosine, "-", "projector", "positive_cosine", "within images"),
             (cosine, "--", "projector", "negative_cosine", "between images"),
@@ -78,9 +80,9 @@ def _draw_run(panels: Sequence[Any], run: Run) -> None:
     classes = (run.result or {}).get("classes")
     if classes and knn.lines:
         knn.axhline(100 / classes, color="0.45", linestyle=":", label=f"chance, 1 of {classes}")
-    for axes in (cosine, rank, knn):
+    for axes, where in ((loss, "best"), (knn, "upper left"), (cosine, "lower left"), (rank, "upper right")):
         if axes.get_legend_handles_labels()[0]:
-            axes.legend(frameon=False, fontsize="small")
+            axes.legend(frameon=False, fontsize="small", loc=where, ncols=2)
     if not knn.lines:
         knn.text(0.5, 0.5, "no labels", transform=knn.transAxes, ha="center", color="0.45")
 
@@ -88,18 +90,17 @@ def _draw_run(panels: Sequence[Any], run: Run) -> None:
 def _draw_losses(axes: Any, rows: Sequence[Mapping[str, Any]], learners: int) -> None:
     for i in range(max((len(row["loss"]) for row in rows), default=0)):
         part = [(row["step"], row["loss"][i]) for row in rows if i < len(row["loss"])]
-        axes.plot(*_smooth(part), color=_shade(i, learners), linewidth=1)
+        label = f"block {i + 1}" if learners > 1 else None
+        axes.plot(*_smooth(part), color=_shade(i, learners), linewidth=1, label=label)
 
 
-def _draw_knn(
-    axes: Any, steps: Sequence[int], seen: Sequence[Mapping[str, Any]], color: Any, label: str | None, band: bool
-) -> None:
+def _draw_knn(axes: Any, steps: Sequence[int], seen: Sequence[Mapping[str, Any]], color: Any, band: bool) -> None:
     """Accuracy on the sample of one Learner, and the standard error that a share of so many images has."""
     known = [(step, found) for step, found in zip(steps, seen, strict=True) if "sample_knn" in found]
     if not known:
         return
     steps, values = [step for step, _ in known], [found["sample_knn"] for _, found in known]
-    axes.plot(steps, values, color=color, label=label, marker=".")
+    axes.plot(steps, values, color=color, marker=".")
     counts = [found["encoder"].get("samples", math.nan) for _, found in known]
     errors = [
         100 * math.sqrt(max(0.0, value / 100 * (1 - value / 100)) / n) for value, n in zip(values, counts, strict=True)
