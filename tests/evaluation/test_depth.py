@@ -39,7 +39,7 @@ def test_a_blockwise_run_is_measured_by_block(runs):
     assert [row["width"] for row in rows[3:]] == [8, 16, 32, 64]
     assert {**rows[-1], "features": "encoder"} == rows[0]  # the last block is the encoder
     assert all(0 < row["rank %"] <= 100 for row in rows if row["features"] != "raw pixels")
-    assert rows_by_block(runs[0]) == rows[3:]
+    assert rows_by_block(runs[0].evaluation) == rows[3:]
     assert (runs[0].path / "depth.png").read_bytes().startswith(b"\x89PNG")
 
 
