@@ -14,7 +14,7 @@ import twinblock.views
 from twinblock import cli
 from twinblock.core.errors import InputError
 from twinblock.data import Images, Names
-from twinblock.data import tails as longtail
+from twinblock.data import training as longtail
 from twinblock.data import training as training_module
 from twinblock.evaluation import exemplars
 from twinblock.evaluation.exemplars import auroc, lift
