@@ -67,6 +67,22 @@ def test_each_row_is_of_the_image_of_its_name(run, photos):
     assert not (run.path / "embeddings.npz").exists()
 
 
+def test_an_earlier_block_a_short_name_and_a_diagnosis(run, monkeypatch, capsys):
+    found = twinblock.embed(run, block=1)
+    assert found.features.shape == (12, 8)
+    assert repr(found) == "Embeddings(12 images, 8 features each, with names)"
+    code, _, error = call(monkeypatch, capsys, run.path, "block=2")
+    assert code == 0, error
+    diagnosis = twinblock.diagnose(run.path / "embeddings.npz")
+    assert diagnosis.outputs[0]["encoder"]["dimensions"] == 16
+    assert "none within images" in str(diagnosis)
+    with pytest.raises(InputError, match="block=5: this encoder has blocks 1 to 4"):
+        twinblock.embed(run, block=5)
+    np.savez(run.path / "other.npz", a=np.zeros(3))
+    with pytest.raises(InputError, match="holds no array named features"):
+        twinblock.diagnose(run.path / "other.npz")
+
+
 def test_images_are_seen_at_another_size(run, photos, monkeypatch, capsys):
     code, _, error = call(monkeypatch, capsys, run.path, "data.size=24")
     assert code == 0, error

@@ -144,3 +144,12 @@ def test_the_size_alone_leaves_the_images_as_they_are(tmp_path, source):
     for data, count in (({"size": 32}, len(longtail.training(run.config.data))), ({"source": "photos"}, len(source))):
         exemplars.exemplars(run, data=data)
         assert json.loads((run.path / "exemplars.json").read_text())["images"] == count
+
+
+def test_the_earlier_name_of_the_command_names_the_new_one(monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["twinblock", "forgotten", "runs/a", "ratio=0.5"])
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    assert end.value.code == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "twinblock exemplars" in error

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from twinblock.core.errors import InputError
 from twinblock.core.pictures import literal
 from twinblock.diagnosis.measures import effective_rank
+from twinblock.methods.learner import parts_of
 from twinblock.nn.encoders import Encoder
 from twinblock.nn.pooling import Pooling
 from twinblock.runs import checkpoint
@@ -53,8 +54,8 @@ def trained_pooling(run: Run) -> list[Pooling]:
     if run.config.scope.kind != "blockwise":
         raise InputError(f"pooling: {run.path} has none of each block; evaluate a run with scope.kind=blockwise")
     file, held = checkpoint.newest(run.checkpoints)
-    _, learners = restored(run.config, file, *held)
-    return [part.network.pooling for learner in learners for part in learner.parts]
+    _, learners = restored(run.config, file, *held, run.objects)
+    return [part.network.pooling for learner in learners for part in parts_of(learner)]
 
 
 def rank_share(x: Float[Tensor, "n d"]) -> float:

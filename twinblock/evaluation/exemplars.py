@@ -21,7 +21,7 @@ from twinblock.data import Images, columns_of, take
 from twinblock.data.training import training, whole
 from twinblock.evaluation.features import at_once, at_size, features, pixels, seen_by
 from twinblock.evaluation.groups import thirds
-from twinblock.methods.learner import Network
+from twinblock.methods.learner import Network, parts_of
 from twinblock.methods.targets.pruned import Pruned
 from twinblock.nn.encoders import MEAN, STD, Encoder
 from twinblock.nn.modes import evaluating
@@ -113,8 +113,8 @@ def _trained(run: Run) -> PrunedEncoder | None:
     if run.config.target.kind != "pruned" or run.config.scope.kind == "overlapping":
         return None
     file, held = checkpoint.newest(run.checkpoints)
-    encoder, learners = restored(run.config, file, *held)
-    parts = [part for learner in learners for part in learner.parts]
+    encoder, learners = restored(run.config, file, *held, run.objects)
+    parts = [part for learner in learners for part in parts_of(learner)]
     return PrunedEncoder(encoder, [part.network for part in parts], [part.target for part in parts])
 
 
