@@ -56,7 +56,7 @@ def test_the_taps_that_a_run_was_trained_through(runs):
         assert torch.equal(own, encoder(x))
     rows = twinblock.evaluate(runs[0], baselines=False, pooling=True)
     assert [row["width"] for row in rows] == [64, 12, 12, 12, 12]
-    with pytest.raises(InputError, match="no pooling for each block"):
+    with pytest.raises(InputError, match="has none of each block"):
         twinblock.evaluate(runs[1], pooling=True)
 
 

@@ -57,7 +57,7 @@ def test_a_group_without_classes_and_classes_without_images():
 
 def test_the_bounds_of_the_groups():
     assert by_size(np.array([101, 100, 20, 19])).tolist() == [0, 1, 1, 2]
-    assert thirds(np.array([5, 9, 9, 1, 7])).tolist() == [0, 0, 0, 2, 1]  # what is over counts as many
+    assert thirds(np.array([5, 9, 9, 1, 7])).tolist() == [1, 0, 0, 2, 0]  # what is over counts as many
     assert thirds(np.array([3, 3, 3])).tolist() == [2, 1, 0]  # the smaller label is rarer
     means, errors = _group_bars([(np.array([9, 9, 5, 5, 1, 1]), np.array([80.0, 60, 50, 50, 10, 30]))])
     assert (means, errors) == ([70, 50, 20], pytest.approx([10, 0, 10]))

@@ -22,7 +22,7 @@ class Shallow(nn.Module):
         return average(x.to(torch.promote_types(x.dtype, torch.float32)), self.prefix)
 
 
-def encoder_of_block(encoder: Encoder, block: int) -> Shallow:
+def encoder_of_block(encoder: Encoder, block: object) -> Shallow:
     """An encoder that ends with this block, from 1 on; it shares its weights.
 
     Raises InputError where there is no such block.
