@@ -75,7 +75,9 @@ def logistic_regression(
     themselves. The penalty is scikit-learn's 1 / (n C). Give features of mean 0 and std 1.
     """
     # float64: a bound of thousands of dimensions has eigenvalues below the smallest penalty, and rounding moves them
-    bound = sum(part.T @ part for part in x.double().split(ROWS)) / (2 * len(x))
+    bound = x.new_zeros(x.shape[1], x.shape[1], dtype=torch.float64)
+    for part in x.split(ROWS):
+        bound += part.double().T @ part.double() / (2 * len(x))
     weight, bias = x.new_zeros(x.shape[1], classes), x.new_zeros(classes).requires_grad_()
     for penalty in penalties:
         root = torch.linalg.cholesky(bound + penalty * torch.eye(len(bound), dtype=bound.dtype, device=x.device))
