@@ -262,7 +262,7 @@ def test_a_run_that_did_not_begin_leaves_no_folder(monkeypatch, capsys, tmp_path
     assert (tmp_path / "mine").is_dir()
 
 
-@pytest.mark.parametrize("command", ["evaluate", "diagnose", "forgotten", "embed"])
+@pytest.mark.parametrize("command", ["evaluate", "diagnose", "exemplars", "embed"])
 def test_a_misspelt_field_of_a_command_is_told(monkeypatch, capsys, tmp_path, command):
     code, _, error = call(monkeypatch, capsys, command, tmp_path, "dta=photos/")
     assert (code, error) == (2, "error: dta: unknown field; did you mean data?\n")

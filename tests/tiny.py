@@ -11,7 +11,7 @@ from twinblock.config.recipes import compose
 from twinblock.config.schema import Config, check
 from twinblock.core.console import Reporter
 from twinblock.data import Images, training
-from twinblock.evaluation import evaluate as evaluation
+from twinblock.evaluation import labelled
 from twinblock.nn import pooling as pooling
 from twinblock.runs.run import Run
 from twinblock.training.launch import make_fabric
@@ -38,7 +38,7 @@ def images(count: int = 48, side: int = 16) -> Images:
 def in_place_of_any_source(monkeypatch, count: int) -> Images:
     """Make `twinblock.data.load` give these images, as training and as test images, where runs are measured."""
     found = images(count)
-    for module in (training, evaluation):
+    for module in (training, labelled):
         monkeypatch.setattr(module, "load", lambda *_: found)
     return found
 

@@ -73,6 +73,9 @@ def evaluate(
     pooling: Annotated[
         bool, typer.Option("--pooling", help="Every block through the pooling of its training.")
     ] = False,
+    no_baselines: Annotated[
+        bool, typer.Option("--no-baselines", help="Only the encoder: no raw pixels, no untrained encoder.")
+    ] = False,
     beside: Annotated[list[str] | None, typer.Option(help="A run to draw in the same figure; repeatable.")] = None,
     shots: Annotated[list[int] | None, typer.Option(help="A probe of so many images a class; repeatable.")] = None,
 ):
@@ -82,7 +85,8 @@ def evaluate(
     drawn in depth.png; runs on classes of unequal size by class and group, and drawn in classes.png.
     """
     from twinblock.core.console import Reporter, print_table
-    from twinblock.evaluation.evaluate import evaluate, group_rows
+    from twinblock.evaluation import report
+    from twinblock.evaluation.evaluate import evaluate
     from twinblock.runs.run import Run
 
     data = _fields(overrides, "data").get("data")
@@ -92,8 +96,13 @@ def evaluate(
         reporter.warn(f"{run} is not finished: its last checkpoint is measured")
     elif run_.failed:
         reporter.warn(f"{run} ended in failure: {(run_.result or {})['headline']}")
-    print_table(run, evaluate(run, data, published=published, **how))
-    if groups := group_rows(run_):
+    rows = evaluate(run, data, published=published, baselines=not no_baselines, **how)
+    found = run_.evaluation or {"rows": rows}
+    print_table(run, report.table(rows, found["test"]))
+    typer.echo(report.sizes(found))
+    if hint := report.better_block(found):
+        typer.echo(hint)
+    if groups := report.group_rows(run_):
         print_table("accuracy of the groups of classes, in %; std: their standard deviation", groups)
 
 
@@ -103,8 +112,8 @@ def embed(
     overrides: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[data=...] [data.size=N] [split=test] [out=FILE]",
-            help="Other images; of another size; the file, by its ending.",
+            metavar="[data=...] [data.size=N] [split=test] [block=K] [out=FILE]",
+            help="Other images; of another size; what block K gives; the file, by its ending.",
         ),
     ] = None,
 ):
@@ -114,14 +123,14 @@ def embed(
     """
     from twinblock.evaluation.embedding import OWN, embed
 
-    fields = _fields(overrides, "data", "split", "out")
+    fields = _fields(overrides, "data", "split", "block", "out")
     out = fields.pop("out", None) or os.path.join(run, f"{OWN}.npz")
     count, width = embed(run, out=out, **fields).features.shape
     typer.echo(f"{out}: {width} features of each of {count:,} images")
 
 
 @app.command()
-def forgotten(
+def exemplars(
     run: Annotated[str, typer.Argument(help="The folder of a run.")],
     overrides: Annotated[
         list[str] | None,
@@ -133,18 +142,25 @@ def forgotten(
 ):
     """Find the images that a run learned least.
 
-    They are those whose features move most when the encoder's weights are pruned.
+    Their features move most when the encoder's weights are pruned: pruning-identified exemplars, as Hooker et al.
+    (2019) call them.
     """
     from twinblock.core.console import print_table
-    from twinblock.evaluation.exemplars import forgotten
+    from twinblock.evaluation.exemplars import exemplars
 
     fields = _fields(overrides, "data", "ratio")
     if not isinstance(fields.get("ratio", 0.0), int | float):
         raise InputError(f"ratio={fields['ratio']}: give a number, at least 0 and less than 1")
-    if rows := forgotten(run, **fields):
+    if rows := exemplars(run, **fields):
         shown = [{"score": r["score"], "AUROC": f"{r['AUROC']:.3f}", "lift": f"{r['lift']:.2f}"} for r in rows]
         print_table("how well each score finds the rare third of the classes (chance: 0.500 and 1.00)", shown)
-    typer.echo(f"{run}/forgotten.csv and forgotten.png: images in order of how far pruning moves them")
+    typer.echo(f"{run}/exemplars.csv and exemplars.png: images in order of how far pruning moves them")
+
+
+@app.command(hidden=True, context_settings={"ignore_unknown_options": True, "allow_extra_args": True})
+def forgotten():
+    """The earlier name of `exemplars`."""
+    raise InputError("the command is called exemplars now: give the same words after twinblock exemplars")
 
 
 @app.command()

@@ -1,5 +1,6 @@
 """Every block measured in one pass, with or without its pooling."""
 
+import shutil
 from contextlib import contextmanager
 
 import pytest
@@ -39,7 +40,7 @@ def test_a_blockwise_run_is_measured_by_block(runs):
     assert [row["width"] for row in rows[3:]] == [8, 16, 32, 64]
     assert {**rows[-1], "features": "encoder"} == rows[0]  # the last block is the encoder
     assert all(0 < row["rank %"] <= 100 for row in rows if row["features"] != "raw pixels")
-    assert rows_by_block(runs[0]) == rows[3:]
+    assert rows_by_block(runs[0].evaluation) == rows[3:]
     assert (runs[0].path / "depth.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -55,7 +56,7 @@ def test_the_taps_that_a_run_was_trained_through(runs):
         assert torch.equal(own, encoder(x))
     rows = twinblock.evaluate(runs[0], baselines=False, pooling=True)
     assert [row["width"] for row in rows] == [64, 12, 12, 12, 12]
-    with pytest.raises(InputError, match="no pooling for each block"):
+    with pytest.raises(InputError, match="has none of each block"):
         twinblock.evaluate(runs[1], pooling=True)
 
 
@@ -70,6 +71,7 @@ def test_progress_ends_at_its_total(runs, monkeypatch, how):
         seen[doing] = done = [total]
         yield done.append
 
+    shutil.rmtree(runs[0].path / "evaluations", ignore_errors=True)  # else nothing would be left to measure
     monkeypatch.setattr(evaluation, "progress", progress)
     twinblock.evaluate(runs[0], **how)
     assert seen.keys() == {"computing features", "fitting probes"}

@@ -67,6 +67,23 @@ def test_each_row_is_of_the_image_of_its_name(run, photos):
     assert not (run.path / "embeddings.npz").exists()
 
 
+def test_an_earlier_block_a_short_name_and_a_diagnosis(run, monkeypatch, capsys):
+    found = twinblock.embed(run, block=1)
+    assert found.features.shape == (12, 8)
+    assert repr(found) == "Embeddings(12 images, 8 features each, with names)"
+    code, _, error = call(monkeypatch, capsys, run.path, "block=2")
+    assert code == 0, error
+    diagnosis = twinblock.diagnose(run.path / "embeddings.npz")
+    assert diagnosis.outputs[0]["encoder"]["dimensions"] == 16
+    one_view = twinblock.diagnose(torch.randn(200, 16, generator=torch.Generator().manual_seed(0)))
+    assert "one view of each: none within images" in str(one_view)
+    with pytest.raises(InputError, match="block=5: this encoder has blocks 1 to 4"):
+        twinblock.embed(run, block=5)
+    np.savez(run.path / "other.npz", a=np.zeros(3))
+    with pytest.raises(InputError, match="holds no array named features"):
+        twinblock.diagnose(run.path / "other.npz")
+
+
 def test_images_are_seen_at_another_size(run, photos, monkeypatch, capsys):
     code, _, error = call(monkeypatch, capsys, run.path, "data.size=24")
     assert code == 0, error
@@ -135,7 +152,7 @@ def test_what_cannot_be_asked_is_one_line_before_the_work(run, tmp_path, monkeyp
 def test_an_encoder_that_diverged_gives_no_file(run, monkeypatch):
     encoder = run.encoder()
     torch.nn.init.constant_(encoder.layer4[0].conv1.weight, float("nan"))
-    monkeypatch.setattr(run, "encoder", lambda: encoder)
+    monkeypatch.setattr(type(run), "encoder", lambda _: encoder)
     with pytest.raises(InputError, match="NaN or infinity"):
         twinblock.embed(run, out=run.path / "embeddings.csv")
     assert not (run.path / "embeddings.csv").exists()

@@ -1,4 +1,4 @@
-"""Forgotten samples: the pruned network of the run, the scores, the files, and what cannot be asked."""
+"""Exemplars: the pruned network of the run, the scores, the files, and what cannot be asked."""
 
 import csv
 import json
@@ -14,9 +14,8 @@ import twinblock.views
 from twinblock import cli
 from twinblock.core.errors import InputError
 from twinblock.data import Images, Names
-from twinblock.data import tails as longtail
-from twinblock.data import training as training_module
-from twinblock.evaluation import exemplars as forgotten
+from twinblock.data import training as longtail
+from twinblock.evaluation import exemplars
 from twinblock.evaluation.exemplars import auroc, lift
 from twinblock.evaluation.features import features
 from twinblock.nn.encoders import MEAN, STD
@@ -44,7 +43,7 @@ def test_scores_by_hand():
 def test_a_pruned_run_is_seen_by_its_own_pruned_network(tmp_path, source, scope):
     overrides = [*SMALL, f"scope.kind={scope}", "train.precision=fp32", "data.longtail={imbalance: 4}"]
     run = twinblock.pretrain("sdclr_demo", out=tmp_path / "a", quiet=True, overrides=overrides)
-    pruned = forgotten._trained(run)
+    pruned = exemplars._trained(run)
     assert pruned is not None
     trainer = tiny.trainer(run.config, tmp_path / "b", longtail.training(run.config.data))
     trainer.fit()  # the same run once more
@@ -59,9 +58,9 @@ def test_a_pruned_run_is_seen_by_its_own_pruned_network(tmp_path, source, scope)
 
 def test_elsewhere_the_statistics_are_those_of_the_pruned_network(tmp_path, source):
     run = twinblock.pretrain("byol", out=tmp_path / "a", quiet=True, overrides=[*SMALL, "predictor.dims=[16,8]"])
-    assert forgotten._trained(run) is None
-    pruned = forgotten._made(run.encoder(), 0.5)
-    forgotten._calibrate(pruned, source, HOW)
+    assert exemplars._trained(run) is None
+    pruned = exemplars._made(run.encoder(), 0.5)
+    exemplars._calibrate(pruned, source, HOW)
     x = twinblock.views.centre(source.batch(range(300)), 16, MEAN, STD)
     with torch.no_grad():
         as_measured = pruned(x)
@@ -75,20 +74,20 @@ def test_files_and_judgement(tmp_path, source, monkeypatch, capsys):
     overrides = [*SMALL, "data.longtail={imbalance: 4, split: 0}"]
     run = twinblock.pretrain("sdclr_demo", out=tmp_path / "a", quiet=True, overrides=overrides)
     with monkeypatch.context() as patch:
-        patch.setattr(forgotten, "_made", None)  # it has a pruned network of its own
-        rows = forgotten.forgotten(run)
+        patch.setattr(exemplars, "_made", None)  # it has a pruned network of its own
+        rows = exemplars.exemplars(run)
     assert [row["score"] for row in rows] == ["moved", "loss", "neighbours"]
     assert all(0 <= row["AUROC"] <= 1 and row["lift"] >= 0 for row in rows)
-    with open(run.path / "forgotten.csv", newline="") as file:
+    with open(run.path / "exemplars.csv", newline="") as file:
         table = list(csv.DictReader(file))
     images = longtail.training(run.config.data)
     assert sorted(int(row["image"]) for row in table) == list(range(len(images)))
     assert all(images.labels[int(row["image"])] == int(row["label"]) for row in table)
     moved = [float(row["moved"]) for row in table]
     assert moved == sorted(moved, reverse=True)
-    assert json.loads((run.path / "forgotten.json").read_text())["scores"] == rows
-    assert (run.path / "forgotten.png").stat().st_size > 1000
-    monkeypatch.setattr("sys.argv", ["twinblock", "forgotten", str(run.path), "ratio=0.5"])
+    assert json.loads((run.path / "exemplars.json").read_text())["scores"] == rows
+    assert (run.path / "exemplars.png").stat().st_size > 1000
+    monkeypatch.setattr("sys.argv", ["twinblock", "exemplars", str(run.path), "ratio=0.5"])
     with pytest.raises(SystemExit) as end:
         cli.main()
     assert not end.value.code
@@ -98,13 +97,13 @@ def test_files_and_judgement(tmp_path, source, monkeypatch, capsys):
 def test_images_without_labels_are_ranked_all_the_same(tmp_path, source, monkeypatch):
     run = twinblock.pretrain("simclr", out=tmp_path / "a", quiet=True, overrides=SMALL)
     names = [f"{i}.png" for i in range(20)]
-    monkeypatch.setattr(training_module, "load", lambda *_: Images(source.pixels[:20], names=Names.of(names)))
-    assert forgotten.forgotten(run, data="photos") == []
-    with open(run.path / "forgotten.csv", newline="") as file:
+    monkeypatch.setattr(longtail, "load", lambda *_: Images(source.pixels[:20], names=Names.of(names)))
+    assert exemplars.exemplars(run, data="photos") == []
+    with open(run.path / "exemplars.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert list(rows[0]) == ["image", "name", "moved", "loss", "neighbours"]
     assert all(row["name"] == f"{row['image']}.png" for row in rows)
-    table = parquet.read_table(run.path / "forgotten.parquet")
+    table = parquet.read_table(run.path / "exemplars.parquet")
     assert table["name"].to_pylist() == [row["name"] for row in rows]
 
 
@@ -112,9 +111,9 @@ def test_a_ratio_that_is_none(tmp_path, source, monkeypatch, capsys):
     run = twinblock.pretrain("simclr", out=tmp_path / "a", quiet=True, overrides=SMALL)
     for ratio in (1.0, -0.5, float("nan")):
         with pytest.raises(InputError, match="at least 0 and less than 1"):
-            forgotten.forgotten(Run(run.path), ratio=ratio)
+            exemplars.exemplars(Run(run.path), ratio=ratio)
     for text, words in (("ratio=much", "give a number"), ("ration=0.5", "ration: unknown field; did you mean ratio?")):
-        monkeypatch.setattr("sys.argv", ["twinblock", "forgotten", str(run.path), text])
+        monkeypatch.setattr("sys.argv", ["twinblock", "exemplars", str(run.path), text])
         with pytest.raises(SystemExit) as end:
             cli.main()
         assert end.value.code == 2
@@ -123,12 +122,12 @@ def test_a_ratio_that_is_none(tmp_path, source, monkeypatch, capsys):
 
 def test_the_distance_to_neighbours_is_that_of_others_whether_they_are_among_the_compared_or_not(monkeypatch):
     rows = torch.randn(40, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    monkeypatch.setattr(forgotten, "BANK", 20)
-    found = forgotten._distance_to_neighbours(rows, seed=0)
+    monkeypatch.setattr(exemplars, "BANK", 20)
+    found = exemplars._distance_to_neighbours(rows, seed=0)
     unit = rows / rows.norm(dim=1, keepdim=True)
-    banked = forgotten.order(0, -4, 40)[:20].tolist()
+    banked = exemplars.order(0, -4, 40)[:20].tolist()
     for i in range(40):
-        near = sorted((float(unit[i] @ unit[j]) for j in banked if j != i), reverse=True)[: forgotten.NEIGHBOURS]
+        near = sorted((float(unit[i] @ unit[j]) for j in banked if j != i), reverse=True)[: exemplars.NEIGHBOURS]
         assert float(found[i]) == pytest.approx(1 - sum(near) / len(near))
 
 
@@ -142,5 +141,14 @@ def test_the_size_alone_leaves_the_images_as_they_are(tmp_path, source):
     overrides = [*SMALL, "data.longtail={imbalance: 4}"]
     run = twinblock.pretrain("simclr", out=tmp_path / "a", quiet=True, overrides=overrides)
     for data, count in (({"size": 32}, len(longtail.training(run.config.data))), ({"source": "photos"}, len(source))):
-        forgotten.forgotten(run, data=data)
-        assert json.loads((run.path / "forgotten.json").read_text())["images"] == count
+        exemplars.exemplars(run, data=data)
+        assert json.loads((run.path / "exemplars.json").read_text())["images"] == count
+
+
+def test_the_earlier_name_of_the_command_names_the_new_one(monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["twinblock", "forgotten", "runs/a", "ratio=0.5"])
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    assert end.value.code == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "twinblock exemplars" in error

@@ -16,7 +16,15 @@ from twinblock.core.errors import InputError
 from twinblock.data import Images
 from twinblock.data import training as training_module
 from twinblock.evaluation.evaluate import group_rows
-from twinblock.evaluation.groups import by_size, class_accuracies, class_sizes, classes_of, group_report, thirds
+from twinblock.evaluation.groups import (
+    _group_bars,
+    by_size,
+    class_accuracies,
+    class_sizes,
+    classes_of,
+    group_report,
+    thirds,
+)
 from twinblock.evaluation.sgd import augmented, sgd_probe
 
 
@@ -38,11 +46,23 @@ def test_a_group_without_classes_and_classes_without_images():
     assert report["by size"] == {"all": 60.0, "many": 60.0, "medium": None, "few": None, "std": 0.0}
     found = class_accuracies(np.array([0, 0, 1]), np.array([0, 2, 3]), 3)  # class 3 is not in training
     assert np.array_equal(found, [100, np.nan, 0], equal_nan=True)
+    # by the true label: what is taken for class 0 says nothing of it
+    assert class_accuracies(np.array([0, 0, 0, 1]), np.array([0, 1, 1, 1]), 2) == pytest.approx([100, 100 / 3])
     report = group_report(found, np.array([500, 300, 5]))
     assert report["by size"] == {"all": 50.0, "many": 100.0, "medium": None, "few": 0.0, "std": 50.0}
     assert report["thirds"]["medium"] is None  # it has a class, and that was not tested
     nothing = dict.fromkeys(("all", "many", "medium", "few", "std"))
     assert group_report(np.array([np.nan]), np.array([5])) == {"thirds": nothing, "by size": nothing}
+
+
+def test_the_bounds_of_the_groups():
+    assert by_size(np.array([101, 100, 20, 19])).tolist() == [0, 1, 1, 2]
+    assert thirds(np.array([5, 9, 9, 1, 7])).tolist() == [1, 0, 0, 2, 0]  # what is over counts as many
+    assert thirds(np.array([3, 3, 3])).tolist() == [2, 1, 0]  # the smaller label is rarer
+    means, errors = _group_bars([(np.array([9, 9, 5, 5, 1, 1]), np.array([80.0, 60, 50, 50, 10, 30]))])
+    assert (means, errors) == ([70, 50, 20], pytest.approx([10, 0, 10]))
+    means, errors = _group_bars([(np.array([9, 5, 1]), np.array([a, 50.0, 10])) for a in (70.0, 90)])
+    assert (means, errors) == ([80, 50, 10], pytest.approx([200**0.5, 0, 0]))
 
 
 def test_groups_need_labels(monkeypatch):

@@ -8,7 +8,7 @@ import twinblock
 from twinblock.core.errors import InputError
 from twinblock.evaluation import evaluate as evaluation
 from twinblock.evaluation import features, knn_scores, pixels
-from twinblock.evaluation.exemplars import forgotten
+from twinblock.evaluation.exemplars import exemplars
 from twinblock.nn.encoders import MEAN, STD
 
 SMALL = ["encoder.width=8", "encoder.kind=resnet10", "train.length=1steps", "projector.dims=[16,8]", "data.batch=32"]
@@ -43,14 +43,14 @@ def test_the_pixels_of_large_images_are_shrunk(source):
     """A linear probe of all pixels at 96 px would take a matrix of 27 648 x 27 648."""
     for size, side in ((16, 16), (96, 32)):
         config = tiny.trainer_config("simclr", "end_to_end", data={"size": size})
-        seen = evaluation.Look(config, (source, source), torch.device("cpu"), lambda _: None).baselines()
-        assert all(torch.equal(rows, pixels(source, side)) for rows in seen["raw pixels"])
+        seen = evaluation.FeatureExtractor(config, (source, source), torch.device("cpu"), lambda _: None).pixels()
+        assert all(torch.equal(rows, pixels(source, side)) for rows in seen)
 
 
 def test_what_pruning_moves_is_seen_at_that_size(tmp_path, source):
     tail = [*SMALL, "data.longtail.imbalance=4"]
     run = twinblock.pretrain("sdclr_demo", out=tmp_path / "a", quiet=True, overrides=tail)
-    found = [(forgotten(run, {"size": size}), (run.path / "forgotten.csv").read_text()) for size in (16, 24)]
+    found = [(exemplars(run, {"size": size}), (run.path / "exemplars.csv").read_text()) for size in (16, 24)]
     assert found[0][1] != found[1][1]
 
 

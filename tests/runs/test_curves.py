@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from twinblock.core.errors import InputError
-from twinblock.runs.curves import _smooth, draw
+from twinblock.runs.curves import _draw_knn, _smooth, draw
 from twinblock.runs.run import Run
 
 
@@ -51,3 +51,32 @@ def test_long_runs_are_averaged():
 def test_any_name_of_a_run_can_be_drawn(tmp_path, name):
     draw({name: fake(tmp_path / "a")}, tmp_path / "curves.png")
     assert (tmp_path / "curves.png").stat().st_size > 1000
+
+
+def test_titles_say_the_verdict_and_chance_and_axes_are_shared(tmp_path, monkeypatch):
+    from matplotlib.figure import Figure
+
+    runs = {"$a^_\udcff": fake(tmp_path / "a", sample_knn=40.0), "b": fake(tmp_path / "b", sample_knn=80.0)}
+    needed = {"state": "healthy", "evidence": "", "advice": "", "effective_rank": 1, "width": 2}
+    (tmp_path / "a" / "result.json").write_text(json.dumps({**needed, "headline": "learned", "classes": 4}))
+    drawn = []
+    save = Figure.savefig
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *a, **k: drawn.append(figure) or save(figure, *a, **k))
+    draw(runs, tmp_path / "curves.png")
+    axes = np.array(drawn[0].axes).reshape(4, 2)
+    assert axes[0, 0].get_title().endswith("\nlearned")
+    assert axes[0, 1].get_title() == "b"
+    chance = [line for line in axes[1, 0].lines if list(line.get_ydata()) == [25, 25]]
+    assert len(chance) == 1 and "1 of 4" in chance[0].get_label()
+    assert all(row[0].get_ylim() == row[1].get_ylim() for row in axes[1:])
+    assert axes[1, 0].get_ylim()[0] == 0 and axes[1, 0].get_ylim()[1] > 80
+
+
+def test_the_band_is_one_standard_error_of_the_sample(tmp_path):
+    from matplotlib.figure import Figure
+
+    axes = Figure().subplots()
+    _draw_knn(axes, [0, 1], [{"encoder": {"samples": 64.0}, "sample_knn": 50.0}] * 2, "C0", band=True)
+    (band,) = axes.collections
+    heights = band.get_paths()[0].vertices[:, 1]
+    assert (heights.min(), heights.max()) == (43.75, 56.25)

@@ -17,10 +17,15 @@ def test_every_start_is_an_entry(tmp_path):
     assert (facts["python"], facts["torch"]) == (platform.python_version(), torch.__version__)
     assert (facts["device"], facts["processes"]) == ("cpu", 2)
     assert (facts["host"] and facts["commit"] is None) or len(facts["commit"].removesuffix("-dirty")) == 40
-    with pytest.raises(KeyError), recorded(run, facts, lambda: step[0]):
-        assert [set(start) - set(facts) for start in starts_of(run)] == [{"began", "from_step"}]
-        step[0] = 7
-        raise KeyError
+
+    def fail():
+        with recorded(run, facts, lambda: step[0]):
+            assert [set(start) - set(facts) for start in starts_of(run)] == [{"began", "from_step"}]
+            step[0] = 7
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fail()
     with recorded(run, facts, lambda: step[0]):
         step[0] = 9
     assert [(start["from_step"], start["to_step"]) for start in starts_of(run)] == [(0, 7), (7, 9)]

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from twinblock.core.errors import InputError, Interrupted
-from twinblock.studies.study import Arm, Options, carry_out, folder, summary
+from twinblock.studies.study import Arm, Options, carry_out, folder, publish, summary
 
 SMALL = ("data.batch=64", "encoder.width=8")
 
@@ -69,6 +69,15 @@ def in_training(run: Path) -> bool:
         except BlockingIOError:
             return True
     return False
+
+
+def test_the_table_says_how_long_was_trained(tmp_path, capsys):
+    rows = [{"arm": arm, "seed": 0, "length": length, "x": 5.0} for arm, length in (("a", "2epochs"), ("b", "2epochs"))]
+    publish("Title", rows, tmp_path)
+    assert (tmp_path / "table.md").read_text().startswith("Title; trained for 2epochs\n")
+    publish("Title", [*rows, {"arm": "c", "seed": 0, "length": "9steps", "x": 5.0}], tmp_path)
+    assert "trained for 2epochs (a, b), 9steps (c)" in (tmp_path / "table.md").read_text()
+    assert "| length" not in (tmp_path / "table.md").read_text()
 
 
 def test_a_column_has_one_number_of_decimals():

@@ -10,14 +10,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from twinblock.assembly.build import Objects
 from twinblock.assembly.plan import make_plan
 from twinblock.config.recipes import from_yaml
-from twinblock.config.schema import Config, other_data
+from twinblock.config.schema import Config
 from twinblock.core.device import best_device
 from twinblock.core.errors import InputError, one_line
 from twinblock.core.seeding import order
 from twinblock.core.settings import own_settings
 from twinblock.data import load
+from twinblock.data.training import chosen
 from twinblock.diagnosis.measures import indicators, lidar
 from twinblock.diagnosis.monitor import Monitor, held_out
 from twinblock.diagnosis.verdict import BESIDE, Verdict, judge, verdict, worst
@@ -74,44 +76,43 @@ class Diagnosis:
 
 
 @own_settings()
-def diagnose(
-    what: Run | str | Path | np.ndarray | Tensor, data: str | Path | Mapping[str, Any] | None = None
-) -> Diagnosis:
+def diagnose(what: Run | str | Path | np.ndarray | Tensor, data: Any = None, **objects: Any) -> Diagnosis:
     """Every indicator of collapse and a verdict, of a run, a checkpoint, a file of features, or features.
 
     Of a run or `checkpoint/*.safetensors` in it: all outputs of all Learners, and a verdict on their history; of
     `encoder.safetensors`: the encoder's output. Features: (rows, dimensions), or (2, rows, dimensions) for two views
-    of the same images, as `.npy` or in memory. `data`: other images than the run's. Nothing is ever unpickled.
-    Raises InputError for what cannot be read, for NaN, and for a checkpoint of another architecture.
+    of the same images, as `.npy` or in memory. `data`: other images than the run's, by source or as `pretrain` takes
+    them; `objects`: parts of your own that the run was made with, as `encoder=module` or `learner=MyLearner`. Nothing
+    is ever unpickled. Raises InputError for what cannot be read, for NaN, and for a checkpoint of another architecture.
     """
     if isinstance(what, np.ndarray | Tensor):
         return _of_features(torch.as_tensor(what), "features")
     path = what.path if isinstance(what, Run) else Path(what)
-    if path.suffix == ".npy":
+    if path.suffix in (".npy", ".npz"):
         return _of_features(_read_features(path), str(path))
     if path.is_dir():
-        run = Run.open(path)
+        run = Run.open(what, **objects) if isinstance(what, Run) else Run.open(path, **objects)
         return _of_run(run, *checkpoint.newest(run.checkpoints), data, last=True)
     if path.suffix == ".safetensors" and path.is_file():
         home = path.parent.parent
         if path.parent.name == "checkpoint" and (home / "config.yaml").is_file():
-            return _of_run(Run(home), path, checkpoint.read(path), data, last=path.name == checkpoint.LAST)
-        return _of_encoder(path, data)
+            return _of_run(Run(home, **objects), path, checkpoint.read(path), data, last=path.name == checkpoint.LAST)
+        return _of_encoder(path, data, objects)
     if not path.exists():
         raise InputError(f"nothing to diagnose at {path}: there is no such file or folder")
-    raise InputError(f"{path}: give the folder of a run, a .safetensors checkpoint or a .npy file of features")
+    raise InputError(f"{path}: give the folder of a run, a .safetensors checkpoint or a .npy or .npz file of features")
 
 
 def _of_run(
     run: Run,
     file: Path,
     held: tuple[Mapping[str, Tensor], Mapping[str, Any]],
-    data: str | Path | Mapping[str, Any] | None,
+    data: Any,
     last: bool,
 ) -> Diagnosis:
     """`held`: what the file holds; `last`: where the history of the run ends."""
     config = run.config
-    monitor = _monitor(config, file, *held, data)
+    monitor = _monitor(config, file, *held, data, run.objects)
     found = _measure(monitor)
     name = str(run.path if last else file)
     if not last or data is not None:  # the history is of the run's end, and of its own images
@@ -145,7 +146,7 @@ def _of_rows(name: str, found: list[dict[str, Any]], config: Config | None) -> D
     return Diagnosis(name, found, verdicts, worst(verdicts))
 
 
-def _of_encoder(file: Path, data: str | Path | Mapping[str, Any] | None) -> Diagnosis:
+def _of_encoder(file: Path, data: Any, objects: Objects) -> Diagnosis:
     tensors, meta = checkpoint.read(file)
     if "config" not in meta:
         raise InputError(f"{file} names no config; give the folder of its run")
@@ -153,7 +154,9 @@ def _of_encoder(file: Path, data: str | Path | Mapping[str, Any] | None) -> Diag
         config = from_yaml(str(meta["config"]))
     except ValueError as error:
         raise InputError(f"{file}: its config is damaged ({one_line(error)})") from None
-    monitor = _monitor(config, file, {f"encoder.{name}": tensor for name, tensor in tensors.items()}, meta, data)
+    monitor = _monitor(
+        config, file, {f"encoder.{name}": tensor for name, tensor in tensors.items()}, meta, data, objects
+    )
     found = [{name: row[name] for name in ("encoder", "sample_knn") if name in row} for row in _measure(monitor)]
     run = Run(file.parent)
     of_run = data is None and file.name == "encoder.safetensors" and run.begun
@@ -167,15 +170,16 @@ def _monitor(
     file: Path,
     tensors: Mapping[str, Tensor],
     meta: Mapping[str, Any],
-    data: str | Path | Mapping[str, Any] | None,
+    data: Any,
+    objects: Objects,
 ) -> Monitor:
     """The monitor of a run's Learners as a file has them; heads stay untrained where it holds none."""
-    source = config.data if data is None else other_data(config.data, data)
+    source, images = chosen(config.data, data, objects.get("data"))
     if source.size != config.data.size:
         raise InputError(f"data.size={source.size}: a diagnosis sees images as the training did; leave data.size out")
-    images = load(source.source, source.root, "train", source.size)
+    images = load(source.source, source.root, "train", source.size) if images is None else images
     assert images is not None and config.data.size is not None, "every source has a training split"
-    _, learners = restored(config, file, tensors, meta)
+    _, learners = restored(config, file, tensors, meta, objects)
     device = best_device()
     for learner in learners:
         learner.to(device, torch.float64 if config.train.precision == "fp64" else torch.float32)
@@ -215,7 +219,10 @@ def _of_features(z: Tensor, name: str) -> Diagnosis:
 
 def _read_features(path: Path) -> Tensor:
     try:
-        return torch.from_numpy(np.load(path, allow_pickle=False))
+        read = np.load(path, allow_pickle=False)
+        return torch.from_numpy(read if isinstance(read, np.ndarray) else read["features"])
+    except KeyError:
+        raise InputError(f"{path} holds no array named features; give a .npz that embed wrote, or a .npy") from None
     except (OSError, ValueError, TypeError, EOFError) as error:
         raise InputError(f"cannot read {path} as an array of numbers ({one_line(error)})") from None
 

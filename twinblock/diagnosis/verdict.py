@@ -136,7 +136,7 @@ def _judge(history: Sequence[Mapping[str, Any]], finished: bool, at_chance: str 
     alone = ALONE if finished and spread[-1] <= RISING * spread[0] else 0.0
     fallen = alike & (shrunk | gone | (spread < max(FALLEN * spread[0], alone)))
     was_collapsed = (fallen[:-1] & fallen[1:]).any()  # one look may be a stumble of the first steps
-    cosines = f"cosine {_positive(z[-1]):.4f} within images, {z[-1]['negative_cosine']:.4f} between"
+    cosines = _cosines(z[-1])
     rising = spread[-1] > RISING * spread.min() and spread[-1] >= spread[-2]
     if was_collapsed and (rising if alike[-1] else z[-1]["negative_cosine"] > LEFT):
         return _verdict("leaving collapse", cosines)
@@ -187,6 +187,14 @@ def _doubts(looks: Sequence[Mapping[str, Any]], h: Sequence[Mapping[str, float]]
 
 def _show(value: float, error: float) -> str:
     return f"{value:.2f} ± {error:.2f}" if error else f"{value:.2f}"
+
+
+def _cosines(look: Mapping[str, float]) -> str:
+    """In words; one view has no cosine within images."""
+    between = f"{look['negative_cosine']:.4f} between"
+    if "positive_cosine" not in look:
+        return f"cosine {between} images (one view of each: none within images)"
+    return f"cosine {look['positive_cosine']:.4f} within images, {between}"
 
 
 def _positive(look: Mapping[str, float]) -> float:

@@ -12,12 +12,14 @@ from torch import Tensor, nn
 from twinblock.core.errors import InputError
 from twinblock.core.pictures import literal
 from twinblock.diagnosis.measures import effective_rank
+from twinblock.methods.learner import parts_of
 from twinblock.nn.encoders import Encoder
 from twinblock.nn.pooling import Pooling
 from twinblock.runs import checkpoint
 from twinblock.runs.run import Run
 from twinblock.runs.state import restored
 
+PIXELS, UNTRAINED = BASELINES = "raw pixels", "untrained encoder"
 BLOCK = "block "  # then its number, from 1 on: what a row of the evaluation calls it
 RANKED = 2_000  # images that the effective rank is measured on at most
 DRAWN = ("linear %", "kNN %", "rank %")
@@ -52,8 +54,8 @@ def trained_pooling(run: Run) -> list[Pooling]:
     if run.config.scope.kind != "blockwise":
         raise InputError(f"pooling: {run.path} has none of each block; evaluate a run with scope.kind=blockwise")
     file, held = checkpoint.newest(run.checkpoints)
-    _, learners = restored(run.config, file, *held)
-    return [part.network.pooling for learner in learners for part in learner.parts]
+    _, learners = restored(run.config, file, *held, run.objects)
+    return [part.network.pooling for learner in learners for part in parts_of(learner)]
 
 
 def rank_share(x: Float[Tensor, "n d"]) -> float:
@@ -62,17 +64,25 @@ def rank_share(x: Float[Tensor, "n d"]) -> float:
     return 100 * float(effective_rank(rows - rows.mean(0))) / x.shape[1]
 
 
-def figure(arms: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]], title: str = "") -> bytes:
+def figure(
+    arms: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]],
+    title: str = "",
+    baselines: Mapping[str, Mapping[str, Any]] | None = None,
+) -> bytes:
     """Accuracy and effective rank against depth as a PNG: `arms[name]` holds the rows of `evaluate` of each run.
 
-    Rows that are not of blocks are left out. Several runs of an arm give its mean with their standard deviation.
-    Depth is the part of the blocks that an image has passed, so that encoders of few and of many blocks compare.
+    Rows that are not of blocks are left out. `baselines`: rows drawn as horizontal lines, by name. Several runs of an
+    arm give its mean with their standard deviation. Depth is the part of the blocks that an image has passed, so that
+    encoders of few and of many blocks compare.
     """
     from matplotlib.figure import Figure
 
     drawing = Figure(figsize=(4 * len(DRAWN) + 2.5, 4), layout="constrained")
     panels = drawing.subplots(1, len(DRAWN))
     for axes, column in zip(panels, DRAWN, strict=True):
+        for (name, row), style in zip((baselines or {}).items(), (":", "--"), strict=False):
+            if row.get(column) is not None:
+                axes.axhline(row[column], color="0.45", linestyle=style, label=literal(name))
         for name, runs in arms.items():
             curves = [[row[column] for row in rows if row["features"].startswith(BLOCK)] for rows in runs]
             points = list(zip(*(curve for curve in curves if curve), strict=True))
@@ -83,31 +93,38 @@ def figure(arms: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]], title: str
             axes.errorbar(
                 depth, [statistics.fmean(p) for p in points], spread, marker="o", capsize=2, label=literal(name)
             )
-        axes.set(xlabel="depth (part of the blocks)", ylabel=column)
+        axes.set_ylim(0)  # a cut axis makes small differences look large
+        axes.set(xlabel="depth (part of the blocks)", ylabel=column, xlim=(0, 1.03))
         axes.spines[["top", "right"]].set_visible(False)
     drawing.legend(*panels[0].get_legend_handles_labels(), loc="outside right upper", frameon=False)
-    drawing.suptitle(title)
+    drawing.suptitle(literal(title))
     file = io.BytesIO()
     drawing.savefig(file, format="png", dpi=150)
     return file.getvalue()
 
 
-def rows_by_block(run: Run) -> list[dict[str, Any]]:
-    """The rows of the blocks that the last `evaluate` of a run wrote."""
-    return [row for row in (run.evaluation or {}).get("rows", []) if row["features"].startswith(BLOCK)]
+def rows_by_block(report: Mapping[str, Any] | None) -> list[dict[str, Any]]:
+    """The rows of the blocks in a report of `evaluate`."""
+    return [row for row in (report or {}).get("rows", []) if row["features"].startswith(BLOCK)]
 
 
-def need_blocks(runs: Sequence[Run]) -> None:
-    """Raises InputError for a run that was not evaluated by block."""
+def need_blocks(runs: Sequence[Run], source: str) -> None:
+    """Raises InputError for a run that was not evaluated by block on this source."""
     for run in runs:
-        if not rows_by_block(run):
-            raise InputError(f"beside={run.path}: measure its blocks first: twinblock evaluate {run.path} --blocks")
+        if not rows_by_block(run.evaluation_of(source)):
+            raise InputError(
+                f"beside={run.path}: measure its blocks first: twinblock evaluate {run.path} data={source} --blocks"
+            )
 
 
-def draw_beside(run: Run, others: Sequence[Run]) -> None:
-    """Write `depth.png` into a run: its blocks, and those of other runs that were evaluated by block."""
+def draw_beside(run: Run, others: Sequence[Run], source: str) -> None:
+    """Write `depth.png` into a run: its blocks, those of other runs measured so on this source, and its baselines."""
     arms = {}
     for other in (run, *others):
-        pooled = " (pooling)" if (other.evaluation or {}).get("pooling") else ""  # of another width
-        arms[f"{other.path}{pooled}"] = [rows_by_block(other)]
-    run.write("depth.png", figure(arms, "frozen features of each block"))
+        report = other.evaluation_of(source) or {}
+        pooled = " (pooling)" if report.get("pooling") else ""  # of another width
+        if blocks := rows_by_block(report):
+            arms[f"{other.path}{pooled}"] = [blocks]
+    rows = (run.evaluation_of(source) or {})["rows"]
+    baselines = {row["features"]: row for row in rows if row["features"] in BASELINES}
+    run.write("depth.png", figure(arms, "frozen features of each block", baselines))

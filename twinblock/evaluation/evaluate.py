@@ -3,6 +3,8 @@
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from twinblock.assembly.build import encoder_of
-from twinblock.config.schema import Config, Data, other_data
+import twinblock
+from twinblock.config.schema import Config, Data
 from twinblock.core.console import progress
 from twinblock.core.device import best_device
 from twinblock.core.errors import InputError
@@ -19,25 +21,30 @@ from twinblock.core.files import same_place
 from twinblock.core.pictures import optional_picture
 from twinblock.core.seeding import order
 from twinblock.core.settings import own_settings
-from twinblock.data import Images, load, take
+from twinblock.data import Images, take
 from twinblock.data.tails import few_shot
-from twinblock.data.training import training, whole
-from twinblock.diagnosis.chance import CALIBRATED, PIXELS, UNTRAINED, Accuracy
-from twinblock.evaluation import at_size, features, knn_scores, linear_probe, pixels, seen_by
+from twinblock.data.training import chosen, whole
+from twinblock.diagnosis.chance import CALIBRATED, Accuracy
+from twinblock.evaluation import at_size, features, knn_scores, linear_probe, pixels, record, seen_by
 from twinblock.evaluation.depth import (
     BLOCK,
+    PIXELS,
+    UNTRAINED,
     EveryBlock,
     draw_beside,
     need_blocks,
     rank_share,
-    rows_by_block,
     trained_pooling,
 )
 from twinblock.evaluation.groups import class_accuracies, class_sizes, classes_of, figure, group_report
+from twinblock.evaluation.labelled import LabelledSets, labelled
+from twinblock.evaluation.report import ENCODER, group_rows
 from twinblock.evaluation.sgd import FEW_SHOT, FULL_SHOT, augmented, sgd_probe
 from twinblock.nn.encoders import Encoder
 from twinblock.nn.modes import calibrated
 from twinblock.runs.run import Run
+
+__all__ = ["evaluate", "group_rows", "quick_knn"]
 
 log = logging.getLogger(__name__)
 
@@ -47,11 +54,12 @@ K, TEMPERATURE = 200, 0.1  # of the weighted kNN
 COPIES = 5  # of its features and scores that a linear probe holds at most
 QUICK_BANK, QUICK_QUERIES = 10_000, 5_000  # images that the look at the end of a training takes at most
 Pair = tuple[Tensor, Tensor]  # features of the images to fit on, and of those to test on
+Measured = dict[str, Any]  # `rows` of the table and `groups` of classes, of one network and its blocks
 
 
 @dataclass(frozen=True)
-class Look:
-    """How networks look at the images to fit on and those to test on."""
+class FeatureExtractor:
+    """The features of the images to fit on and of those to test on, as the run of a config sees images."""
 
     config: Config
     sets: tuple[Images, Images]
@@ -63,34 +71,73 @@ class Look:
         first, second = (features(module.to(self.device), s, advance=self.advance, **how) for s in self.sets)
         return first, second
 
-    def baselines(self) -> dict[str, Pair]:
-        """The pixels, and the features of the encoder before training."""
+    def pixels(self) -> Pair:
         assert self.config.data.size is not None
         side = min(self.config.data.size, MOST_PIXELS)
         first, second = (pixels(s, side) for s in self.sets)
-        return {PIXELS: (first, second), UNTRAINED: self.features(self.untrained())}
+        return first, second
 
-    def untrained(self) -> Encoder:
-        return encoder_of(self.config)
-
-    def calibrated(self) -> Pair:
-        """The features of the encoder before training, once its batch norms have seen some of the images to fit on."""
-        encoder = self.untrained().to(self.device)
+    def calibrated(self, encoder: Encoder) -> Pair:
+        """Features of an untrained encoder once its batch norms have seen some of the images to fit on."""
+        encoder = encoder.to(self.device)
         some = take(self.sets[0], np.arange(min(len(self.sets[0]), CALIBRATION)))
         with calibrated(encoder, lambda: features(encoder, some, **seen_by(self.config, self.device))):
             return self.features(encoder)
 
-    def blocks(self, every: EveryBlock) -> tuple[Pair, dict[str, Pair]]:
+    def blocks(self, every: EveryBlock) -> dict[str, Pair]:
         """Of the encoder, and of every block whose features are not the encoder's own."""
         both = (rows.split(every.widths, 1) for rows in self.features(every))
         *blocks, own = zip(*both, strict=True)
-        return own, {f"{BLOCK}{k}": pair for k, pair in enumerate(blocks, start=1)}
+        return {ENCODER: own, **{f"{BLOCK}{k}": pair for k, pair in enumerate(blocks, start=1)}}
+
+    def of(self, network: nn.Module | None) -> Pair | dict[str, Pair]:
+        """Of a network, of every block of an `EveryBlock`, or, for None, the pixels."""
+        if network is None:
+            return self.pixels()
+        return self.blocks(network) if isinstance(network, EveryBlock) else self.features(network)
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """What features are measured by: images with labels, probes, and groups of classes.
+
+    `config` says how images are seen; `few` holds the rows of each few-shot probe; `sizes` the training images of each
+    class where they are unequal; `published`: also SGD probes; `blocks`: also every block, and effective ranks.
+    """
+
+    config: Config
+    sets: LabelledSets
+    device: torch.device
+    few: Mapping[str, np.ndarray]
+    sizes: np.ndarray | None
+    published: bool
+    blocks: bool
+    pooling: bool
+
+    def digest(self, network: nn.Module | None) -> str:
+        """What the results for a network depend on; None stands for the pixels."""
+        found = blake2b(repr(self._conditions).encode(), digest_size=16)
+        for name, tensor in {} if network is None else network.state_dict().items():
+            found.update(name.encode())
+            found.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+        return found.hexdigest()
+
+    @cached_property
+    def _conditions(self) -> tuple[Any, ...]:
+        config, few = self.config, {kind: rows.tolist() for kind, rows in self.few.items()}
+        sizes = None if self.sizes is None else self.sizes.tolist()
+        images = [part.fingerprint() for part in self.sets.images]
+        how = (config.data.size, config.encoder, config.train.precision, config.train.seed, self.device.type)
+        flip = bool(config.views[0].flip) if self.published else None
+        return twinblock.__version__, images, how, few, sizes, self.published, flip, self.blocks, self.pooling
 
 
 @own_settings()
 def evaluate(
     run: Run | str | Path,
-    data: str | Path | Mapping[str, Any] | None = None,
+    data: Any = None,
+    *,
+    encoder: nn.Module | None = None,
     published: bool = False,
     baselines: bool = True,
     blocks: bool | None = None,
@@ -102,110 +149,128 @@ def evaluate(
     """Weighted kNN and linear probe, top-1 in percent, of a run's encoder and of two baselines.
 
     They are fitted to all training images of the source, also of those that the run did not train on; `data` names
-    other labelled data. After training on classes of unequal size, or where the first run `beside` it did, there is a
+    other labelled data, or is images with labels, as `pretrain` takes them. `encoder`: the module of your own that the
+    run was made with. After training on classes of unequal size, or where the first run `beside` it did, there is a
     few-shot probe too and accuracy by class and by group, drawn in `classes.png` with the runs `beside`. `shots`: the
     images of each class for it, else 1 % of the smallest class. `published`: also SDCLR's SGD probes, and the few-shot
     probe. `blocks`: also every block, with its effective rank in % of its width (None: where the run trained in
     blocks), through the pooling of its training where `pooling`; drawn in `depth.png`, with the runs `beside` measured
-    so. All is written to `evaluation.json` in the run; a run that
-    may not be written to is said and stays as it is. Raises InputError where there are no labels or no run.
+    so. All is written to `evaluation.json` in the run, and for each source to a file in `evaluations`; what lies there
+    of the same weights and images is not measured again. A run that may not be written to stays as it is, and that is
+    said. Raises InputError where there are no labels or no run.
     """
-    run = run if isinstance(run, Run) else Run.open(run)
-    config = run.config
-    source = whole(config.data) if data is None else other_data(whole(config.data), data)
-    encoder = run.encoder()
-    seen = at_size(config, encoder, source.size)
-    train, test = labelled(source, config.train.seed)
-    device = best_device()
-    known, fit, asked = _numbered(train, test)
-    others = [Run.open(other) for other in beside]
+    run, others = Run.open(run, encoder=encoder), [Run.open(other) for other in beside]
+    source, images = chosen(whole(run.config.data), data, run.objects.get("data"))
+    trained = run.encoder()
+    seen = at_size(run.config, trained, source.size)
+    sets = LabelledSets.of(*labelled(source, seen.train.seed, images))
     # a balanced twin has the groups of the set that it stands beside
-    sizes = _unequal_sizes([run, *others[:1]], source, known)
-    drawn = {} if sizes is None else {str(other.path): [classes_of(other)] for other in others}
-    few = _few_shot(fit, shots, config.train.seed) if shots or published or sizes is not None else {}
+    sizes = _unequal_sizes([run, *others[:1]], source, sets.classes)
+    few = _few_shot(sets.train_labels, shots, seen.train.seed) if shots or published or sizes is not None else {}
     if blocks is None:
-        blocks = config.scope.kind != "end_to_end" or pooling or (bool(others) and sizes is None)
-    if blocks and sizes is None:
-        need_blocks(others)
-    every = EveryBlock(encoder, trained_pooling(run) if pooling else None) if blocks else None
-    with progress("computing features", (1 + baselines) * (len(train) + len(test)), quiet) as advance:
-        look = Look(seen, (train, test), device, advance)
-        own, of_blocks = (look.features(encoder), {}) if every is None else look.blocks(every)
-        measured = {"encoder": own, **(look.baselines() if baselines else {}), **of_blocks}
-    rows, groups = [], []
-    with progress("fitting probes", len(measured), quiet) as advance:
-        for name, pair in measured.items():
-            scores = _probes(pair, torch.from_numpy(fit), few, len(known), device)
-            if published:  # its SGD probes look at images, not at features
-                sgd = _published(run.encoder(), seen, train, fit, few, pair[1], device) if name == "encoder" else {}
-                scores |= {f"SGD {kind}": sgd.get(kind) for kind in ("linear", *few)}
-            row: dict[str, Any] = {
-                f"{kind} %": None if found is None else accuracy(found, asked) for kind, found in scores.items()
-            }
-            if blocks:
-                row["rank %"] = None if name == PIXELS else rank_share(pair[1])
-            rows.append({"features": name, **row, "width": pair[0].shape[1]})
-            groups += [
-                {"features": name, "evaluator": kind, **_by_group(found, asked, sizes)}
-                for kind, found in scores.items()
-                if found is not None and sizes is not None
-            ]
-            advance(1)
-    if blocks and not pooling:
-        rows.append({**rows[0], "features": f"{BLOCK}{len(of_blocks) + 1}"})
-    note = {"data": source.source, "size": seen.data.size, "train": len(train), "test": len(test)}
-    note |= {"k": min(K, len(train)), "temperature": TEMPERATURE, "pooling": pooling}
+        blocks = run.config.scope.kind != "end_to_end" or pooling or (bool(others) and sizes is None)
     if sizes is not None:
-        note |= {"class labels": known.tolist(), "class sizes": sizes.tolist(), "groups": groups}
-    if few:
-        note["shots"] = {kind: len(chosen) // len(known) for kind, chosen in few.items()}
+        drawn = {str(other.path): [classes_of(other, source.source)] for other in others}
+    elif blocks:
+        need_blocks(others, source.source)
+    protocol = Protocol(seen, sets, best_device(), few, sizes, published, blocks, pooling)
+    every = EveryBlock(trained, trained_pooling(run) if pooling else None) if blocks else trained
+    networks: dict[str, nn.Module | None] = {ENCODER: every}
+    if baselines:
+        networks |= {PIXELS: None, UNTRAINED: run.untrained_encoder()}
+    measured = _measure(networks, protocol, record.measured(run, source.source), quiet)
+    report = _report(protocol, source, list(measured.values()))
     try:
-        run.write_json("evaluation.json", {**note, "rows": rows})
+        record.write(run, source.source, report, {protocol.digest(networks[name]): measured[name] for name in measured})
     except InputError as error:  # a colleague's run, which may only be read
         log.warning(f"{error}; what was measured is given here and kept nowhere")
-        return rows
+        return report["rows"]
     if sizes is not None:
         with optional_picture(run.path / "classes.png"):
             run.write("classes.png", figure({str(run.path): [classes_of(run)], **drawn}, "linear probe"))
     if blocks:
         with optional_picture(run.path / "depth.png"):
-            draw_beside(run, [other for other in others if rows_by_block(other)])
-    return rows
+            draw_beside(run, others, source.source)
+    return report["rows"]
 
 
-def group_rows(run: Run) -> list[dict[str, Any]]:
-    """The groups that the last `evaluate` wrote, of the encoder, as a table; none after training on equal classes."""
-    found = run.evaluation or {}
-    return [
-        {"evaluator": group["evaluator"], "groups": name, **group["groups"][name]}
-        for group in found.get("groups", [])
-        if group["features"] == "encoder"
-        for name in group["groups"]
+def _measure(
+    networks: Mapping[str, nn.Module | None], protocol: Protocol, kept: Mapping[str, Measured], quiet: bool
+) -> dict[str, Measured]:
+    """What each network is worth; those of which `kept` holds it, by digest, are not looked at again."""
+    digests = {name: protocol.digest(network) for name, network in networks.items()}
+    fresh = {name: network for name, network in networks.items() if digests[name] not in kept}
+    passes = sum(network is not None for network in fresh.values())
+    with progress("computing features", passes * len(protocol.sets), quiet) as advance:
+        extractor = FeatureExtractor(protocol.config, protocol.sets.images, protocol.device, advance)
+        found = {name: extractor.of(network) for name, network in fresh.items()}
+    pairs = {name: pair if isinstance(pair, dict) else {name: pair} for name, pair in found.items()}
+    measured = {}
+    with progress("fitting probes", sum(map(len, pairs.values())), quiet) as advance:
+        for name, network in networks.items():
+            if name not in fresh:
+                measured[name] = kept[digests[name]]
+                continue
+            parts = []
+            for part, pair in pairs[name].items():
+                # SGD probes look at images, not at features
+                sgd = _sgd_scores(network, protocol, pair[1]) if protocol.published and part == ENCODER else {}
+                parts.append(_worth(part, pair, sgd, protocol))
+                advance(1)
+            rows, groups = zip(*parts, strict=True)
+            measured[name] = {"rows": list(rows), "groups": [group for some in groups for group in some]}
+    return measured
+
+
+def _worth(
+    name: str, pair: Pair, sgd: Mapping[str, Tensor], protocol: Protocol
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """The row of the table of these features, and what each probe gives by group of classes."""
+    labels, sizes = protocol.sets.test_labels, protocol.sizes
+    scores: dict[str, Tensor | None] = {**_probes(pair, protocol)}
+    if protocol.published:
+        scores |= {f"SGD {kind}": sgd.get(kind) for kind in ("linear", *protocol.few)}
+    row: dict[str, Any] = {"features": name}
+    row |= {f"{kind} %": None if found is None else accuracy(found, labels) for kind, found in scores.items()}
+    if protocol.blocks:
+        row["rank %"] = None if name == PIXELS else rank_share(pair[1])
+    groups = [
+        {"features": name, "evaluator": kind, **_by_group(found, labels, sizes)}
+        for kind, found in scores.items()
+        if found is not None and sizes is not None
     ]
+    return {**row, "width": pair[0].shape[1]}, groups
 
 
-def _numbered(train: Images, test: Images) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The labels of the training images, in order, and which of them each image has, to fit on and to test on.
+def _report(protocol: Protocol, source: Data, measured: Sequence[Measured]) -> dict[str, Any]:
+    """What `evaluation.json` holds: the rows of the encoder, of the baselines and of the blocks, and what they are."""
+    sets = protocol.sets
+    (first, *blocks), *others = (one["rows"] for one in measured)
+    rows = [first, *(row for some in others for row in some), *blocks]
+    if protocol.blocks and not protocol.pooling:
+        rows.append({**first, "features": f"{BLOCK}{len(blocks) + 1}"})
+    report: dict[str, Any] = {"data": source.source, "size": protocol.config.data.size}
+    report |= {"train": len(sets.train), "test": len(sets.test)}
+    report |= {"k": min(K, len(sets.train)), "temperature": TEMPERATURE, "pooling": protocol.pooling}
+    if protocol.sizes is not None:
+        report |= {"class labels": sets.classes.tolist(), "class sizes": protocol.sizes.tolist()}
+        report["groups"] = [group for one in measured for group in one["groups"]]
+    if protocol.few:
+        report["shots"] = {kind: len(chosen) // len(sets.classes) for kind, chosen in protocol.few.items()}
+    return {**report, "rows": rows}
 
-    A test image whose label is none of them has the number after the last, which no classifier gives.
-    """
-    assert train.labels is not None and test.labels is not None
-    known, fit = np.unique(train.labels, return_inverse=True)
-    asked = np.searchsorted(known, test.labels)
-    return known, fit, np.where(np.isin(test.labels, known), asked, len(known))
 
-
-def _probes(
-    pair: Pair, labels: Tensor, few: Mapping[str, np.ndarray], classes: int, device: torch.device
-) -> dict[str, Tensor]:
+def _probes(pair: Pair, protocol: Protocol) -> dict[str, Tensor]:
     """Scores of each class for each test image, by kNN, by the linear probe and by each few-shot probe."""
-    place = _place(device, pair, classes)
-    bank, queries, labels = (rows.to(place) for rows in (*pair, labels))
+    classes = len(protocol.sets.classes)
+    place = _place(protocol.device, pair, classes)
+    bank, queries, labels = (rows.to(place) for rows in (*pair, torch.from_numpy(protocol.sets.train_labels)))
     found = {
         "kNN": knn_scores(bank, labels, queries, classes, k=K, temperature=TEMPERATURE),
         "linear": linear_probe(bank, labels, queries, classes),
     }
-    return found | {kind: linear_probe(bank[some], labels[some], queries, classes) for kind, some in few.items()}
+    few = {kind: linear_probe(bank[some], labels[some], queries, classes) for kind, some in protocol.few.items()}
+    return found | few
 
 
 def _place(device: torch.device, pair: Pair, classes: int) -> torch.device:
@@ -239,29 +304,23 @@ def _by_group(scores: Tensor, labels: np.ndarray, sizes: np.ndarray) -> dict[str
     return {"groups": group_report(by_class, sizes), "classes": classes}
 
 
-def _published(
-    encoder: Encoder,
-    config: Config,
-    train: Images,
-    labels: np.ndarray,
-    few: Mapping[str, np.ndarray],
-    queries: Tensor,
-    device: torch.device,
-) -> dict[str, Tensor]:
+def _sgd_scores(network: nn.Module | None, protocol: Protocol, queries: Tensor) -> dict[str, Tensor]:
     """Scores of the published probes, which see augmented images; digits are not mirrored."""
-    size, seed, flip = config.data.size, config.train.seed, bool(config.views[0].flip)
-    assert size is not None
-    encoder, found = encoder.to(device), {}
-    parts = {"linear": (np.arange(len(train)), FULL_SHOT), **{kind: (rows, FEW_SHOT) for kind, rows in few.items()}}
+    encoder = network.encoder if isinstance(network, EveryBlock) else network
+    assert encoder is not None and protocol.config.data.size is not None
+    config, labels, found = protocol.config, protocol.sets.train_labels, {}
+    size, seed, flip = protocol.config.data.size, config.train.seed, bool(config.views[0].flip)
+    parts = {"linear": (np.arange(len(labels)), FULL_SHOT)}
+    parts |= {kind: (rows, FEW_SHOT) for kind, rows in protocol.few.items()}
     for kind, (rows, (epochs, drops)) in parts.items():
-        part, of_part = take(train, rows), torch.from_numpy(labels[rows])
-        seen = lambda epoch, part=part: augmented(encoder, part, size, epoch, seed, flip, device)  # noqa: E731
+        part, of_part = take(protocol.sets.train, rows), torch.from_numpy(labels[rows])
+        seen = lambda epoch, part=part: augmented(encoder, part, size, epoch, seed, flip, protocol.device)  # noqa: E731
         found[kind] = sgd_probe(seen, of_part, queries, int(labels.max()) + 1, epochs, drops, seed=seed)
     return found
 
 
 def quick_knn(
-    encoder: Encoder, config: Config, train: Images, device: torch.device, quiet: bool = False
+    run: Run, encoder: Encoder, config: Config, train: Images, device: torch.device, quiet: bool = False
 ) -> Accuracy | None:
     """kNN accuracy of the encoder and the baselines, on a part of the source; None without labels.
 
@@ -270,52 +329,37 @@ def quick_knn(
     """
     if train.labels is None:
         return None
-    source, classes_from = whole(config.data), getattr(train, "classes_from", None)
+    classes_from = train.classes_from
     # the neighbours of a long-tailed bank would nearly all be of its few large classes
-    train, test = labelled(source, config.train.seed, train if source == config.data else None)
+    source, images = chosen(whole(config.data), held=run.objects.get("data"))
+    train, test = labelled(source, config.train.seed, train if source == config.data else images)
     train, test = _part(train, QUICK_BANK, config.train.seed), _part(test, QUICK_QUERIES, config.train.seed)
-    known, fit, asked = _numbered(train, test)
+    sets = LabelledSets.of(train, test)
+    untrained = run.untrained_encoder()
+    networks = {ENCODER: encoder, PIXELS: None, UNTRAINED: untrained}
+    with progress("measuring kNN of images", len(sets), quiet) as advance:
+        extractor = FeatureExtractor(config, sets.images, device, _every(len(networks), advance))
+        measured = {
+            name: extractor.features(m) if m is not None else extractor.pixels() for name, m in networks.items()
+        }
+        measured[CALIBRATED] = extractor.calibrated(untrained)
     right = {}
-    with progress("measuring kNN", 3 * (len(train) + len(test)), quiet) as advance:
-        look = Look(config, (train, test), device, advance)
-        measured = {"encoder": look.features(encoder), **look.baselines(), CALIBRATED: look.calibrated()}
     for name, (bank, queries) in measured.items():
-        scores = knn_scores(bank, torch.from_numpy(fit), queries, len(known))
-        right[name] = scores.argmax(1).cpu().numpy() == asked
-    return Accuracy.of(right, asked, len(train), classes_from)
+        scores = knn_scores(bank, torch.from_numpy(sets.train_labels), queries, len(sets.classes))
+        right[name] = scores.argmax(1).cpu().numpy() == sets.test_labels
+    return Accuracy.of(right, sets.test_labels, len(train), classes_from)
 
 
-def labelled(source: Data, seed: int, train: Images | None = None) -> tuple[Images, Images]:
-    """The labelled images to fit on and to test on; a set without a test split gives a fixed fifth of each class.
+def _every(passes: int, advance: Callable[[int], None]) -> Callable[[int], None]:
+    """Counts an image once, however many networks look at it."""
+    seen = 0
 
-    Test images may be of classes that are not in training, which come after those that are: they count as missed.
-    """
-    train = train or training(source)
-    test = load(source.source, source.root, "test", source.size)
-    if train.labels is None:
-        raise InputError(f"{source.source} has no labels, so accuracy cannot be measured; name labelled data: data=...")
-    if test is None or test.labels is None:
-        held = _held_out(train.labels, seed)
-        if not held.any():
-            raise InputError(f"{source.source} has one image of each class, so none is left to test on; add some")
-        train, test = take(train, np.flatnonzero(~held)), take(train, np.flatnonzero(held))
-    names, tested = train.classes or (), test.classes or train.classes or ()
-    if bool(names) != bool(tested) or names != tested[: len(names)]:
-        raise InputError(
-            f"{source.source}: the classes of its test images do not begin with those of its training images, in order"
-        )
-    return _with_labels(train), _with_labels(test)
+    def count(images: int) -> None:
+        nonlocal seen
+        advance((seen + images) // passes - seen // passes)
+        seen += images
 
-
-def _held_out(labels: np.ndarray, seed: int) -> np.ndarray:
-    """A fifth of each class, rounded up, so that rare classes are tested too; a single image is for fitting."""
-    rows = order(seed, -2, len(labels))
-    by_class = rows[np.argsort(labels[rows], kind="stable")]
-    _, first, size = np.unique(labels[by_class], return_index=True, return_counts=True)
-    rank = np.arange(len(rows)) - np.repeat(first, size)
-    held = np.zeros(len(labels), bool)
-    held[by_class[(rank % 5 == 0) & (np.repeat(size, size) > 1)]] = True
-    return held
+    return count
 
 
 def accuracy(scores: Tensor, labels: np.ndarray) -> float:
@@ -325,8 +369,3 @@ def accuracy(scores: Tensor, labels: np.ndarray) -> float:
 
 def _part(images: Images, most: int, seed: int) -> Images:
     return images if len(images) <= most else take(images, np.sort(order(seed, -3, len(images))[:most]))
-
-
-def _with_labels(images: Images) -> Images:
-    assert images.labels is not None
-    return images if (images.labels >= 0).all() else take(images, np.flatnonzero(images.labels >= 0))

@@ -1,4 +1,4 @@
-"""Forgotten samples: the images whose features move most when the encoder's smallest weights are pruned."""
+"""Pruning-identified exemplars: the images whose features move most when the smallest weights are pruned."""
 
 import io
 from collections.abc import Mapping, Sequence
@@ -9,22 +9,21 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Float, Int
-from PIL import Image
 from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity, normalize
 
-from twinblock.config.schema import Config, other_data
+from twinblock.config.schema import Config
 from twinblock.core.device import best_device
 from twinblock.core.errors import InputError
 from twinblock.core.files import replacing, write_table
-from twinblock.core.pictures import optional_picture
+from twinblock.core.pictures import literal, optional_picture
 from twinblock.core.seeding import order
 from twinblock.core.settings import own_settings
 from twinblock.data import Images, columns_of, take
-from twinblock.data.training import training, whole
+from twinblock.data.training import chosen, training, whole
 from twinblock.evaluation.features import at_once, at_size, features, pixels, seen_by
 from twinblock.evaluation.groups import thirds
-from twinblock.methods.learner import Network
+from twinblock.methods.learner import Network, parts_of
 from twinblock.methods.targets.pruned import Pruned
 from twinblock.nn.encoders import MEAN, STD, Encoder
 from twinblock.nn.modes import evaluating
@@ -37,7 +36,7 @@ from twinblock.views import Views
 RATIO = 0.9  # where neither the run nor the caller names one: SDCLR's on CIFAR
 NEIGHBOURS, BANK = 10, 20_000
 TOP = 0.05  # share of the images that lift looks at
-SHOWN, TILE = 64, 64  # images in either half of the picture, and their largest side in pixels
+SHOWN, COLUMNS, TILE = 64, 8, 64  # images in either half of the picture and in a row, and their largest side in pixels
 SCORES = ("moved", "loss", "neighbours")
 
 
@@ -56,32 +55,35 @@ class PrunedEncoder(nn.Module):
 
 
 @own_settings()
-def forgotten(
-    run: Run | str | Path, data: str | Path | Mapping[str, Any] | None = None, ratio: float | None = None
+def exemplars(
+    run: Run | str | Path, data: Any = None, ratio: float | None = None, *, encoder: nn.Module | None = None
 ) -> list[dict[str, Any]]:
     """Rank images, the run's own or those of `data`, by the cosine distance of dense and pruned features.
 
-    A run with the pruned target has a pruned network of its own; elsewhere, or with `ratio`, the smallest weights are
-    masked and the statistics of batch norms measured anew. Writes forgotten.csv (and .parquet where pyarrow is
-    installed), forgotten.png (those that move most above those that move least) and forgotten.json into the run.
+    `data`: another source, or images, as `pretrain` takes them; `encoder`: the module of your own that the run was made
+    with. A run with the pruned target has a pruned network of its own; elsewhere, or with `ratio`, the smallest weights
+    are masked and the statistics of batch norms measured anew. Writes exemplars.csv (and .parquet where pyarrow is
+    installed), exemplars.png (those that move most above those that move least) and exemplars.json into the run.
     Where classes are of unequal size, returns for this and for two simple scores how well it finds the rare third:
-    AUROC (chance: 0.5) and lift in the top 5 % (chance: 1). Hooker et al. 2019, What do compressed networks forget?
+    AUROC (chance: 0.5) and lift in the top 5 % (chance: 1). Hooker et al. 2019, What Do Compressed Deep Neural
+    Networks Forget?
     """
-    run = run if isinstance(run, Run) else Run.open(run)
+    run = Run.open(run, encoder=encoder)
     config = run.config
     other = data is not None and (not isinstance(data, Mapping) or "source" in data)  # else the run's own images
-    source = config.data if data is None else other_data(whole(config.data) if other else config.data, data)
+    source, held = chosen(whole(config.data) if other else config.data, data, run.objects.get("data"))
     if ratio is not None and not 0 <= ratio < 1:
         raise InputError(f"ratio={ratio}: the share of weights to prune is at least 0 and less than 1")
-    images = training(source)
+    images = training(source, held)
     device = best_device()
     scores = measure(run, images, ratio, source.size, device)
     ranking = np.argsort(-scores["moved"], kind="stable")
     _write_tables(run, images, scores, ranking)
-    with optional_picture(run.path / "forgotten.png"):
-        run.write("forgotten.png", _picture(images, ranking))
+    with optional_picture(run.path / "exemplars.png"):
+        title = f"{run.path}: pruning-identified exemplars of {source.source}"
+        run.write("exemplars.png", _picture(images, ranking, title))
     found = _judge(scores, images.labels)
-    run.write_json("forgotten.json", {"data": source.source, "images": len(images), "ratio": ratio, "scores": found})
+    run.write_json("exemplars.json", {"data": source.source, "images": len(images), "ratio": ratio, "scores": found})
     return found
 
 
@@ -115,8 +117,8 @@ def _trained(run: Run) -> PrunedEncoder | None:
     if run.config.target.kind != "pruned" or run.config.scope.kind == "overlapping":
         return None
     file, held = checkpoint.newest(run.checkpoints)
-    encoder, learners = restored(run.config, file, *held)
-    parts = [part for learner in learners for part in learner.parts]
+    encoder, learners = restored(run.config, file, *held, run.objects)
+    parts = [part for learner in learners for part in parts_of(learner)]
     return PrunedEncoder(encoder, [part.network for part in parts], [part.target for part in parts])
 
 
@@ -204,23 +206,34 @@ def _write_tables(run: Run, images: Images, scores: Mapping[str, np.ndarray], ra
     columns = columns_of(images, ranking) | {name: scores[name][ranking] for name in SCORES}
     kinds = ("csv", "parquet") if find_spec("pyarrow") else ("csv",)  # it comes with `pip install twinblock[hf]`
     for kind in kinds:
-        with replacing(run.path / f"forgotten.{kind}") as file:
+        with replacing(run.path / f"exemplars.{kind}") as file:
             write_table(file, kind, columns)
 
 
-def _picture(images: Images, ranking: np.ndarray) -> bytes:
-    """A PNG of two grids of 8 x 8: the images that move most, and below them those that move least."""
+def _picture(images: Images, ranking: np.ndarray, title: str) -> bytes:
+    """A PNG of two grids of 8 x 8 images: those that move most, and below them those that move least."""
+    from matplotlib.figure import Figure
+
     shown = min(SHOWN, len(ranking))
     side = min(TILE, max(images.pixels.shape[1:3]))
-    rows = np.concatenate([ranking[:shown], ranking[::-1][:shown]])
-    tiles = pixels(take(images, rows), side).view(-1, 3, side, side).permute(0, 2, 3, 1)
-    tiles = (tiles * 255).round().clamp(0, 255).byte().numpy()
-    step, high = side + 2, -(-shown // 8)
-    canvas = np.full((2 * high * step + step // 2, 8 * step, 3), 255, np.uint8)
-    for i, tile in enumerate(tiles):
-        half, place = divmod(i, shown)
-        top, left = (place // 8) * step + half * (high * step + step // 2), place % 8 * step
-        canvas[top : top + side, left : left + side] = tile
+    halves = {"move most when weights are pruned": ranking, "move least": ranking[::-1]}
+    drawing = Figure(figsize=(7, 15), layout="constrained")
+    drawing.suptitle(literal(title))
+    for axes, (words, ranked) in zip(drawing.subplots(2, 1), halves.items(), strict=True):
+        axes.imshow(_grid(pixels(take(images, ranked[:shown]), side), side), interpolation="nearest")
+        axes.set_title(f"the {shown} of {len(ranking):,} images that {words}", fontsize="medium", loc="left")
+        axes.set_axis_off()
     file = io.BytesIO()
-    Image.fromarray(canvas).save(file, "PNG")
+    drawing.savefig(file, format="png", dpi=100)
     return file.getvalue()
+
+
+def _grid(flat: Float[Tensor, "n d"], side: int) -> np.ndarray:
+    """Tiles of `side` pixels, eight in a row, on white."""
+    tiles = flat.view(-1, 3, side, side).permute(0, 2, 3, 1).clamp(0, 1).numpy()
+    step = side + max(1, side // 16)
+    canvas = np.ones((-(-len(tiles) // COLUMNS) * step, COLUMNS * step, 3), np.float32)
+    for i, tile in enumerate(tiles):
+        top, left = i // COLUMNS * step, i % COLUMNS * step
+        canvas[top : top + side, left : left + side] = tile
+    return canvas

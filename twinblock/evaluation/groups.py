@@ -79,12 +79,13 @@ def group_report(accuracies: Float[np.ndarray, " c"], sizes: Int[np.ndarray, " c
     return report
 
 
-def classes_of(run: Run) -> ByClass:
+def classes_of(run: Run, source: str | None = None) -> ByClass:
     """Sizes of the classes that were tested, and the linear probe's accuracies in percent.
 
-    As the last `evaluate` of the run wrote them. Raises InputError where it was not evaluated by class.
+    As the last `evaluate` of the run wrote them, on this source if one is given. Raises InputError where it was not
+    evaluated by class.
     """
-    found = run.evaluation or {}
+    found = (run.evaluation if source is None else run.evaluation_of(source)) or {}
     for group in found.get("groups", []):
         if (group["features"], group["evaluator"]) == ("encoder", "linear"):
             accuracies = np.array(group["classes"], float)  # those not tested, None in JSON, become NaN
@@ -96,24 +97,58 @@ def classes_of(run: Run) -> ByClass:
 
 
 def figure(methods: Mapping[str, Sequence[ByClass]], title: str) -> bytes:
-    """A PNG of accuracy against class size, methods overlaid: `methods[name]` holds what each of its runs has."""
+    """A PNG of accuracy against class size and, as bars, of groups of classes: `methods[name]` holds its runs.
+
+    A bar is the mean class accuracy of a third of the classes, averaged over the runs. Its error is the standard
+    deviation over runs; of one run the standard error over the classes.
+    """
     from matplotlib.figure import Figure
 
-    drawing = Figure(figsize=(6, 4), layout="constrained")
-    axes = drawing.subplots()
+    drawing = Figure(figsize=(11, 4.2), layout="constrained")
+    scatter, bars = drawing.subplots(1, 2, sharey=True, width_ratios=(3, 2))
+    crowded = max(len(sizes) for runs in methods.values() for sizes, _ in runs) > 20
     for i, (name, runs) in enumerate(methods.items()):
         sizes, accuracies = (np.concatenate(column) for column in zip(*runs, strict=True))
-        axes.scatter(sizes, accuracies, s=14, alpha=0.45, color=f"C{i}")
-        levels = np.unique(sizes)
-        if len(levels) > 20:  # many classes: a line through means of neighbours
-            levels = np.array([part.mean() for part in np.array_split(np.sort(sizes), 10)])
-            order = np.argsort(sizes, kind="stable")
-            means = [accuracies[part].mean() for part in np.array_split(order, 10)]
-        else:
-            means = [accuracies[sizes == level].mean() for level in levels]
-        axes.plot(levels, means, color=f"C{i}", label=literal(name))
-    axes.set(xscale="log", xlabel="training images of the class", ylabel="accuracy in %", title=title)
-    axes.legend(frameon=False)
+        dot, faint = (8, 0.25) if crowded else (18, 0.5)
+        scatter.scatter(sizes, accuracies, s=dot, alpha=faint, color=f"C{i}", linewidths=0)
+        scatter.plot(*_trend(sizes, accuracies), color=f"C{i}", linewidth=2, label=literal(name))
+        means, errors = _group_bars(runs)
+        width = 0.8 / len(methods)
+        places = np.arange(len(GROUPS)) + (i - (len(methods) - 1) / 2) * width
+        bars.bar(places, means, 0.92 * width, yerr=errors, capsize=3, color=f"C{i}", alpha=0.85)
+    scatter.set(xscale="log", xlabel="training images of the class", ylabel="accuracy in %", ylim=(0, 100))
+    bars.set_xticks(range(len(GROUPS)), GROUPS)
+    bars.set_title("mean accuracy of each third of the classes", fontsize="medium")
+    scatter.set_title("a dot is a class, a line their mean", fontsize="medium")
+    scatter.xaxis.set_major_formatter(lambda size, _: f"{size:,.0f}")
+    for axes in (scatter, bars):
+        axes.spines[["top", "right"]].set_visible(False)
+    drawing.suptitle(literal(title))
+    drawing.legend(*scatter.get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
     file = io.BytesIO()
     drawing.savefig(file, format="png", dpi=150)
     return file.getvalue()
+
+
+def _trend(sizes: np.ndarray, accuracies: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean accuracy at each size; of many classes, of tenths of them in order of size."""
+    levels = np.unique(sizes)
+    if len(levels) <= 20:
+        return levels, np.array([accuracies[sizes == level].mean() for level in levels])
+    parts = np.array_split(np.argsort(sizes, kind="stable"), 10)
+    return np.array([sizes[part].mean() for part in parts]), np.array([accuracies[part].mean() for part in parts])
+
+
+def _group_bars(runs: Sequence[ByClass]) -> tuple[list[float], list[float]]:
+    """Mean accuracy of many, medium and few, and its error; NaN for a group without classes."""
+    means, errors = [], []
+    for i in range(len(GROUPS)):
+        parts = [accuracies[thirds(sizes) == i] for sizes, accuracies in runs]
+        parts = [part for part in parts if len(part)]
+        of_runs = [float(part.mean()) for part in parts]
+        means.append(float(np.mean(of_runs)) if parts else np.nan)
+        if len(parts) > 1:
+            errors.append(float(np.std(of_runs, ddof=1)))
+        else:
+            errors.append(float(parts[0].std(ddof=1) / len(parts[0]) ** 0.5) if parts and len(parts[0]) > 1 else 0.0)
+    return means, errors

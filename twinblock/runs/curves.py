@@ -2,7 +2,7 @@
 
 import io
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,28 +11,38 @@ from twinblock.core.files import replacing
 from twinblock.core.pictures import literal
 from twinblock.runs.run import Run
 
-PANELS = "loss", "sample kNN %", "cosine of embeddings", "effective rank"
+PANELS = "loss", "kNN of the sample in %", "cosine of embeddings", "effective rank"
+ROOM = 1.25  # above the lines, for the legend
 
 
 def draw(runs: Mapping[str, Run], path: str | Path) -> None:
     """Draw runs by title into one picture; its kind follows the file's ending (.png, .svg, .pdf).
 
-    Lines are Learners (blocks), from light to dark. Cosines are the projector's, full within images and dashed between
-    them; ranks are full of the encoder and dashed of the projector. Raises InputError where it cannot be written.
+    Lines are Learners (blocks), from light to dark. kNN, of the monitor's sample of images, has the standard error of
+    that many images as a band (of the last block), and chance, one over the number of classes, as a line. Cosines are
+    the projector's, full within images and dashed between them; ranks are full of the encoder and dashed of the
+    projector. All panels of a row but the losses share their axis. Raises InputError where it cannot be written.
     """
     from matplotlib.figure import Figure  # here, since it takes a second to import; pyplot is not needed
 
-    figure = Figure(figsize=(4.5 * len(runs), 9), layout="constrained")
+    figure = Figure(figsize=(4.5 * len(runs), 9.5), layout="constrained")
     panels = figure.subplots(len(PANELS), len(runs), sharex="col", squeeze=False)
+    for row in panels[1:]:
+        for axes in row[1:]:
+            axes.sharey(row[0])
     for column, (title, run) in enumerate(runs.items()):
         mine = [row[column] for row in panels]
         _draw_run(mine, run)
-        mine[0].set_title(literal(title))
+        mine[0].set_title(literal(_titled(title, run)), fontsize="medium")
         mine[-1].set_xlabel("step")
         for axes, name in zip(mine, PANELS, strict=True):
             axes.set_ylabel(name if column == 0 else "")
             axes.spines[["top", "right"]].set_visible(False)
             axes.margins(x=0.01)
+    knn, cosine, rank = (row[0] for row in panels[1:])
+    cosine.set_ylim(min(0, cosine.get_ylim()[0]), 1.03)
+    for axes in (knn, rank):
+        axes.set_ylim(0, ROOM * axes.get_ylim()[1])
     picture = io.BytesIO()
     try:
         figure.savefig(picture, format=Path(path).suffix[1:] or "png", dpi=110)
@@ -42,36 +52,63 @@ def draw(runs: Mapping[str, Run], path: str | Path) -> None:
         file.write(picture.getvalue())
 
 
-def _draw_run(panels: list[Any], run: Run) -> None:
+def _titled(title: str, run: Run) -> str:
+    """A run's title with its verdict below, once it has one."""
+    result = run.result
+    return title if result is None else f"{title}\n{result['headline']}"
+
+
+def _draw_run(panels: Sequence[Any], run: Run) -> None:
     rows = run.metrics()
-    losses = [row for row in rows if "loss" in row]
     looks = [row for row in rows if "diagnosis" in row]
-    blocks = len(looks[0]["diagnosis"]) if looks else 1
+    learners = len(looks[0]["diagnosis"]) if looks else 1
     loss, knn, cosine, rank = panels
-    width = max((len(row["loss"]) for row in losses), default=0)
-    for i in range(width):
-        part = [(row["step"], row["loss"][i]) for row in losses if i < len(row["loss"])]
-        loss.plot(*_smooth(part), color=_shade(i, blocks), linewidth=1)
-    for i in range(blocks):
-        seen = [(row["step"], row["diagnosis"][i]) for row in looks]
-        steps, color = [step for step, _ in seen], _shade(i, blocks)
-        label = f"block {i + 1}" if blocks > 1 else None
-        knn.plot(steps, [found.get("sample_knn", math.nan) for _, found in seen], color=color, label=label, marker=".")
+    _draw_losses(loss, [row for row in rows if "loss" in row], learners)
+    for i in range(learners):
+        last = i == learners - 1
+        steps, seen = [row["step"] for row in looks], [row["diagnosis"][i] for row in looks]
+        _draw_knn(knn, steps, seen, _shade(i, learners), band=last)
         for axes, style, output, key, meaning in (
             (cosine, "-", "projector", "positive_cosine", "within images"),
             (cosine, "--", "projector", "negative_cosine", "between images"),
             (rank, "-", "encoder", "effective_rank", "encoder"),
             (rank, "--", "projector", "effective_rank", "projector"),
         ):
-            values = [found[output].get(key, math.nan) for _, found in seen]
-            label = meaning if i == blocks - 1 else None
-            axes.plot(steps, values, style, color=color, label=label, marker=".")
-    cosine.set_ylim(min(0, cosine.get_ylim()[0]), 1.03)
-    rank.set_ylim(0)
-    knn.set_ylim(0)
-    for axes in (cosine, rank, *((knn,) if blocks > 1 else ())):
+            values = [found[output].get(key, math.nan) for found in seen]
+            label = meaning if last else None
+            axes.plot(steps, values, style, color=_shade(i, learners), label=label, marker=".")
+    classes = (run.result or {}).get("classes")
+    if classes and knn.lines:
+        knn.axhline(100 / classes, color="0.45", linestyle=":", label=f"chance, 1 of {classes}")
+    for axes, where in ((loss, "best"), (knn, "upper left"), (cosine, "lower left"), (rank, "upper right")):
         if axes.get_legend_handles_labels()[0]:
-            axes.legend(frameon=False, fontsize="small")
+            axes.legend(frameon=False, fontsize="small", loc=where, ncols=2)
+    if not knn.lines:
+        knn.text(0.5, 0.5, "no labels", transform=knn.transAxes, ha="center", color="0.45")
+
+
+def _draw_losses(axes: Any, rows: Sequence[Mapping[str, Any]], learners: int) -> None:
+    for i in range(max((len(row["loss"]) for row in rows), default=0)):
+        part = [(row["step"], row["loss"][i]) for row in rows if i < len(row["loss"])]
+        label = f"block {i + 1}" if learners > 1 else None
+        axes.plot(*_smooth(part), color=_shade(i, learners), linewidth=1, label=label)
+
+
+def _draw_knn(axes: Any, steps: Sequence[int], seen: Sequence[Mapping[str, Any]], color: Any, band: bool) -> None:
+    """Accuracy on the sample of one Learner, and the standard error that a share of so many images has."""
+    known = [(step, found) for step, found in zip(steps, seen, strict=True) if "sample_knn" in found]
+    if not known:
+        return
+    steps, values = [step for step, _ in known], [found["sample_knn"] for _, found in known]
+    axes.plot(steps, values, color=color, marker=".")
+    counts = [found["encoder"].get("samples", math.nan) for _, found in known]
+    errors = [
+        100 * math.sqrt(max(0.0, value / 100 * (1 - value / 100)) / n) for value, n in zip(values, counts, strict=True)
+    ]
+    if band:
+        low, high = ([value + sign * error for value, error in zip(values, errors, strict=True)] for sign in (-1, 1))
+        words = f"± standard error of {counts[-1]:.0f} images" if counts[-1] == counts[-1] else None
+        axes.fill_between(steps, low, high, color=color, alpha=0.2, linewidth=0, label=words)
 
 
 def _smooth(points: list[tuple[int, float]], most: int = 200) -> tuple[list[float], list[float]]:

@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import weakref
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,10 @@ from twinblock.config.recipes import from_yaml, to_yaml
 from twinblock.config.schema import Config
 from twinblock.core.errors import InputError, one_line
 from twinblock.core.files import lock as take_lock
-from twinblock.core.files import replacing
+from twinblock.core.files import replacing, same_place
 from twinblock.diagnosis.verdict import history_of
 from twinblock.nn.encoders import Encoder
+from twinblock.nn.shallow import encoder_of_block
 from twinblock.runs import checkpoint
 
 STARTED = "started.safetensors"  # the weights that an encoder of the caller's own began with
@@ -30,8 +32,8 @@ class Run:
     """The folder of a run.
 
     `config.yaml` the resolved config; `checkpoint/`; `metrics.jsonl` a row a step; `encoder.safetensors` and
-    `result.json` and `curves.png` when it is finished; `evaluation.json`; `skipped.txt` the images left out;
-    `environment.json` where and when it ran.
+    `result.json` and `curves.png` when it is finished; `evaluation.json`, and `evaluations/` for each source;
+    `skipped.txt` the images left out; `environment.json` where and when it ran.
     `objects`: Python objects that its config names as parts, such as `encoder=module`.
     """
 
@@ -76,6 +78,13 @@ class Run:
     def evaluation(self) -> dict[str, Any] | None:
         """What the last `evaluate` found; None before the first."""
         return self._json("evaluation.json")
+
+    def evaluation_of(self, source: str) -> dict[str, Any] | None:
+        """What the last `evaluate` on the images of a source found; None before the first."""
+        found = self._json(evaluation_file(source))
+        if found is None and (last := self.evaluation) is not None and same_place(last.get("data"), source):
+            return last  # of an earlier version, which kept the last one only
+        return found
 
     @property
     def begun(self) -> bool:
@@ -234,6 +243,14 @@ def _text(file: Path) -> str | None:
         raise InputError(f"cannot read {file} ({error.strerror})") from None
 
 
+def evaluation_file(source: str) -> str:
+    """The file in a run that keeps what `evaluate` says of a source; its whole place counts, not its last name alone."""
+    place = os.path.realpath(source) if os.path.exists(source) else source
+    end = re.sub(r"[^A-Za-z0-9.-]+", "_", os.path.basename(place.rstrip(os.sep)))[:40]
+    digest = blake2b(place.encode("utf-8", "surrogateescape"), digest_size=4).hexdigest()
+    return f"evaluations/{end}-{digest}.json"
+
+
 def _no_link(path: str, flags: int) -> int:
     return os.open(path, flags | os.O_NOFOLLOW, 0o644)
 
@@ -284,10 +301,12 @@ def _is_untrained(value: Any) -> bool:
     return isinstance(value, dict) and _is_pair(value.get("agreement")) and _is_number(value.get("centred_rank"))
 
 
-def load_encoder(run: Run | str | Path, *, encoder: nn.Module | None = None) -> nn.Module:
+def load_encoder(run: Run | str | Path, *, encoder: nn.Module | None = None, block: int | None = None) -> nn.Module:
     """The encoder of a run, in evaluation mode: normalised images (n, 3, s, s) in, features (n, d) out.
 
     `encoder`: the module of your own that the run was made with; its weights are replaced by the trained ones in a
-    copy. Raises InputError where it is missing, or of another architecture.
+    copy. `block`: the encoder that ends with this block, from 1 on. Raises InputError where there is no such block, or
+    where the module is missing or of another architecture.
     """
-    return Run.open(run, encoder=encoder).encoder()
+    trained = Run.open(run, encoder=encoder).encoder()
+    return trained if block is None else encoder_of_block(trained, block)

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 
 from twinblock.core.pictures import optional_picture
 from twinblock.evaluation.evaluate import evaluate, group_rows
-from twinblock.evaluation.exemplars import forgotten
+from twinblock.evaluation.exemplars import exemplars
 from twinblock.evaluation.groups import classes_of, figure
 from twinblock.runs.run import Run
 from twinblock.studies.study import NARROW, Arm, Options, carry_out, folder, publish, reduced
@@ -28,7 +28,7 @@ DIGITS = (
 # on a CPU, as the other studies have it, in batches of a quarter of the published size
 SMALL = (*NARROW, "encoder.stem=cifar_stride2", "data.batch=128", "train.length=60epochs")
 OVERLAID = ("SimCLR", "SDCLR")
-COLUMNS = ("all", "many", "medium", "few", "std", "few-shot all", "forgotten AUROC", "loss AUROC", "neighbours AUROC")
+COLUMNS = ("all", "many", "medium", "few", "std", "few-shot all", "exemplars AUROC", "loss AUROC", "neighbours AUROC")
 SHOTS = {"cifar100": (100, 50)}  # as its published numbers have them: Zhou et al. 2022, BCL, split 1
 PUBLISHED = {
     "published all, 100-shot, 50-shot": {"SimCLR": "50.7, 46.3, 42.4", "SDCLR": "55.0, 49.7, 45.6"},
@@ -57,7 +57,7 @@ def reproduce(options: Options) -> None:
 
 
 def measure(run: Run) -> Mapping[str, float]:
-    """Accuracies by evaluator and group, and how well the rank of forgotten samples finds the tail."""
+    """Accuracies by evaluator and group, and how well the rank of exemplars finds the tail."""
     evaluate(run, quiet=True, baselines=False, shots=SHOTS.get(run.config.data.source, ()))
     found = {
         f"{row['evaluator']} {group}".removeprefix("linear "): row[group]
@@ -65,8 +65,8 @@ def measure(run: Run) -> Mapping[str, float]:
         if row["groups"] == "thirds"
         for group in ("all", "many", "medium", "few", "std")
     }
-    for row in forgotten(run):  # a balanced set has no tail to find
-        name = "forgotten" if row["score"] == "moved" else row["score"]
+    for row in exemplars(run):  # a balanced set has no tail to find
+        name = "exemplars" if row["score"] == "moved" else row["score"]
         found |= {f"{name} AUROC": row["AUROC"], f"{name} lift": row["lift"]}
     return found
 

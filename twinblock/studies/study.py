@@ -17,8 +17,8 @@ from twinblock.core.console import Reporter, clock, print_table
 from twinblock.core.errors import Collapsed, InputError
 from twinblock.runs.run import Run
 
-Row = dict[str, Any]  # arm, seed, seconds, then what was measured
-LABELS = ("arm", "seed", "seconds")
+Row = dict[str, Any]  # arm, seed, seconds, length of the training, then what was measured
+LABELS = ("arm", "seed", "seconds", "length")
 NARROW = ("encoder.kind=resnet18", "encoder.width=16", "data.size=32")  # for photographs on a CPU
 
 
@@ -80,8 +80,11 @@ def carry_out(arms: Sequence[Arm], measure: Callable[[Run], Mapping[str, float]]
             for done in as_completed(running):
                 row = rows[running[done]] = done.result()
                 found = "  ".join(f"{k} {_show(v)}" for k, v in row.items() if k not in LABELS)
-                spent = clock(time.monotonic() - began)
-                reporter.say(f"{len(rows)}/{len(jobs)} after {spent}: {row['arm']}, seed {row['seed']}: {found}")
+                spent = time.monotonic() - began
+                left = f", {clock(spent / len(rows) * (len(jobs) - len(rows)))} left" if len(rows) < len(jobs) else ""
+                reporter.say(
+                    f"{len(rows)}/{len(jobs)} after {clock(spent)}{left}: {row['arm']}, seed {row['seed']}: {found}"
+                )
         except BaseException:  # what no arm should do is said at once, not after all the others
             pool.shutdown(cancel_futures=True)
             raise
@@ -123,6 +126,7 @@ def publish(
     `beside`: columns that were not measured here, such as published numbers, by name and arm.
     """
     table = summary(rows)
+    title = f"{title}; {_lengths(rows)}" if any("length" in row for row in rows) else title
     for line in table:
         line |= {name: values[line["arm"]] for name, values in (beside or {}).items() if line["arm"] in values}
     if columns is not None:
@@ -130,6 +134,17 @@ def publish(
     (out / "rows.json").write_text(json.dumps(list(rows), indent=1) + "\n", encoding="utf-8")
     (out / "table.md").write_text(f"{title}\n\n{markdown(table)}", encoding="utf-8")
     print_table(title, table)
+
+
+def _lengths(rows: Sequence[Row]) -> str:
+    """How long the arms were trained, in words."""
+    arms: dict[str, list[str]] = {}
+    for row in rows:
+        if "length" in row and row["arm"] not in arms.setdefault(row["length"], []):
+            arms[row["length"]].append(row["arm"])
+    if len(arms) == 1:
+        return f"trained for {next(iter(arms))}"
+    return "trained for " + ", ".join(f"{length} ({', '.join(names)})" for length, names in arms.items())
 
 
 def markdown(table: Sequence[Mapping[str, Any]]) -> str:
@@ -159,7 +174,8 @@ def _job(arm: Arm, seed: int, measure: Callable[[Run], Mapping[str, float]], opt
     row: Row = {"arm": arm.name, "seed": seed}
     try:
         run = pretrain(arm.recipe, out=out, overrides=_overrides(arm, seed, options), quiet=True)
-        row |= {"seconds": round(time.monotonic() - began, 1), **measure(run)}
+        length = str(run.config.train.length)
+        row |= {"seconds": round(time.monotonic() - began, 1), "length": length, **measure(run)}
     except (InputError, Collapsed) as error:
         return {**row, "seconds": round(time.monotonic() - began, 1), "failed": str(error)}
     run.write_json(kept.name, row)

@@ -6,6 +6,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from twinblock.config.schema import Config
 from twinblock.core.console import Reporter
 from twinblock.core.errors import InputError
@@ -49,7 +51,7 @@ def finish(run: Run, trainer, images: Images, reporter: Reporter) -> None:
         run.append_metrics([trainer.measure()])
     rows = run.metrics()
     try:
-        accuracy = quick_knn(trainer.encoder, config, images, trainer.fabric.device, reporter.console.quiet)
+        accuracy = quick_knn(run, trainer.encoder, config, images, trainer.fabric.device, reporter.console.quiet)
     except InputError as error:  # labels that cannot be used are no reason to lose a finished training
         reporter.warn(f"accuracy was not measured: {error}")
         accuracy = None
@@ -62,9 +64,10 @@ def finish(run: Run, trainer, images: Images, reporter: Reporter) -> None:
         "width": trainer.encoder.width,
         "knn": None if accuracy is None else dict(accuracy.top1),
         "accuracy": None if accuracy is None else asdict(accuracy),
+        "classes": None if images.labels is None else len(np.unique(images.labels[images.labels >= 0])),
     }
     run.write_json("result.json", result)
-    with optional_picture(run.path / "curves.png", reporter.warn):
+    with optional_picture(run.path / "curves.png", reporter.warn):  # its title is the verdict
         draw({run.path.name: run}, run.path / "curves.png")
     if run.failed:
         reporter.say(f"run: {run.path}")

@@ -1,0 +1,23 @@
+"""What was measured of a run, on its disk: a file for each source of images, and the last report.
+
+`evaluation.json` is the last report. `evaluations/<source>.json` is the last one on this source, and under `measured`
+all that was ever measured on it, by a digest of weights, images and protocol.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from twinblock.runs.run import Run, evaluation_file
+
+
+def measured(run: Run, source: str) -> dict[str, Any]:
+    """What was measured of a run on a source, by digest."""
+    return (run.evaluation_of(source) or {}).get("measured", {})
+
+
+def write(run: Run, source: str, report: Mapping[str, Any], found: Mapping[str, Any]) -> None:
+    """Write a report, and keep what it was made of beside what was found before."""
+    file = evaluation_file(source)
+    (run.path / file).parent.mkdir(exist_ok=True)
+    run.write_json(file, {**report, "measured": {**measured(run, source), **found}})
+    run.write_json("evaluation.json", report)
