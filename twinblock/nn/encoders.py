@@ -1,7 +1,9 @@
 """Image encoders as ordered blocks: any timm or torchvision network whose stages follow each other, and ViTs."""
 
+import copy
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import timm
@@ -11,11 +13,11 @@ from jaxtyping import Float
 from timm.layers.drop import DropPath
 from timm.models import VisionTransformer, is_model_in_modules
 from torch import Tensor, nn
-from torchvision.ops import StochasticDepth
+from torchvision.ops import Permute, StochasticDepth
 
-from twinblock.core.errors import InputError, nearest, one_line
+from twinblock.core.errors import InputError, first_line, nearest
 from twinblock.core.seeding import seeded
-from twinblock.nn.cuts import EMBEDDING, Cuts, cut_network, embedding
+from twinblock.nn.cuts import Blocks, Cuts, cut_network, prefix_of, probe_images
 from twinblock.nn.norms import convert_norms
 from twinblock.nn.pooling import average
 
@@ -30,26 +32,27 @@ RESNETS = (*BASIC_RESNETS, "resnet50", "resnet101", "resnet152")
 class Encoder(nn.Module):
     """A network cut into blocks; images in, globally averaged features of the last block out.
 
-    The parameters keep the names they have in timm or torchvision, so `state_dict()` loads there.
-    `cuts` lists for each block the modules it runs, by name; `shapes` what it gives for an image: a map (c, h, w), or
-    the tokens (t, d) of a ViT, of which the first `prefix` (class token, registers) show no place and are not averaged.
+    Parameters keep their names in the network, so `state_dict()` loads there. `cuts` lists for each block the modules
+    that it runs, by name; `shapes` what it gives for an image: a map (c, h, w), the tokens (t, d) of a ViT, or a vector
+    (d,). The first `prefix` tokens (class token, registers) show no place and are not averaged. `uncut` is None, or why
+    the network is one block. `notes`: what differs from the network as it was given, a sentence each.
     """
 
-    def __init__(self, model: nn.Module, cuts: Sequence[Sequence[str]], shapes: Sequence[tuple[int, ...]]):
+    def __init__(self, model: nn.Module, blocks: Blocks, notes: Sequence[str] = ()):
         super().__init__()
-        for name in dict.fromkeys(path.split(".")[0] for cut in cuts for path in cut if path != EMBEDDING):
-            self.add_module(name, model.get_submodule(name))
-        self.prefix = 0
-        if isinstance(model, VisionTransformer):
-            self.prefix = model.num_prefix_tokens
-            self._embedding = [embedding(model)]  # in a list: its parameters are registered here, under timm's names
-            for name, part in self._embedding[0].named_children():
-                if name not in self._modules:
-                    self.add_module(name, part)
-            for name, parameter in model.named_parameters(recurse=False):
-                self.register_parameter(name, parameter)
-        self.cuts = [list(cut) for cut in cuts]
-        self.shapes = list(shapes)
+        # the dictionaries themselves: whatever changes a parameter here changes it in the network's own code
+        self._parameters, self._buffers = model._parameters, model._buffers
+        self._non_persistent_buffers_set = model._non_persistent_buffers_set
+        tops = dict.fromkeys(path.split(".")[0] for path in blocks.paths)
+        self._modules = model._modules if blocks.uncut else {name: model._modules[name] for name in tops}
+        self._steps = blocks.steps
+        self.shapes, self.channels_last, self.uncut = blocks.shapes, blocks.channels_last, blocks.uncut
+        self.prefix = prefix_of(model, self.shapes[-1])
+        self.notes = tuple(notes)
+
+    @property
+    def cuts(self) -> list[list[str]]:
+        return [[name for name, _ in steps] for steps in self._steps]
 
     @property
     def widths(self) -> list[int]:
@@ -60,10 +63,16 @@ class Encoder(nn.Module):
         return self.widths[-1]
 
     def as_blocks(self) -> list[nn.Sequential]:
-        """The blocks in order; they share their modules with the encoder."""
-        return [
-            nn.Sequential(OrderedDict((path.replace(".", "_"), self._unit(path)) for path in cut)) for cut in self.cuts
-        ]
+        """The blocks in order; they share their modules with the encoder. Maps have their channels first between."""
+        blocks = []
+        for k, steps in enumerate(self._steps):
+            parts = {name.replace(".", "_"): module for name, module in steps}
+            if k and self.channels_last[k - 1]:
+                parts = {"channels_last": Permute([0, 2, 3, 1]), **parts}
+            if self.channels_last[k]:
+                parts["channels_first"] = Permute([0, 3, 1, 2])
+            blocks.append(nn.Sequential(OrderedDict(parts)))
+        return blocks
 
     def forward(self, images: Float[Tensor, "n c h w"]) -> Float[Tensor, "n d"]:
         return self.pooled(self.maps(images)[-1])
@@ -74,15 +83,24 @@ class Encoder(nn.Module):
 
     def maps(self, images: Float[Tensor, "n c h w"]) -> list[Tensor]:
         """What each block gives."""
-        x, found = images, []
-        for cut in self.cuts:
-            for path in cut:
-                x = self._unit(path)(x)
-            found.append(x)
-        return found
+        x, maps = images, []
+        with self._own_mode():
+            for block in self.as_blocks():
+                x = block(x)
+                maps.append(x)
+        return maps
 
-    def _unit(self, path: str) -> nn.Module:
-        return self._embedding[0] if path == EMBEDDING else self.get_submodule(path)
+    @contextmanager
+    def _own_mode(self) -> Iterator[None]:
+        """An uncut network is the only module whose parts are the encoder's, but not itself: `train` passes it by."""
+        network = self._steps[0][0][1]
+        mode = network.training
+        if self.uncut:
+            network.training = self.training
+        try:
+            yield
+        finally:
+            network.training = mode
 
 
 def build_encoder(
@@ -93,8 +111,8 @@ def build_encoder(
     `kind` is a timm name, a torchvision name behind `torchvision/`, or `resnet10` (a ResNet of one basic block a
     stage). `width`: channels of a ResNet's first stage. `stem`: `standard`, `cifar` (3x3, stride 1, no pooling) or
     `cifar_stride2`. `size`: side of the images in pixels. `cuts`: at every change of resolution (`stages`), after every
-    residual block or layer (`blocks`; a ViT has no other stages), or before the named modules.
-    Raises InputError for names that cannot be built or cut.
+    residual block or layer (`blocks`; a ViT has no other stages), or before the named modules. What cannot be cut is
+    one block. Raises InputError for names that cannot be built, and for networks that give no features.
     """
     with seeded(seed):
         model = _create(kind, width, size)
@@ -103,7 +121,69 @@ def build_encoder(
             _small_stem(model, kind, stride=2 if stem == "cifar_stride2" else 1)
         if norm != "batch":
             convert_norms(model, norm)
-        return Encoder(model, *cut_network(model, kind, size, cuts))
+    blocks = cut_network(model, size, cuts)
+    notes = ()
+    if blocks.uncut:
+        check_network(model, size, f"encoder.kind={kind}")
+        notes = (f"{kind} is one block ({blocks.uncut})",)
+    return Encoder(model, blocks, notes)
+
+
+def own_encoder(module: nn.Module, size: int, cuts: Cuts = "stages", norm: str = "batch") -> Encoder:
+    """A copy of a network of one's own, with its weights, cut into blocks; see `build_encoder` for `size` and `cuts`.
+
+    The features are those before the head: what averages the last map or tokens, and all that follows. Dropout and
+    stochastic depth are off in the copy. `notes` of what this returns say both. What cannot be cut is one block.
+    Raises InputError for a module that does not give one finite tensor for images of this size, in evaluation and in
+    training mode, or that draws random numbers.
+    """
+    name = f"encoder={type(module).__name__}"
+    try:
+        model = copy.deepcopy(module).cpu()
+    except Exception as error:  # whatever a module of others raises
+        raise InputError(f"{name} cannot be copied ({first_line(error)})") from error
+    notes = []
+    if off := _leave_nothing_to_chance(model):
+        notes.append(f"{', '.join(off)} of {type(module).__name__} {'is' if len(off) == 1 else 'are'} off")
+    check_network(model, size, name)
+    if norm != "batch":
+        convert_norms(model, norm)
+    with seeded(0):
+        blocks = cut_network(model, size, cuts, both_modes=True)
+    if blocks.head:
+        notes.append(f"the features are those before the head, which is left out: {', '.join(blocks.head)}")
+    if blocks.uncut:
+        notes.append(f"{type(module).__name__} is one block ({blocks.uncut})")
+    encoder = Encoder(model, blocks, notes)
+    if encoder.prefix and not hasattr(module, "num_prefix_tokens"):
+        count = encoder.shapes[-1][0]
+        encoder.notes += (f"of {count} tokens the first {encoder.prefix} are no place and not averaged",)
+    return encoder
+
+
+def check_network(model: nn.Module, size: int, name: str) -> None:
+    """Raises InputError where a module does not give one finite tensor for images, or is left to chance in training."""
+    if not any(True for _ in model.parameters()):
+        raise InputError(f"{name} has no parameters: there is nothing to train")
+    outputs = []
+    for mode, seed in (("evaluation", 0), ("training", 1), ("training", 2)):
+        with seeded(seed), torch.no_grad():
+            try:
+                y = copy.deepcopy(model).train(mode == "training")(probe_images(size))
+            except Exception as error:  # whatever a module of others raises
+                raise InputError(f"{name} fails for images of 3 x {size} x {size} ({first_line(error)})") from error
+        if not isinstance(y, Tensor):
+            raise InputError(f"{name} gives a {type(y).__name__} in {mode} mode: let its forward return one tensor")
+        if not 2 <= y.ndim <= 4 or len(y) != 2:
+            raise InputError(f"{name} gives {tuple(y.shape)} for 2 images: a map, tokens or a vector each is needed")
+        if not torch.isfinite(y).all():
+            raise InputError(f"{name} gives NaN or infinity in {mode} mode: check its weights")
+        outputs.append(y)
+    if not torch.equal(*outputs[1:]):
+        raise InputError(
+            f"{name} draws random numbers in training mode, so no run could be repeated: use nn.Dropout modules, "
+            "which are switched off, or remove them"
+        )
 
 
 def _create(kind: str, width: int | None, size: int) -> nn.Module:
@@ -131,22 +211,25 @@ def _create(kind: str, width: int | None, size: int) -> nn.Module:
         model: Any = timm.create_model(name, num_classes=0, img_size=size)
         patch = model.patch_embed.patch_size[0]
     except (RuntimeError, ValueError, TypeError, AssertionError, AttributeError) as error:
-        raise InputError(f"encoder.kind={kind} cannot be built for {size} px ({one_line(error)})") from error
+        raise InputError(f"encoder.kind={kind} cannot be built for {size} px ({first_line(error)})") from error
     if size % patch:
         raise InputError(f"encoder.kind={kind} takes patches of {patch} px: set data.size to a multiple, not {size}")
     return model
 
 
-def _leave_nothing_to_chance(model: nn.Module) -> None:
-    """Dropout and stochastic depth, which torchvision's recipes have, draw from the generator that a process shares.
+def _leave_nothing_to_chance(model: nn.Module) -> list[str]:
+    """Switches off dropout and stochastic depth, and returns the names of their classes.
 
-    No run could be repeated, resumed or split over processes with them; in timm they are off, too.
+    They draw from the generator that a process shares: no run could be repeated, resumed or split over processes. In
+    timm they are off, too.
     """
+    classes = {}
     for module in model.modules():
-        if isinstance(module, nn.modules.dropout._DropoutNd | StochasticDepth):
-            module.p = 0.0
-        elif isinstance(module, DropPath):
-            module.drop_prob = 0.0
+        field = "drop_prob" if isinstance(module, DropPath) else "p"
+        if isinstance(module, nn.modules.dropout._DropoutNd | StochasticDepth | DropPath) and getattr(module, field):
+            setattr(module, field, 0.0)
+            classes[type(module).__name__] = None
+    return list(classes)
 
 
 def _shape(kind: str, width: int | None) -> dict[str, Any]:

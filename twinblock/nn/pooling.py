@@ -22,7 +22,9 @@ SLICE, PART = 64, 2**21  # channels of an expansion that there are at once, or a
 
 
 def average(x: Tensor, prefix: int = 0) -> Float[Tensor, "n d"]:
-    """Mean over the places of a map (n, d, h, w), or over the tokens (n, t, d) after the first `prefix`."""
+    """Mean of a map (n, d, h, w) over its places, of tokens (n, t, d) after the first `prefix`; a vector as it is."""
+    if x.ndim == 2:
+        return x
     return x.mean((2, 3)) if x.ndim == 4 else x[:, prefix:].mean(1)
 
 
