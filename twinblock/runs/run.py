@@ -244,7 +244,7 @@ def _text(file: Path) -> str | None:
 
 
 def evaluation_file(source: str) -> str:
-    """The file in a run that keeps what `evaluate` says of a source; its whole place counts, not its last name alone."""
+    """The file in a run that keeps what `evaluate` says of a source, told from others by its whole path."""
     place = os.path.realpath(source) if os.path.exists(source) else source
     end = re.sub(r"[^A-Za-z0-9.-]+", "_", os.path.basename(place.rstrip(os.sep)))[:40]
     digest = blake2b(place.encode("utf-8", "surrogateescape"), digest_size=4).hexdigest()
