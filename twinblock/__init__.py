@@ -8,6 +8,8 @@ published comparison.
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from twinblock.core.version import __version__
+
 if TYPE_CHECKING:
     from twinblock.config.recipes import compose, recipes, show
     from twinblock.core.errors import InputError
@@ -20,7 +22,6 @@ if TYPE_CHECKING:
     from twinblock.studies import reproduce
     from twinblock.training.pretrain import pretrain
 
-__version__ = "0.2.0"
 
 _HOMES = {
     "Embeddings": "evaluation.embedding",
@@ -43,6 +44,7 @@ __all__ = [
     "Images",
     "InputError",
     "Run",
+    "__version__",
     "compose",
     "diagnose",
     "embed",
@@ -64,4 +66,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return [*__all__, "__version__"]
+    return __all__

@@ -7,9 +7,9 @@ from typing import Annotated, Any
 
 import typer
 
-from twinblock import __version__
 from twinblock.core.console import say_last
 from twinblock.core.errors import Collapsed, InputError, Interrupted, one_line
+from twinblock.core.version import __version__
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None)
 UNREAD = 128 + 13  # the exit code of a command whose reader has left, as of one that SIGPIPE ends

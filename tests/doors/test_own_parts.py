@@ -113,7 +113,7 @@ def test_a_loss_may_ask_for_the_batch_and_keep_a_state(tmp_path):
 def test_a_target_of_ones_own(tmp_path):
     run = pretrain(tmp_path / "run", "byol", ["predictor.dims=[16,8]", "scope.kind=blockwise"], target=parts.Frozen)
     assert run.config.target.kind == "<parts:Frozen>"
-    assert twinblock.diagnose(run.path).verdicts
+    assert twinblock.diagnose(run.path, (PIXELS, LABELS)).verdicts
     still = pretrain(tmp_path / "still", "byol", ["predictor.dims=[16,8]", "scope.kind=blockwise", "target.momentum=1"])
     assert all(torch.equal(w, weights(still)[name]) for name, w in weights(run).items())
 
@@ -137,7 +137,7 @@ def test_a_learner_of_ones_own_block_by_block(tmp_path, plan):
     assert len(twinblock.diagnose(run).verdicts) == 4
     assert twinblock.exemplars(run) == []
     with pytest.raises(InputError, match=r"<parts:Denoiser>.*Python object; give Denoiser again"):
-        twinblock.diagnose(run.path)
+        twinblock.diagnose(run.path, data)
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ from twinblock.methods import objectives, targets
 from twinblock.methods.learner import Batch, Learner, Network, Passes, asks_for_batch
 from twinblock.methods.overlapping import OverlappingLearners
 from twinblock.methods.parts import OURS, how_to_give, make
-from twinblock.nn.encoders import Encoder, build_encoder
+from twinblock.nn.encoders import Encoder, build_encoder, own_encoder
 from twinblock.nn.heads import mlp
 from twinblock.nn.pooling import Noise, Pooling
 
@@ -38,8 +38,6 @@ def encoder_of(config: Config, objects: Objects | None = None) -> Encoder:
     assert config.data.size is not None, "the config is not resolved"
     if ":" not in e.kind:
         return build_encoder(e.kind, e.stem, e.norm, e.width, config.data.size, config.train.seed, config.scope.cuts)
-    from twinblock.nn.encoders import own_encoder
-
     module = (objects or {}).get("encoder")
     if module is None and e.kind in OURS:
         module = OURS[e.kind]()
@@ -99,6 +97,12 @@ def _cuts(config: Config, encoder: Encoder) -> list[Cut]:
     image = (3, config.data.size, config.data.size)
     if isinstance(scope, EndToEnd):
         return [Cut([nn.Sequential(*blocks)], 0, len(blocks) - 1, image, shapes[-1])]
+    if encoder.uncut is not None or (len(blocks) == 1 and ":" in config.encoder.kind):
+        why = encoder.uncut or "nothing in it begins a stage; blocks=[...] names the modules that begin one"
+        raise InputError(
+            f"scope.kind={scope.kind} needs an encoder in blocks, and this one is a single block: {why}; or use "
+            "scope=end_to_end"
+        )
     together = 2 if isinstance(scope, Overlapping) else 1
     if len(blocks) < together:
         raise InputError("scope.kind=overlapping joins pairs of blocks, but this encoder is cut into one: scope.cuts")

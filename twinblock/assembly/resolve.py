@@ -26,7 +26,8 @@ def resolve(config: Config, images: Images, device: torch.device) -> Config:
     elif kind == "auto":
         kind = "resnet18" if size <= NATIVE_SIDE else "resnet50"
     if stem == "auto":
-        stem = "cifar" if size <= SMALL_STEM_SIDE and not is_vit(kind) else "standard"
+        small = size <= SMALL_STEM_SIDE and ":" not in kind and not is_vit(kind)
+        stem = "cifar" if small else "standard"
     crop, flip = DIGIT_VIEW if config.data.source == "photodigits" else PHOTO_VIEW
     views = tuple(
         view.model_copy(

@@ -3,7 +3,7 @@
 import json
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
@@ -155,7 +155,6 @@ def _encoded(
                 for table in tables(name, [label], few):
                     yield from table.column(label).to_pylist()
 
-    known = lambda value: value is not None and (isinstance(value, str) or value >= 0)  # noqa: E731
     if split == "train":
         if train is None:
             raise InputError(f"data source {source!r} has no training split, but {', '.join(schemas)}")
@@ -165,7 +164,7 @@ def _encoded(
         if not tests:
             return None
         # Some sets publish their test images without labels.
-        name = next((name for name in tests if any(map(known, values(name, few=True)))), tests[0])
+        name = next((name for name in tests if any(map(_is_label, values(name, few=True)))), tests[0])
     if not counts[name]:
         raise InputError(f"data source {source!r}: there are no images in split {name!r}")
     columns = _agreed(source, schemas[name])
@@ -176,20 +175,13 @@ def _encoded(
             "write both alike"
         )
     both = dict.fromkeys((train or name, name))
-    named = columns.text
-    if columns.label and not columns.text and not columns.classes:
-        named = any(value is not None and value >= NUMBERED for one in both for value in values(one))
-    names: dict[str, int] = {}
-    if named:  # numbered as in training; a name that is not there comes after all that are
-        for one in both:
-            new = {str(value) for value in values(one) if known(value)} - names.keys()
-            names |= {text: i for i, text in enumerate(sorted(new, key=None if columns.text else int), len(names))}
-    classes = tuple(map(printable, names)) if named else columns.classes
+    names = _numbers_of_names(columns, [lambda one=one: values(one) for one in both])
+    classes = columns.classes if names is None else tuple(map(printable, names))
 
     def number(value: Any) -> int:
-        if not known(value):
+        if not _is_label(value):
             return -1
-        return names[str(value)] if named else value
+        return value if names is None else names[str(value)]
 
     def items() -> Iterator[Item]:
         row = 0
@@ -208,6 +200,27 @@ def _encoded(
 
     key = digest(name, columns.names(), classes, marks[name])
     return Encoded(source, key, counts[name], items, sample, classes, f"column {printable(columns.label or '')}")
+
+
+def _is_label(value: Any) -> bool:
+    return value is not None and (isinstance(value, str) or value >= 0)
+
+
+def _numbers_of_names(columns: Columns, splits: Sequence[Callable[[], Iterable[Any]]]) -> dict[str, int] | None:
+    """The number of each label that is a name, given the labels of the training split, then of another.
+
+    Numbered as in training; a name that is not there comes after all that are. None: labels are numbers already.
+    """
+    named = columns.text
+    if columns.label and not columns.text and not columns.classes:
+        named = any(value is not None and value >= NUMBERED for labels in splits for value in labels())
+    if not named:
+        return None
+    names: dict[str, int] = {}
+    for labels in splits:
+        new = {str(value) for value in labels() if _is_label(value)} - names.keys()
+        names |= {text: i for i, text in enumerate(sorted(new, key=None if columns.text else int), len(names))}
+    return names
 
 
 def _agreed(source: str, schemas: dict[str, Any]) -> Columns:

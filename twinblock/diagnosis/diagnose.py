@@ -22,10 +22,10 @@ from twinblock.data import load
 from twinblock.data.training import chosen
 from twinblock.diagnosis.measures import indicators, lidar
 from twinblock.diagnosis.monitor import Monitor, held_out
-from twinblock.diagnosis.verdict import BESIDE, Verdict, judge, verdict, worst
+from twinblock.diagnosis.verdict import Verdict, judge, verdict, worst
 from twinblock.nn.encoders import MEAN, STD
 from twinblock.runs import checkpoint
-from twinblock.runs.run import Run
+from twinblock.runs.run import BESIDE, Run
 from twinblock.runs.state import restored
 from twinblock.views import Views
 

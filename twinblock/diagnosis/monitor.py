@@ -17,9 +17,10 @@ from twinblock.core.errors import InputError
 from twinblock.core.seeding import order
 from twinblock.data import Images, load
 from twinblock.diagnosis.measures import agreement, indicators
-from twinblock.diagnosis.verdict import BESIDE, Verdict, history_of, verdict, worst
+from twinblock.diagnosis.verdict import Verdict, verdict, worst
 from twinblock.methods.learner import parts_of
 from twinblock.nn.modes import calibrated
+from twinblock.runs.run import BESIDE, history_of
 from twinblock.views import Views
 
 SAMPLE = 64, 256  # images looked at: within these bounds, two batches, or fewer where a short run cannot afford them

@@ -1,7 +1,7 @@
 """A verdict on a run, in words: has it learned, is it learning, or has it collapsed?"""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -10,6 +10,7 @@ import numpy as np
 from twinblock.config.schema import Config
 from twinblock.diagnosis.advice import advice
 from twinblock.diagnosis.chance import LEARNED, Accuracy, by_accuracy, loss_at_chance
+from twinblock.runs.run import history_of
 
 ALIKE = 0.99  # mean cosine, within and between images, above which embeddings point one way
 FALLEN = 0.5  # part of the first spread: untrained networks may start alike too, but only a collapse goes on
@@ -30,7 +31,6 @@ EARLY = 50  # steps; what a few steps do says nothing
 
 # from good to bad
 STATES = "healthy", "not started", "leaving collapse", "dimensional collapse", "diverging", "complete collapse"
-BESIDE = "agreement", "untrained"  # what a row of metrics holds of each Learner beside `diagnosis`
 
 
 @dataclass(frozen=True)
@@ -62,16 +62,6 @@ def judge(
         history = history_of(rows, i, start)
         by_learner.append(verdict(history, finished, config.of_block(i + 1), losses, measured))
     return by_learner
-
-
-def history_of(rows: Iterable[Mapping[str, Any]], learner: int, start: int = 0) -> list[dict[str, Any]]:
-    """What the monitor measured of one Learner since its training began, in order of time, as `verdict` takes it."""
-    history = []
-    for row in rows:
-        if "diagnosis" in row and row["step"] >= start:
-            beside = {name: row[name][learner] for name in BESIDE if row.get(name) and row[name][learner]}
-            history.append({"step": row["step"], **row["diagnosis"][learner], **beside})
-    return history
 
 
 def verdict(

@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-import twinblock
 from twinblock.config.schema import Config, Data
 from twinblock.core.console import progress
 from twinblock.core.device import best_device
@@ -21,6 +20,7 @@ from twinblock.core.files import same_place
 from twinblock.core.pictures import optional_picture
 from twinblock.core.seeding import order
 from twinblock.core.settings import own_settings
+from twinblock.core.version import __version__
 from twinblock.data import Images, take
 from twinblock.data.tails import few_shot
 from twinblock.data.training import chosen, whole
@@ -129,7 +129,7 @@ class Protocol:
         images = [part.fingerprint() for part in self.sets.images]
         how = (config.data.size, config.encoder, config.train.precision, config.train.seed, self.device.type)
         flip = bool(config.views[0].flip) if self.published else None
-        return twinblock.__version__, images, how, few, sizes, self.published, flip, self.blocks, self.pooling
+        return __version__, images, how, few, sizes, self.published, flip, self.blocks, self.pooling
 
 
 @own_settings()
@@ -165,7 +165,7 @@ def evaluate(
     seen = at_size(run.config, trained, source.size)
     sets = LabelledSets.of(*labelled(source, seen.train.seed, images))
     # a balanced twin has the groups of the set that it stands beside
-    sizes = _unequal_sizes([run, *others[:1]], source, sets.classes)
+    sizes = _unequal_sizes([run, *others[:1]], source, sets.classes, images)
     few = _few_shot(sets.train_labels, shots, seen.train.seed) if shots or published or sizes is not None else {}
     if blocks is None:
         blocks = run.config.scope.kind != "end_to_end" or pooling or (bool(others) and sizes is None)
@@ -282,10 +282,10 @@ def _place(device: torch.device, pair: Pair, classes: int) -> torch.device:
     return device if needed < torch.cuda.mem_get_info(device)[0] else torch.device("cpu")
 
 
-def _unequal_sizes(runs: Sequence[Run], source: Data, known: np.ndarray) -> np.ndarray | None:
+def _unequal_sizes(runs: Sequence[Run], source: Data, known: np.ndarray, images: Images | None) -> np.ndarray | None:
     """Training images of each class of the first run whose classes are of unequal size, 2 to 1 or more; else None."""
     for config in (run.config for run in runs if same_place(run.config.data.source, source.source)):
-        sizes = class_sizes(config, known)
+        sizes = class_sizes(config, known, images)
         if sizes.max() >= 2 * max(1, sizes.min()):
             return sizes
     return None

@@ -10,6 +10,7 @@ from jaxtyping import Float, Int
 from twinblock.config.schema import Config
 from twinblock.core.errors import InputError
 from twinblock.core.pictures import literal
+from twinblock.data import Images
 from twinblock.data.training import training
 from twinblock.runs.run import Run
 
@@ -18,12 +19,15 @@ GROUPS = ("many", "medium", "few")
 MANY, FEW = 100, 20  # images above which a class is frequent, below which it is rare
 
 
-def class_sizes(config: Config, classes: Int[np.ndarray, " c"]) -> Int[np.ndarray, " c"]:
-    """Training images of these labels; for a balanced twin those of the long-tailed set that it stands beside."""
+def class_sizes(config: Config, classes: Int[np.ndarray, " c"], images: Images | None = None) -> Int[np.ndarray, " c"]:
+    """Training images of these labels; for a balanced twin those of the long-tailed set that it stands beside.
+
+    `images`: those of the source, where they are a Python object.
+    """
     data = config.data
     if data.longtail is not None and data.longtail.kind == "balanced":
         data = data.model_copy(update={"longtail": data.longtail.model_copy(update={"kind": "exp"})})
-    images = training(data)
+    images = training(data, images)
     if images.labels is None:
         raise InputError(f"groups of classes need labels, and the training images of {data.source} have none")
     labels = np.sort(images.labels)

@@ -74,7 +74,9 @@ def _draw_run(panels: Sequence[Any], run: Run) -> None:
             (rank, "-", "encoder", "effective_rank", "encoder"),
             (rank, "--", "projector", "effective_rank", "projector"),
         ):
-            values = [found[output].get(key, math.nan) for found in seen]
+            # a learner of one's own may have no projector
+            measured = [look.get(output, look["encoder"] if axes is cosine else {}) for look in seen]
+            values = [indicators.get(key, math.nan) for indicators in measured]
             label = meaning if last else None
             axes.plot(steps, values, style, color=_shade(i, learners), label=label, marker=".")
     classes = (run.result or {}).get("classes")

@@ -13,8 +13,8 @@ from typing import Any
 
 import torch
 
-from twinblock import __version__
 from twinblock.core.errors import InputError
+from twinblock.core.version import __version__
 from twinblock.runs.run import Run
 
 FILE = "environment.json"

@@ -19,11 +19,11 @@ from twinblock.config.schema import Config
 from twinblock.core.errors import InputError, one_line
 from twinblock.core.files import lock as take_lock
 from twinblock.core.files import replacing, same_place
-from twinblock.diagnosis.verdict import history_of
 from twinblock.nn.encoders import Encoder
 from twinblock.nn.shallow import encoder_of_block
 from twinblock.runs import checkpoint
 
+BESIDE = "agreement", "untrained"  # what a row of metrics holds of each Learner beside `diagnosis`
 STARTED = "started.safetensors"  # the weights that an encoder of the caller's own began with
 log = logging.getLogger(__name__)
 
@@ -48,7 +48,8 @@ class Run:
     @classmethod
     def open(cls, run: "Run | str | Path", **objects: Any) -> "Run":
         """An existing run, with the Python objects it was made with. Raises InputError where there is none."""
-        run = cls(run.path, **{**run.objects, **objects}) if isinstance(run, Run) else cls(run, **objects)
+        given = {part: one for part, one in objects.items() if one is not None}
+        run = cls(run.path, **{**run.objects, **given}) if isinstance(run, Run) else cls(run, **objects)
         if not run.begun and not run.path.is_dir():
             raise InputError(f"no run at {run.path}: there is no such folder")
         if not run.begun:
@@ -281,7 +282,7 @@ def _is_number(value: Any) -> bool:
 
 def _is_look(look: Any) -> bool:
     """Whether it is what the monitor writes of a Learner: numbers of its outputs by name, and perhaps of its kNN."""
-    if not isinstance(look, dict) or not {"encoder", "projector"} <= look.keys():
+    if not isinstance(look, dict) or "encoder" not in look:
         return False
     return all(
         all(map(_is_number, value.values())) if isinstance(value, dict) else _is_number(value) and name == "sample_knn"
@@ -310,3 +311,13 @@ def load_encoder(run: Run | str | Path, *, encoder: nn.Module | None = None, blo
     """
     trained = Run.open(run, encoder=encoder).encoder()
     return trained if block is None else encoder_of_block(trained, block)
+
+
+def history_of(rows: Iterable[Mapping[str, Any]], learner: int, start: int = 0) -> list[dict[str, Any]]:
+    """What the monitor measured of one Learner since its training began, in order of time, as `verdict` takes it."""
+    history = []
+    for row in rows:
+        if "diagnosis" in row and row["step"] >= start:
+            beside = {name: row[name][learner] for name in BESIDE if row.get(name) and row[name][learner]}
+            history.append({"step": row["step"], **row["diagnosis"][learner], **beside})
+    return history

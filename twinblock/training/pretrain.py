@@ -1,5 +1,6 @@
 """Pretraining: a recipe and what the caller gives become a run, and it is trained to its end."""
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -56,12 +57,14 @@ def pretrain(
     parts = {"encoder": encoder, "objective": objective, "target": target, "learner": learner}
     objects = {part: given for part, given in parts.items() if is_object(given)}
     parts |= {part: describe(given) for part, given in objects.items()}
+    if "encoder" in objects:  # what it was made with does not say what it is
+        parts["encoder"] = {"kind": describe(objects["encoder"])["kind"]}
     source = data.get("source") if isinstance(data, Mapping) else data
     if is_object(source):
         objects["data"] = source
         data = {**(data if isinstance(data, Mapping) else {}), "source": describe_images(source)}
     if blocks is not None:
-        fields["scope"] = {**(fields.get("scope") or {}), "cuts": tuple(blocks)}
+        overrides = [*overrides, f"scope.cuts={json.dumps([*blocks])}"]
     given = {"data": data, **parts, "out": None if out is None else str(out), **fields}
     config = compose(recipe, {k: v for k, v in given.items() if v is not None}, overrides)
     run = Run(config.out or f"runs/{Path(recipe).stem}", **objects)
@@ -103,6 +106,8 @@ def _train(run: Run, config: Config, fabric, reporter: Reporter) -> None:
     config = resolve(config, images, fabric.device) if not run.begun else _as_begun(run.config, config)
     reporter.say(headline(config, images, fabric))
     trainer = Trainer(config, images, fabric, run, reporter, seen)
+    for note in trainer.encoder.notes:
+        reporter.say(f"encoder: {note}")
     if fabric.is_global_zero:
         run.write_config(config)
         run.write_skipped(images.skipped)
