@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import weakref
+from collections.abc import Iterable, Mapping
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
