@@ -48,7 +48,7 @@ def files(page: Path) -> dict[str, str]:
 
 def shrunk(recipe: str, overrides: list[str], given: dict) -> list[str]:
     """Overrides that make a run take a second: added behind those of the page."""
-    named = " ".join([*overrides, *(f"{key}={value}" for key, value in given.items() if isinstance(value, str))])
+    named = " ".join([*overrides, *(f"{key}={value}" for key, value in given.items() if isinstance(value, str | dict))])
     data = [x for x in overrides if x.partition("=")[0] in ("data", "data.source")]
     cifar = any(x.endswith(("cifar10", "cifar100", "stl10")) for x in data)
     kept = [x for x in overrides if not (cifar and x.startswith(("data.root", "data=", "data.source=")))]
@@ -62,7 +62,7 @@ def shrunk(recipe: str, overrides: list[str], given: dict) -> list[str]:
         small += ["predictor.dims=[16,8]"] if config.predictor or "predictor" in named else []
     if "scope.expand=" not in named and config is not None and getattr(config.scope, "expand", None):
         small += ["scope.expand=16"]
-    return [*kept, *small, *([] if "vit" in named or config is None else ["data.size=16"])]
+    return [*kept, *small, *([] if re.search("vit|convnext", named) or config is None else ["data.size=16"])]
 
 
 def run_shell(text: str) -> None:
