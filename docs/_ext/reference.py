@@ -82,7 +82,9 @@ def limit(bound: Any) -> str:
 
 def short(value: Any) -> str:
     power = value.bit_length() - 1 if isinstance(value, int) else 0
-    return f"2^{power}" if power >= 20 and value == 1 << power else str(value)
+    if power >= 20 and value == 1 << power:
+        return f"2^{power}"
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def default(field: FieldInfo) -> str:

@@ -1,7 +1,10 @@
 """Barlow Twins (Zbontar et al. 2021, arXiv 2103.03230, section 2.1)."""
 
+from typing import Annotated
+
 import torch.nn.functional as F
 from jaxtyping import Float
+from pydantic import Field
 from torch import Tensor
 
 from twinblock.core.types import NotNegative
@@ -18,7 +21,12 @@ class BarlowTwins(Objective):
     symmetric = True
     least_rows = 2  # one has no variance
 
-    def __init__(self, lambd: NotNegative = 0.005):
+    def __init__(
+        self,
+        lambd: Annotated[
+            NotNegative, Field(description="Weight of the correlations between different dimensions.")
+        ] = 0.005,
+    ):
         super().__init__()
         self.lambd = lambd
 

@@ -34,7 +34,14 @@ class InfoNCE(Objective):
     pointer: Tensor
 
     def __init__(
-        self, dim: int, queue: QueueSize, temperature: Positive, seed: int = 0, negatives: Negatives | None = None
+        self,
+        dim: int,
+        queue: Annotated[QueueSize, Field(description="Keys of earlier batches that are kept.")],
+        temperature: Annotated[Positive, Field(description="Divides the cosines: low values weigh near images.")],
+        seed: int = 0,
+        negatives: Annotated[
+            Negatives | None, Field(description="EqCo's alpha: the queue weighs as if it held so many; null: as it is.")
+        ] = None,
     ):
         super().__init__()
         if queue < 1:

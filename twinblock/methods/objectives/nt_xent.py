@@ -1,8 +1,11 @@
 """NT-Xent, the objective of SimCLR (Chen et al. 2020, arXiv 2002.05709, section 2.1)."""
 
+from typing import Annotated
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
+from pydantic import Field
 from torch import Tensor
 
 from twinblock.core.types import Positive
@@ -18,7 +21,9 @@ class NTXent(Objective):
 
     symmetric = True
 
-    def __init__(self, temperature: Positive):
+    def __init__(
+        self, temperature: Annotated[Positive, Field(description="Divides the cosines: low values weigh near images.")]
+    ):
         super().__init__()
         self.temperature = temperature
 

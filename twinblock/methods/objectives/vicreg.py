@@ -1,7 +1,10 @@
 """VICReg (Bardes et al. 2022, arXiv 2105.04906, section 4.1)."""
 
+from typing import Annotated
+
 import torch.nn.functional as F
 from jaxtyping import Float
+from pydantic import Field
 from torch import Tensor
 
 from twinblock.core.types import NotNegative
@@ -20,7 +23,12 @@ class VICReg(Objective):
     symmetric = True
     least_rows = 2  # one has no variance
 
-    def __init__(self, invariance: NotNegative = 25.0, variance: NotNegative = 25.0, covariance: NotNegative = 1.0):
+    def __init__(
+        self,
+        invariance: Annotated[NotNegative, Field(description="Weight of the distance between views.")] = 25.0,
+        variance: Annotated[NotNegative, Field(description="Weight of what holds each dimension spread out.")] = 25.0,
+        covariance: Annotated[NotNegative, Field(description="Weight of what keeps dimensions apart.")] = 1.0,
+    ):
         super().__init__()
         self.invariance, self.variance, self.covariance = invariance, variance, covariance
 

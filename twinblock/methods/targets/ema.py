@@ -1,9 +1,10 @@
 """The target network as a moving average of the online network."""
 
 import copy
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 from twinblock.core.types import Probability
@@ -22,9 +23,13 @@ class EMA(Target):
     def __init__(
         self,
         network: nn.Module,
-        momentum: Probability,
-        schedule: Literal["cosine", "constant"] = "cosine",
-        buffers: Literal["own", "average"] = "own",
+        momentum: Annotated[Probability, Field(description="Part of the old average that stays at each step.")],
+        schedule: Annotated[
+            Literal["cosine", "constant"], Field(description="`cosine`: momentum rises to 1; `constant`: it stays.")
+        ] = "cosine",
+        buffers: Annotated[
+            Literal["own", "average"], Field(description="Batch statistics: the target's own, or averaged as weights.")
+        ] = "own",
     ):
         super().__init__()
         self.average = copy.deepcopy(network).requires_grad_(False)

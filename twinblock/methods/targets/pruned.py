@@ -4,10 +4,11 @@ import copy
 import math
 from collections.abc import Mapping
 from fractions import Fraction
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from jaxtyping import Bool
+from pydantic import Field
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.modules.batchnorm import _NormBase
@@ -41,10 +42,10 @@ class Pruned(Target):
     def __init__(
         self,
         network: nn.Module,
-        ratio: Share,
-        every: Duration = EPOCH,
+        ratio: Annotated[Share, Field(description="Share of the weights that is masked: the smallest.")],
+        every: Annotated[Duration, Field(description="How often the mask is drawn anew.")] = EPOCH,
         epoch_steps: int = 1,
-        random: Share = 0.0,
+        random: Annotated[Share, Field(description="Chance that each remaining weight is masked, too.")] = 0.0,
         seed: int = 0,
     ):
         super().__init__()
