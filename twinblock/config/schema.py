@@ -124,7 +124,7 @@ Fields = Annotated[dict[str, Any], AfterValidator(flat)]
 
 
 class OfBlock(Part):
-    """What a block has of its own: fields of these parts, in place of those of the run."""
+    """Fields of a block's own objective, projector, predictor and optim, in place of those of the run."""
 
     objective: Fields = Field(default={})
     projector: Fields = Field(default={})
