@@ -85,14 +85,14 @@ def test_a_folder_of_photos_from_start_to_finish(monkeypatch, capsys, tmp_path, 
 
 @pytest.mark.parametrize("error", [MemoryError(), torch.OutOfMemoryError("CUDA out of memory"), None])
 def test_without_memory_the_run_says_what_takes_less(monkeypatch, capsys, tmp_path, photos, error):
-    from twinblock.training.trainer import Trainer
+    from twinblock.training.step import TrainStep
 
     def train_step(*_):
         if error is not None:
             raise error
         torch.empty(10**15)  # as the machine refuses it
 
-    monkeypatch.setattr(Trainer, "train_step", train_step)
+    monkeypatch.setattr(TrainStep, "__call__", train_step)
     code, _, shown = call(
         monkeypatch, capsys, "pretrain", "simclr", f"data={photos}", f"out={tmp_path / 'run'}", *SMALL
     )
@@ -102,22 +102,22 @@ def test_without_memory_the_run_says_what_takes_less(monkeypatch, capsys, tmp_pa
 
 
 def test_an_interrupted_run_says_how_to_go_on(monkeypatch, capsys, tmp_path, photos):
-    from twinblock.training.trainer import Trainer
+    from twinblock.training.step import TrainStep
 
-    step = Trainer.train_step
+    step = TrainStep.__call__
 
-    def interrupted(self, *batch):
-        if self.step == 2:
+    def interrupted(self, number, samples):
+        if number == 2:
             os.kill(os.getpid(), 2)
-        return step(self, *batch)
+        return step(self, number, samples)
 
     out = tmp_path / "run"
     command = ["pretrain", "simclr", f"data={photos}", f"out={out}", *SMALL, "train.length=9steps"]
-    monkeypatch.setattr(Trainer, "train_step", interrupted)
+    monkeypatch.setattr(TrainStep, "__call__", interrupted)
     code, _, error = call(monkeypatch, capsys, *command)
     assert code == 130
     assert "stopped at step 3, state saved; the same command goes on" in error
-    monkeypatch.setattr(Trainer, "train_step", step)
+    monkeypatch.setattr(TrainStep, "__call__", step)
     code, _, error = call(monkeypatch, capsys, *command)
     assert code == 0
     assert "resuming at step 3 of 9" in error

@@ -10,6 +10,7 @@ from twinblock.config.recipes import compose
 from twinblock.config.schema import Data, LongTail
 from twinblock.core.errors import InputError
 from twinblock.data import tails as longtail
+from twinblock.data import take
 from twinblock.data import training as training_module
 from twinblock.data.tails import counts, few_shot, read_indices, subset
 from twinblock.data.training import training, whole
@@ -159,5 +160,5 @@ def test_overrides_reach_the_tail():
 
 def test_a_part_of_which_no_image_has_a_label_has_none():
     images = replace(tiny.images(6), labels=np.array([-1, 2, -1, 0, -1, -1]))
-    assert longtail.take(images, np.array([0, 2, 4])).labels is None
-    assert longtail.take(images, np.array([0, 1])).labels.tolist() == [-1, 2]
+    assert take(images, np.array([0, 2, 4])).labels is None
+    assert take(images, np.array([0, 1])).labels.tolist() == [-1, 2]

@@ -51,7 +51,7 @@ def test_a_finished_run_has_one_judgement(run):
         found = twinblock.diagnose(what)
         assert asdict(found.judgement) == {name: result[name] for name in asdict(found.judgement)}
         assert [asdict(v) for v in found.verdicts] == result["learners"]
-        assert str(found).splitlines()[-1].startswith(f"{what}: {result['headline']}: ")
+        assert str(found).splitlines()[-1].startswith(f"{found.what}: {result['headline']}: ")
     assert result["headline"] == "too early to tell"
     assert result["evidence"].startswith("3 steps are too few")
     assert result["advice"]
@@ -224,8 +224,10 @@ def test_phases_measured_in_epochs_are_those_of_the_images_trained_on(tmp_path, 
     for i, pixels in enumerate(load("photodigits").batch(range(80))):
         Image.fromarray(pixels.numpy()).save(photos / f"{i}.png")
     assert len(twinblock.diagnose(own, data=photos).verdicts) == 4
+    steps = own.result["steps"]
+    (own.path / "result.json").unlink()  # a finished run is not judged again
     history, starts = Run.history, []
     monkeypatch.setattr(Run, "history", lambda run, i, start, rows: starts.append(start) or history(run, i, start))
     assert len(twinblock.diagnose(own).verdicts) == 4
-    assert own.result["steps"] == 15
+    assert steps == 15
     assert starts == [0, 3, 6, 9]

@@ -130,7 +130,7 @@ def test_unused_label_numbers_are_no_classes(tmp_path, monkeypatch, numbers):
     assert rows[0]["linear %"] > 90
     assert run.evaluation["class labels"] == list(numbers)
     assert run.evaluation["class sizes"] == np.unique(found.labels, return_counts=True)[1].tolist()
-    measured = quick_knn(run.encoder(), run.config, found, torch.device("cpu"), quiet=True)
+    measured = quick_knn(run, run.encoder(), run.config, found, torch.device("cpu"), quiet=True)
     assert measured is not None and measured.top1["raw pixels"] > 90
 
 
@@ -170,7 +170,7 @@ def test_accuracies_have_their_error_and_the_sizes_of_the_sets_beside_them(
     monkeypatch.setattr(evaluation, "knn_scores", scores)
     monkeypatch.setattr(sys.modules["twinblock.diagnosis.verdict"], "EARLY", 0)
     run = twinblock.pretrain("simclr", data="photodigits", out=tmp_path / "run", overrides=SMALL)
-    result, out = run.result, " ".join(capsys.readouterr().out.split())
+    result, out = run.result, " ".join("".join(capsys.readouterr()).split())
     assert result["headline"] == headline
     gain, error = result["accuracy"]["gains"]["untrained encoder"]
     assert gain == pytest.approx(knn - 38.5)

@@ -1,5 +1,6 @@
 """Blockwise training: isolation, overlap, settings of single blocks, phases, and what is refused."""
 
+import sys
 import weakref
 
 import pytest
@@ -198,7 +199,8 @@ def test_supervised_learning_in_blocks(tmp_path):
 
 def test_a_run_ends_with_the_verdict_of_its_worst_block(tmp_path, monkeypatch):
     states = iter(("healthy", "complete collapse", "healthy", "healthy"))
-    monkeypatch.setattr(diagnosis, "verdict", lambda *_, **__: diagnosis.Verdict(state := next(states), state, "why"))
+    module = sys.modules["twinblock.diagnosis.verdict"]
+    monkeypatch.setattr(module, "verdict", lambda *_, **__: diagnosis.Verdict(state := next(states), state, "why"))
     small = ["scope=blockwise", "data.batch=64", "train.length=1steps", "encoder.width=8", "train.precision=fp32"]
     run = pretrain("simclr", out=tmp_path / "run", quiet=True, overrides=small)
     assert run.failed

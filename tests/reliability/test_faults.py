@@ -23,7 +23,7 @@ import twinblock
 from twinblock.core.errors import InputError
 from twinblock.runs import checkpoint
 from twinblock.runs.run import Run
-from twinblock.training.trainer import Trainer
+from twinblock.training.step import TrainStep
 
 SMALL = ["encoder.kind=resnet10", "encoder.width=8", "data.batch=16", "projector.dims=[16,8]", "train.precision=fp32"]
 
@@ -142,18 +142,18 @@ def photos(tmp_path, monkeypatch):
 
 def test_images_that_vanish_during_training_are_not_missed(photos, tmp_path, monkeypatch):
     """They were packed before; a later start says that they are gone, and keeps the run."""
-    take = Trainer.train_step
+    take = TrainStep.__call__
 
-    def train_step(self, *batch):
-        if self.step == 2:
+    def train_step(self, number, samples):
+        if number == 2:
             shutil.rmtree(photos)
-        return take(self, *batch)
+        return take(self, number, samples)
 
-    monkeypatch.setattr(Trainer, "train_step", train_step)
+    monkeypatch.setattr(TrainStep, "__call__", train_step)
     fields = [*SMALL, "train.length=6steps"]
     run = twinblock.pretrain("simclr", data=str(photos), out=tmp_path / "run", overrides=fields, quiet=True)
     assert run.finished
-    monkeypatch.setattr(Trainer, "train_step", take)
+    monkeypatch.setattr(TrainStep, "__call__", take)
     with pytest.raises(InputError, match="photos"):
         twinblock.pretrain("simclr", data=str(photos), out=tmp_path / "other", overrides=fields, quiet=True)
 

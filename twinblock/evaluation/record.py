@@ -7,6 +7,7 @@ all that was ever measured on it, by a digest of weights, images and protocol.
 from collections.abc import Mapping
 from typing import Any
 
+from twinblock.core.errors import InputError
 from twinblock.runs.run import Run, evaluation_file
 
 
@@ -18,6 +19,9 @@ def measured(run: Run, source: str) -> dict[str, Any]:
 def write(run: Run, source: str, report: Mapping[str, Any], found: Mapping[str, Any]) -> None:
     """Write a report, and keep what it was made of beside what was found before."""
     file = evaluation_file(source)
-    (run.path / file).parent.mkdir(exist_ok=True)
+    try:
+        (run.path / file).parent.mkdir(exist_ok=True)
+    except OSError as error:
+        raise InputError(f"cannot write {run.path / file}: {error.strerror}") from None
     run.write_json(file, {**report, "measured": {**measured(run, source), **found}})
     run.write_json("evaluation.json", report)
