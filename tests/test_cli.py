@@ -244,7 +244,8 @@ def test_a_learning_rate_that_is_far_too_high_ends_with_a_reason(monkeypatch, ca
 def test_a_run_that_failed_ends_with_code_3_and_the_reason_last(monkeypatch, capsys, tmp_path, photos, state):
     from twinblock import diagnosis
 
-    monkeypatch.setattr(diagnosis, "verdict", lambda *_, **__: diagnosis.Verdict(state, state, "numbers", "advice"))
+    judged = diagnosis.Verdict(state, state, "numbers", "advice")
+    monkeypatch.setattr(sys.modules["twinblock.diagnosis.verdict"], "verdict", lambda *_, **__: judged)
     command = ["pretrain", "simclr", f"data={photos}", f"out={tmp_path / 'run'}", *SMALL, "train.length=1steps"]
     for _ in range(2):  # the second time it says so again and does nothing
         code, _, error = call(monkeypatch, capsys, *command)

@@ -60,7 +60,7 @@ def write(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) ->
             save_file(tensors, Path(file.name), {"twinblock": text, "sha256": _digest(tensors, text)})
             os.chmod(file.name, mode)  # safetensors lets only the owner read, whatever the umask says
     except (InputError, SafetensorError) as error:
-        why = one_line(error).removeprefix(f"cannot write {path}: ")
+        why = " ".join(str(error).split()).removeprefix(f"cannot write {path}: ")
         raise InputError(
             f"cannot write {path}: {why}; what was saved before is untouched: mend that, and give the command again"
         ) from None

@@ -20,6 +20,7 @@ from twinblock.config.schema import Config
 from twinblock.core.errors import InputError, one_line
 from twinblock.core.files import lock as take_lock
 from twinblock.core.files import replacing, same_place
+from twinblock.core.settings import own_settings
 from twinblock.nn.encoders import Encoder
 from twinblock.nn.shallow import encoder_of_block
 from twinblock.runs import checkpoint
@@ -120,6 +121,7 @@ class Run:
         looks = history_of(rows, learner, start)
         return [look if look["step"] not in losses else {**look, "loss": losses[look["step"]]} for look in looks]
 
+    @own_settings()
     def encoder(self) -> Encoder:
         """The trained encoder, in evaluation mode; of an unfinished run, as its last checkpoint has it."""
         encoder, own = encoder_of(self.config, self.objects), self.path / "encoder.safetensors"
@@ -127,6 +129,7 @@ class Run:
         checkpoint.fill(encoder, tensors, file, "" if file == own else "encoder.")
         return encoder.eval()
 
+    @own_settings()
     def untrained_encoder(self) -> Encoder:
         """The encoder that the training began with."""
         encoder, file = encoder_of(self.config, self.objects), self.path / STARTED
