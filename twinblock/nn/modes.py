@@ -34,6 +34,8 @@ def calibrated(module: nn.Module, show: Callable[[], Any]) -> Iterator[None]:
 
     def normalise_by_own(norm: Any, inputs: tuple[Tensor, ...]) -> None:
         x = inputs[0].detach().transpose(0, 1).flatten(1)
+        if len(x) != len(norm.running_mean):  # some channels of an expansion, which are made a few at a time
+            return
         n = x.shape[1]
         variance, mean = torch.var_mean(x.to(norm.running_mean.dtype), 1, correction=0)
         seen[norm].append((mean, variance * n / max(n - 1, 1)))  # as torch keeps it; a batch is divided by the other
