@@ -13,7 +13,7 @@ import twinblock.core.distributed
 import twinblock.methods.learner
 from twinblock.config.recipes import compose, recipes
 from twinblock.core.errors import InputError
-from twinblock.training.trainer import Trainer
+from twinblock.training.loader import Loader
 
 CASES = [(method, scope) for method in tiny.COMPOSITIONS for scope in tiny.SCOPES]
 FAST = [case for i, case in enumerate(CASES) if (i + i // len(tiny.SCOPES)) % 2 == 0]  # two scopes of each
@@ -131,7 +131,7 @@ def views_by_place_in_the_part() -> None:
 
 def same_images_for_all() -> None:
     """Each process takes the first part of the batch."""
-    gather = Trainer.gather
+    gather = Loader.gather
 
     def first(self, step):
         self.offset, offset = 0, self.offset
@@ -140,7 +140,7 @@ def same_images_for_all() -> None:
         finally:
             self.offset = offset
 
-    Trainer.gather = first
+    Loader.gather = first
 
 
 def statistics_without_gradient_of_others() -> None:
