@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow  # minutes on two cores: `make test-all`
+
 nbformat = pytest.importorskip("nbformat")
 ROOT = Path(__file__).parents[2]
 LESS = {

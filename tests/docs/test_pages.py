@@ -11,6 +11,8 @@ import pytest
 
 import twinblock
 
+pytestmark = pytest.mark.slow  # minutes on two cores: `make test-all`
+
 ID = [str(page.relative_to(pages.ROOT)) for page in pages.PAGES]
 
 
