@@ -12,10 +12,10 @@ from twinblock.config.schema import (
     Config,
     EndToEnd,
     Head,
-    InBlocks,
     Overlapping,
     Predictor,
 )
+from twinblock.config.scopes import InBlocks
 from twinblock.core.errors import InputError, first_line
 from twinblock.core.seeding import hashed, seeded
 from twinblock.methods import objectives, targets

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 
-from twinblock.config import schema as c
+from twinblock.config import scopes as c
 from twinblock.core.durations import Duration
 from twinblock.core.errors import InputError
 

@@ -1,0 +1,90 @@
+"""Scopes: which blocks learn from which loss, and when."""
+
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import AfterValidator, Field, model_validator
+
+from twinblock.core.durations import Duration
+from twinblock.core.types import NotNegative, Width
+from twinblock.methods.parts import Part, flat
+
+Fields = Annotated[dict[str, Any], AfterValidator(flat)]
+
+
+class OfBlock(Part):
+    """Fields of a block's own objective, projector, predictor and optim, in place of those of the run."""
+
+    objective: Fields = Field(default={})
+    projector: Fields = Field(default={})
+    predictor: Fields = Field(default={})
+    optim: Fields = Field(default={})
+
+
+class EndToEnd(Part):
+    """All blocks learn from one loss."""
+
+    kind: Literal["end_to_end"] = "end_to_end"
+    cuts: Literal["stages", "blocks"] | tuple[str, ...] = "stages"
+    """Blocks that the evaluation measures; training ignores them."""
+    per_block: ClassVar[dict[int, OfBlock]] = {}
+
+
+class InBlocks(Part):
+    """Blocks with losses of their own."""
+
+    cuts: Literal["stages", "blocks"] | tuple[str, ...] = "stages"
+    """A block for each stage, for each residual block, or the names of the modules that begin a block."""
+    pool: Literal["gap", "local", "l2"] = "gap"
+    """What heads see of a block: the mean of its map, means of windows, or the root of their sums of squares."""
+    grid: Annotated[int, Field(ge=1, le=64)] = 1
+    """Windows a side, for `local` and `l2`."""
+    expand: Width | None = None
+    """Width of a 1 x 1 convolution before pooling; null: none."""
+    noise: NotNegative = 0.0
+    """Standard deviation of the noise on a block's output, in units of the map's own."""
+    noise_over: Literal["all", "hw", "c"] = "all"
+    """What that deviation is taken over: the whole tensor, each map, or each place."""
+    per_block: dict[Annotated[int, Field(ge=1)], OfBlock] = Field(default={})
+    """Settings of single blocks, by number from 1 on."""
+
+    @model_validator(mode="after")
+    def _windows(self):
+        if self.pool == "gap" and self.grid != 1:
+            raise ValueError("grid is for pool=local or pool=l2; global pooling has one window")
+        return self
+
+
+class Blockwise(InBlocks):
+    """No gradient crosses from block to block."""
+
+    kind: Literal["blockwise"]
+    plan: Literal["simultaneous", "sequential"] = "simultaneous"
+    """All blocks at once, or one after the other."""
+    budgets: tuple[Duration, ...] | None = None
+    """How long each block of a sequential plan trains, in % or in steps; null: equally long."""
+
+    @model_validator(mode="after")
+    def _whole(self):
+        if self.budgets is None:
+            return self
+        if self.plan != "sequential":
+            raise ValueError("budgets are for plan=sequential; simultaneous blocks train all the time")
+        shares = [budget for budget in self.budgets if budget.unit == "%"]
+        if shares and len(shares) < len(self.budgets):
+            raise ValueError("budgets: give all of them in %, or none")
+        if shares and sum(share.amount for share in shares) != 100:
+            raise ValueError(f"budgets add up to {sum(share.amount for share in shares)}%; make it 100%")
+        return self
+
+
+class Overlapping(InBlocks):
+    """Each pair of neighbouring blocks learns from one loss."""
+
+    kind: Literal["overlapping"]
+
+    @model_validator(mode="after")
+    def _one_optimizer(self):
+        for number, own in self.per_block.items():
+            if own.optim:
+                raise ValueError(f"per_block.{number}.optim: blocks that overlap share one optimizer; set optim itself")
+        return self
