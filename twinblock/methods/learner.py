@@ -108,6 +108,7 @@ class Learner(nn.Module):
         self.pairs = pairs_of(objective, target, predictor, sizes)
         self.compared = Passes.of(self.pairs)
         self.asks_for_batch = asks_for_batch(objective)
+        self.compares_labels = any(j is None for _, j in self.pairs)
         self.passes = self.compared | later
 
     def forward(self, signal: Signal, batch: Batch) -> tuple[Tensor, Signal, Tensor | None]:
@@ -115,8 +116,7 @@ class Learner(nn.Module):
             online, target = self.streams(signal, batch)
             z = {i: gather(self.predict(online[i][1])) for i in sorted(self.compared.online)}
         t = {j: gather(target[j][1]) for j in sorted(self.compared.target)}
-        if self.asks_for_batch or None in dict(self.pairs).values():
-            batch = _gathered(batch)
+        batch = self.gathered(batch, loss_on=next(iter(z.values())).device)
         losses = [self.compare(z[i], batch.labels if j is None else t[j], batch) for i, j in self.pairs]
         loss = torch.stack(losses).sum() * self.scale
         return loss, _detached(online, target), torch.cat([*t.values()]).detach() if t else None
@@ -135,6 +135,14 @@ class Learner(nn.Module):
             for j in sorted(self.passes.target)
         }
         return online, target
+
+    def gathered(self, batch: Batch, loss_on: torch.device) -> Batch:
+        """The batch with what the objective asks for of all processes, where it compares embeddings."""
+        if self.compares_labels or self.asks_for_batch:
+            batch = replace(batch, labels=None if batch.labels is None else gather(batch.labels))
+        if self.asks_for_batch and batch.index is not None:
+            batch = replace(batch, index=gather(batch.index.to(loss_on)), offset=0)
+        return batch
 
     def compare(self, z: Tensor, t: Any, batch: Batch) -> Tensor:
         """The loss of one pair on the global batch, in float32 or wider."""
@@ -196,12 +204,6 @@ def asks_for_batch(objective: Any) -> bool:
     """Whether an objective's forward has a third argument, `batch`."""
     forward = getattr(objective, "forward", objective)
     return "batch" in inspect.signature(forward).parameters
-
-
-def _gathered(batch: Batch) -> Batch:
-    """The global batch's labels and numbers."""
-    labels, index = (None if x is None else gather(x) for x in (batch.labels, batch.index))
-    return replace(batch, labels=labels, index=index, offset=0)
 
 
 def _device(signal: Signal) -> torch.device:

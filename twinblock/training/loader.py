@@ -15,7 +15,7 @@ from twinblock.data import Images
 
 @dataclass(frozen=True)
 class Samples:
-    """This process's part of a batch. Views draw by `aspect` on the CPU, so it stays there."""
+    """A process's part of a batch. Views draw by `aspect` on the CPU, and few ask for `index`: both stay there."""
 
     pixels: UInt8[Tensor, "n h w c"]
     labels: Int[Tensor, " n"] | None
@@ -24,8 +24,7 @@ class Samples:
 
     def to(self, device: torch.device) -> "Samples":
         labels = None if self.labels is None else self.labels.to(device, non_blocking=True)
-        pixels, index = self.pixels.to(device, non_blocking=True), self.index.to(device, non_blocking=True)
-        return Samples(pixels, labels, self.aspect, index)
+        return Samples(self.pixels.to(device, non_blocking=True), labels, self.aspect, self.index)
 
 
 class Loader:
