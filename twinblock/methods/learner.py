@@ -138,11 +138,13 @@ class Learner(nn.Module):
 
     def gathered(self, batch: Batch, loss_on: torch.device) -> Batch:
         """The batch with what the objective asks for of all processes, where it compares embeddings."""
-        if self.compares_labels or self.asks_for_batch:
-            batch = replace(batch, labels=None if batch.labels is None else gather(batch.labels))
-        if self.asks_for_batch and batch.index is not None:
-            batch = replace(batch, index=gather(batch.index.to(loss_on)), offset=0)
-        return batch
+        if not (self.compares_labels or self.asks_for_batch):
+            return batch
+        labels = None if batch.labels is None else gather(batch.labels)
+        index = batch.index
+        if index is not None and self.asks_for_batch:
+            return replace(batch, labels=labels, index=gather(index.to(loss_on)), offset=0)
+        return replace(batch, labels=labels, index=None)
 
     def compare(self, z: Tensor, t: Any, batch: Batch) -> Tensor:
         """The loss of one pair on the global batch, in float32 or wider."""
