@@ -97,13 +97,13 @@ def evaluate(
     elif run_.failed:
         reporter.warn(f"{run} ended in failure: {(run_.result or {})['headline']}")
     rows = evaluate(run, data, published=published, baselines=not no_baselines, **how)
-    found = run_.evaluation
-    if found is None or found["rows"] != rows:  # the run may not be written to: nothing but the rows is at hand
+    measured = run_.evaluation
+    if measured is None or measured["rows"] != rows:  # the run may not be written to: nothing but the rows is at hand
         print_table(run, rows)
         return
-    print_table(run, report.table(rows, found["test"]))
-    typer.echo(report.sizes(found))
-    if hint := report.better_block(found):
+    print_table(run, report.table(rows, measured["test"]))
+    typer.echo(report.sizes(measured))
+    if hint := report.better_block(measured):
         typer.echo(hint)
     if groups := report.group_rows(run_):
         print_table("accuracy of the groups of classes, in %; std: their standard deviation", groups)
