@@ -10,7 +10,6 @@ from torch.nn.functional import normalize
 
 import twinblock
 from twinblock import cli
-from twinblock.core.errors import InputError
 from twinblock.evaluation.search import nearest
 
 SMALL = [
