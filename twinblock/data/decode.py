@@ -10,7 +10,8 @@ from io import BytesIO
 import numpy as np
 from PIL import Image
 
-File = str | bytes | np.ndarray  # the path of an encoded image, its content, or its (h, w, 3) uint8 pixels
+# the path of an encoded image, its content, its (h, w, 3) uint8 pixels; or why its source could not give it
+File = str | bytes | np.ndarray | Exception
 
 _TURN = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -39,7 +40,8 @@ def _bare_png(file: File) -> bytes:
         with open(file, "rb") as opened:
             data = opened.read()
     else:
-        data = bytes(file)
+        assert isinstance(file, bytes)
+        data = file
     parts, at = [data[:8]], 8
     while at < len(data):
         end = at + 12 + int.from_bytes(data[at : at + 4], "big")
@@ -110,6 +112,8 @@ def _formats() -> list[str]:
 
 
 def _open(file: File) -> Image.Image:
+    if isinstance(file, Exception):
+        raise file
     if isinstance(file, np.ndarray):
         return Image.fromarray(file)
     if not (len(file) if isinstance(file, bytes) else os.path.getsize(file)):

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from twinblock.core.errors import InputError, first_line
-from twinblock.data import Images
+from twinblock.data import Images, endings
 from twinblock.data.decode import printable, quiet, rgb
 from twinblock.data.store import Encoded, Item, cache, digest, packed
 
@@ -21,13 +21,20 @@ log = logging.getLogger(__name__)
 
 SAMPLED = 16  # items of a data set whose size decides how all are stored
 CONVERTED = 2**26  # values of floats that become 8 bits at a time
+HOLDERS = (*endings.ARCHIVES, *endings.TABLES, ".parquet")
 CLASSES = 65_536  # labels are numbers below this
 LAYOUTS = "(n, height, width, 3), (n, 3, height, width) or grey (n, height, width)"
 
 
 def is_object(given: Any) -> bool:
     """Whether `data=` holds images in Python, and no name of a source, no path and no fields of a config."""
-    return given is not None and not isinstance(given, str | os.PathLike | Mapping)
+    return given is not None and not isinstance(given, str | os.PathLike | Mapping) and not _are_sources(given)
+
+
+def _are_sources(given: Any) -> bool:
+    """Whether this lists folders, archives or tables, and not image files."""
+    paths = isinstance(given, list | tuple) and bool(given) and all(map(_is_path, given))
+    return paths and any(os.path.isdir(one) or str(one).lower().endswith(HOLDERS) for one in given)
 
 
 def images_from(given: Any, size: int | None = None, labels: Any = None) -> Images:
