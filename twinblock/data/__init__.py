@@ -138,11 +138,12 @@ def load(
     size: int | None = None,
     download: bool = True,
     labels: str = "auto",
+    max_pixels: int | None = None,
 ) -> Images | None:
     """The images of one split of a source, or of several; None where there is no such split.
 
-    `labels`: what their classes are, as the field `data.labels` has it.
+    `labels` and `max_pixels` are those fields of `data`.
     """
     from twinblock.data.sources import load as load_source
 
-    return load_source(source, root, split, size, download, labels)
+    return load_source(source, root, split, size, download, labels, max_pixels)

@@ -37,7 +37,7 @@ def _are_sources(given: Any) -> bool:
     return paths and any(os.path.isdir(one) or str(one).lower().endswith(HOLDERS) for one in given)
 
 
-def images_from(given: Any, size: int | None = None, labels: Any = None) -> Images:
+def images_from(given: Any, size: int | None = None, labels: Any = None, max_pixels: int | None = None) -> Images:
     """The images that a Python object holds.
 
     `given`, or a pair `(given, labels)`, is one of
@@ -50,7 +50,8 @@ def images_from(given: Any, size: int | None = None, labels: Any = None) -> Imag
       or (image, label). Each is read once, in every process of a run, into a file of the cache that lasts as long as
       the process. `classes`, where the data set has them, name its labels. A transform that draws at random draws once.
 
-    `size`: side of a view in pixels; large files and items of mixed sizes are stored accordingly.
+    `size`: side of a view in pixels; large files and items of mixed sizes are stored accordingly. `max_pixels`: of the
+    largest file that is read.
     `labels`: of each image a number from 0 on, or -1 for none; or its class as text.
     Raises InputError, one line, for everything else.
     """
@@ -63,7 +64,7 @@ def images_from(given: Any, size: int | None = None, labels: Any = None) -> Imag
         images = Images(_pixels(given, name), name=name)
         return images if labels is None else _with_labels(images, labels, None, name)
     if isinstance(given, list | tuple) and given and all(map(_is_path, given)):
-        return _files([os.fspath(path) for path in given], size, labels, name)
+        return _files([os.fspath(path) for path in given], (size, max_pixels), labels, name)
     if not hasattr(given, "__len__") or not hasattr(given, "__getitem__"):
         hint = "; give its .dataset" if hasattr(given, "dataset") else ""
         raise InputError(
@@ -160,7 +161,7 @@ def _channels_last(stack: np.ndarray, where: str) -> np.ndarray:
 # ---- a list of files
 
 
-def _files(paths: list[str | bytes], size: int | None, labels: Any, name: str) -> Images:
+def _files(paths: list[str | bytes], limits: tuple[int | None, int | None], labels: Any, name: str) -> Images:
     files = [os.fsdecode(path) for path in paths]
     numbers, classes = ([-1] * len(files), None) if labels is None else _numbered(labels, len(files), None, name)
     facts = [(os.path.abspath(file), *_stat(file)) for file in files]
@@ -171,7 +172,8 @@ def _files(paths: list[str | bytes], size: int | None, labels: Any, name: str) -
 
     key = digest("files", facts, [int(number) for number in numbers])
     return packed(
-        Encoded(name, key, len(files), items, lambda: map(os.path.expanduser, some), classes, "the labels given"), size
+        Encoded(name, key, len(files), items, lambda: map(os.path.expanduser, some), classes, "the labels given"),
+        *limits,
     )
 
 

@@ -27,7 +27,13 @@ Split = Literal["train", "test"]
 
 
 def load(
-    source: str | Sequence[str], root: str | None, split: Split, size: int | None, download: bool, labels: str
+    source: str | Sequence[str],
+    root: str | None,
+    split: Split,
+    size: int | None,
+    download: bool,
+    labels: str,
+    max_pixels: int | None,
 ) -> Images | None:
     """See `twinblock.data.load`."""
     if isinstance(source, str) and (images := _built_in(source, root, split, download)) is not None:
@@ -48,7 +54,7 @@ def load(
         encoded = _encoded(source, root, split, download, column_of(labels))
     else:
         encoded = _joined(source, root, split, download, column_of(labels))
-    images = encoded and packed(encoded, size)
+    images = encoded and packed(encoded, size, max_pixels)
     if images is None:
         return None
     if table is not None:

@@ -71,18 +71,19 @@ def digest(*parts: object) -> str:
     return blake2b(repr((FORMAT, *parts)).encode(), digest_size=16).hexdigest()
 
 
-def packed(source: Encoded, size: int | None = None) -> Images:
-    """The decoded images, from the cache where it has them.
+def packed(source: Encoded, size: int | None = None, max_pixels: int | None = None) -> Images:
+    """The decoded images, from the cache where it has them. Those of more than `max_pixels` are not read.
 
     Images of one same size up to 128 px are kept as they are. Others are squashed to a square of side
     8/7 `size` (224 where None), or of the largest image where that is smaller; their aspect stands beside.
     """
     side = round((size or 224) * 8 / 7)
-    kept, squashed = cache() / f"{source.key}-kept", cache() / f"{source.key}-{side}"
+    key = source.key if max_pixels is None else f"{source.key}-{max_pixels}"
+    kept, squashed = cache() / f"{key}-kept", cache() / f"{key}-{side}"
     for folder in (kept, squashed):
         if (images := read(folder, source.name, source.classes, source.classes_from)) is not None:
             return images
-    with quiet():
+    with quiet(max_pixels):
         height, width, same = _stored_shape(source.sample(), side)
         folder = kept if same else squashed
         build(folder, lambda temporary: _pack(source, temporary, height, width))

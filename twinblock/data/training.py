@@ -13,7 +13,7 @@ from twinblock.data.tails import read_indices, subset
 
 def split_of(data: Data, split: Literal["train", "test"]) -> Images | None:
     """All images of a split of a source, as the fields of the run have it; None where there is no such split."""
-    return load(data.source, data.root, split, data.size, labels=data.labels)
+    return load(data.source, data.root, split, data.size, labels=data.labels, max_pixels=data.max_pixels)
 
 
 def training(data: Data, images: Images | None = None) -> Images:
@@ -58,4 +58,4 @@ def chosen(data: Data, given: Any = None, held: Any = None) -> tuple[Data, Image
         return data, None
     if column_of(data.labels):
         raise no_columns(data.source_name, data.labels)
-    return data, labelled_by(images_from(source, data.size), data.labels)
+    return data, labelled_by(images_from(source, data.size, max_pixels=data.max_pixels), data.labels)

@@ -53,9 +53,9 @@ def labelled(source: Data, seed: int, train: Images | None = None) -> tuple[Imag
     if train.labels is None:
         raise InputError(f"{name} has no labels, so accuracy cannot be measured; name labelled data: data=...")
     if test is None or test.labels is None:
-        held = _held_out(train.labels, seed)
-        if not held.any():
-            raise InputError(f"{name} has one image of each class, so none is left to test on; add some")
+        held = _held_out(train.labels, seed) if train.groups is None else _held_groups(train.groups, seed)
+        if not held.any() or held.all():
+            raise InputError(f"{name} has one image of each class, or one group, so none is left to test on; add some")
         train, test = take(train, np.flatnonzero(~held)), take(train, np.flatnonzero(held))
     names, tested = train.classes or (), test.classes or train.classes or ()
     if bool(names) != bool(tested) or names != tested[: len(names)]:
@@ -74,6 +74,16 @@ def _held_out(labels: np.ndarray, seed: int) -> np.ndarray:
     held = np.zeros(len(labels), bool)
     held[by_class[(rank % 5 == 0) & (np.repeat(size, size) > 1)]] = True
     return held
+
+
+def _held_groups(groups: np.ndarray, seed: int) -> np.ndarray:
+    """A fifth of the groups, rounded up: what is seen at one place is not tested there. An image of none is one."""
+    alone = np.flatnonzero(groups < 0)
+    groups = groups.copy()
+    groups[alone] = groups.max(initial=-1) + 1 + np.arange(len(alone))
+    names = np.unique(groups)
+    chosen = names[order(seed, -2, len(names))[: -(-len(names) // 5)]]
+    return np.isin(groups, chosen)
 
 
 def _with_labels(images: Images) -> Images:
