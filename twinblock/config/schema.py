@@ -62,7 +62,7 @@ class Data(Part):
     size: Annotated[int, Field(ge=8, le=1024)] | None = None
     """Side of a view in pixels; null: that of small images of one size, else 224."""
     max_pixels: Annotated[int, Field(ge=1, le=2**40)] | None = None
-    """Pixels of the largest image that is read; null: 89,478,485, as Pillow has it against files made to fill memory."""
+    """Pixels of the largest image that is read; null: 89,478,485, Pillow's limit against files that fill the memory."""
     indices: Name | None = None
     """A .npy or text file of the rows to train on; null: all."""
     longtail: LongTail | None = None

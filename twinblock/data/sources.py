@@ -47,6 +47,8 @@ def load(
     if root is not None and not os.path.isdir(os.path.expanduser(root)):
         raise _no_root(root)
     path = _path(source, root) if isinstance(source, str) else ""
+    if isinstance(source, str) and is_table(source) and not os.path.isfile(path):
+        path = os.path.expanduser(source)  # only its paths begin in the root
     table = _table(source, path, root) if isinstance(source, str) else None
     if table is not None:
         encoded = listed(str(source), table, os.path.expanduser(root) if root else os.path.dirname(path), split)

@@ -28,6 +28,7 @@ def headline(config: Config, images: Images, fabric) -> str:
         method = f"learner {config.learner.kind}"
     else:
         method = f"{config.objective.kind}, {config.target.kind} target"
+    labels += ", drawn by weight" if images.weights is not None else ""
     where = f"{fabric.world_size} x {fabric.device.type}" if fabric.world_size > 1 else fabric.device.type
     left_out = f", {len(images.skipped)} unreadable files left out (skipped.txt)" if images.skipped else ""
     return (

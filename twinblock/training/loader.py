@@ -48,11 +48,9 @@ class Loader:
     def gather(self, step: int) -> Samples:
         epoch, i = divmod(step, self.epoch_steps)
         if epoch != self.epoch:
-            weights = self.images.weights
-            of_epoch = (
-                order(self.seed, epoch, len(self.images)) if weights is None else drawn(self.seed, epoch, weights)
-            )
-            self.epoch, self.order = epoch, of_epoch
+            count, weights = len(self.images), self.images.weights
+            self.order = order(self.seed, epoch, count) if weights is None else drawn(self.seed, epoch, weights)
+            self.epoch = epoch
         start = i * self.batch + self.offset
         index = self.order[start : start + self.share]
         pixels, labels = self.images.batch(index), self.images.labels
