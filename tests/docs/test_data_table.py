@@ -295,7 +295,7 @@ def test_pixels_are_those_of_the_row():
 
 
 def test_groups_and_weights_are_kept():
-    assert read("data=groups.csv").groups.tolist() == [1, 1, 2, 2, 0, 0]
+    assert read("data=groups.csv").groups.tolist() == [0, 0, 1, 1, -1, -1]
     assert read("data=weights.csv").weights.tolist() == [0, 3, 1]
 
 

@@ -85,7 +85,7 @@ def with_columns(images: Images, table: Table) -> Images:
     """The images with their groups and weights, where a table that names them has such columns."""
     if column := table.usual(GROUPS):
         cells = _by_name(table, table.columns[column])
-        number = {cell: i for i, cell in enumerate(in_order(set(cells.values())))}
+        number = {cell: i for i, cell in enumerate(in_order(set(filter(None, cells.values()))))} | {"": -1}
         groups = of_rows(images, table, {name: number[cell] for name, cell in cells.items()}, -1) or []
         images = replace(images, groups=np.array(groups, np.int64))
     if column := table.usual(WEIGHTS):
