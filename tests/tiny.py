@@ -39,7 +39,7 @@ def in_place_of_any_source(monkeypatch, count: int) -> Images:
     """Make `twinblock.data.load` give these images, as training and as test images, where runs are measured."""
     found = images(count)
     for module in (training, labelled):
-        monkeypatch.setattr(module, "load", lambda *_: found)
+        monkeypatch.setattr(module, "split_of", lambda *_: found)
     return found
 
 

@@ -2,7 +2,7 @@
 
 `pretrain` trains an encoder; `evaluate`, `diagnose`, `embed` and `exemplars` look at what came of it; `load_encoder`
 gives it as a module. `recipes` lists the methods, `show` and `compose` what a run is made of, `reproduce` carries out a
-published comparison.
+published comparison, `cache` what lies packed on the disk.
 """
 
 from importlib import import_module
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from twinblock.config.recipes import compose, recipes, show
     from twinblock.core.errors import InputError
     from twinblock.data import Images
+    from twinblock.data.stores import cache
     from twinblock.diagnosis.diagnose import diagnose
     from twinblock.evaluation.embedding import Embeddings, embed
     from twinblock.evaluation.evaluate import evaluate
@@ -29,6 +30,7 @@ _HOMES = {
     "Images": "data",
     "InputError": "core.errors",
     "Run": "runs.run",
+    "cache": "data.stores",
     "compose": "config.recipes",
     "diagnose": "diagnosis.diagnose",
     "duplicates": "evaluation.search",
@@ -48,6 +50,7 @@ __all__ = [
     "InputError",
     "Run",
     "__version__",
+    "cache",
     "compose",
     "diagnose",
     "duplicates",

@@ -257,6 +257,28 @@ def reproduce(
 
 
 @app.command()
+def cache(
+    action: Annotated[str, typer.Argument(metavar="[list|verify|clear]", help="What to do.")] = "list",
+    name: Annotated[str | None, typer.Argument(help="A name that `twinblock cache` shows, or a source.")] = None,
+):
+    """List, verify or clear the packed images in the cache.
+
+    `verify` compares all with their checksums; what is damaged is packed anew when it is next used.
+    """
+    from twinblock.core.console import print_table
+    from twinblock.data.store import cache as folder
+    from twinblock.data.stores import cache
+
+    rows = cache(action, name)
+    shown = [{**row, "bytes": f"{row['bytes'] / 1e6:,.1f} MB", "images": row["images"] or ""} for row in rows]
+    if rows:
+        print_table(f"packed images in {folder()}", shown)
+    typer.echo(f"{len(rows)} in {folder()}, {sum(row['bytes'] for row in rows) / 1e9:,.2f} GB")
+    if damaged := sum(row["state"].startswith("damaged") for row in rows):
+        raise InputError(f"{damaged} of {len(rows)} are damaged; they are packed anew when they are next used")
+
+
+@app.command()
 def recipes():
     """List the recipes."""
     from twinblock.config.recipes import recipe_rows

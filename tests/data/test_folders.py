@@ -269,7 +269,7 @@ def test_classes_inside_of_splits_of_other_names_are_classes(photos):
         put(photos, name)
     images, held_out = load(str(photos)), load(str(photos), split="test")
     assert images.classes == held_out.classes == ("cat", "dog")
-    assert images.classes_from == "2 top folders of Training: cat, dog"
+    assert images.classes_from == "top folder of Training: cat, dog"
     assert held_out.labels.tolist() == [1]
 
 
@@ -298,7 +298,7 @@ def test_names_that_only_begin_as_splits_are_classes(photos, name):
 def test_where_labels_come_from_is_said(photos):
     for site in range(5):
         put(photos, f"cam{site:02}/0.png")
-    assert load(str(photos)).classes_from == "5 top folders: cam00, cam01, cam02, ..."
+    assert load(str(photos)).classes_from == "top folder: cam00, cam01, cam02, ... (5), which look like sites or dates"
 
 
 def test_the_same_test_images_beside_other_classes_get_other_labels(tmp_path):
@@ -333,12 +333,12 @@ def test_a_run_beside_the_only_split_does_not_hide_it(photos):
 
 def test_files_of_formats_that_are_not_read_are_counted(photos, caplog):
     put(photos, "a.png", 1)
-    for name in ("b.HEIC", "c.heic", "d.CR2", "scan.nii.gz", "notes.txt"):
+    for name in ("b.CR2", "c.cr2", "d.DCM", "scan.nii.gz", "notes.txt"):
         (photos / name).touch()
     for _ in range(2):  # packed, and from the cache
         load(str(photos))
     (line,) = caplog.messages
-    assert "2 .heic files, 1 .cr2 files, 1 .nii files are not read; convert them" in line
+    assert "2 .cr2 files, 1 .dcm files, 1 .nii files are not read; develop them to TIFF or JPEG" in line
 
 
 def test_a_folder_of_such_files_alone_names_them(photos):

@@ -67,7 +67,7 @@ def test_the_few_lie_in_the_tail_and_in_the_balanced_twin():
 @pytest.fixture
 def source(monkeypatch):
     data = tiny.images(300)
-    monkeypatch.setattr(training_module, "load", lambda *_: data)
+    monkeypatch.setattr(training_module, "split_of", lambda *_: data)
     return data
 
 
@@ -90,7 +90,7 @@ def test_a_list_of_numbers_that_would_mean_other_images_is_one_line(tmp_path, so
     """A file that cannot be read is left out, and the numbers of those behind it are less by one."""
     (tmp_path / "list.txt").write_text("5\n")
     skipping = replace(source, skipped=(("a.png", "empty file"),))
-    monkeypatch.setattr(training_module, "load", lambda *_: skipping)
+    monkeypatch.setattr(training_module, "split_of", lambda *_: skipping)
     with pytest.raises(InputError, match="1 files of photos/ could not be read") as error:
         training(Data(source="photos/", indices=str(tmp_path / "list.txt")))
     assert "\n" not in str(error.value)
@@ -143,7 +143,7 @@ def test_more_shots_than_samples_and_classes_without_samples():
 
 
 def test_a_tail_of_unlabelled_images(source, monkeypatch):
-    monkeypatch.setattr(training_module, "load", lambda *_: tiny.images(30).__class__(source.pixels))
+    monkeypatch.setattr(training_module, "split_of", lambda *_: tiny.images(30).__class__(source.pixels))
     with pytest.raises(InputError, match=r"data\.longtail needs labels"):
         training(Data(source="photos/", longtail=LongTail(imbalance=2)))
 

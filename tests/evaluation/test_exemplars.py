@@ -97,7 +97,7 @@ def test_files_and_judgement(tmp_path, source, monkeypatch, capsys):
 def test_images_without_labels_are_ranked_all_the_same(tmp_path, source, monkeypatch):
     run = twinblock.pretrain("simclr", out=tmp_path / "a", quiet=True, overrides=SMALL)
     names = [f"{i}.png" for i in range(20)]
-    monkeypatch.setattr(longtail, "load", lambda *_: Images(source.pixels[:20], names=Names.of(names)))
+    monkeypatch.setattr(longtail, "split_of", lambda *_: Images(source.pixels[:20], names=Names.of(names)))
     assert exemplars.exemplars(run, data="photos") == []
     with open(run.path / "exemplars.csv", newline="") as file:
         rows = list(csv.DictReader(file))

@@ -66,13 +66,13 @@ def test_the_bounds_of_the_groups():
 
 
 def test_groups_need_labels(monkeypatch):
-    monkeypatch.setattr(training_module, "load", lambda *_: Images(tiny.images().pixels))
+    monkeypatch.setattr(training_module, "split_of", lambda *_: Images(tiny.images().pixels))
     with pytest.raises(InputError, match="groups of classes need labels"):
         class_sizes(compose("simclr", {"data": {"source": "photos"}}), np.arange(3))
 
 
 def test_a_balanced_twin_has_the_groups_of_the_long_tailed_set(monkeypatch):
-    monkeypatch.setattr(training_module, "load", lambda *_: tiny.images(300))
+    monkeypatch.setattr(training_module, "split_of", lambda *_: tiny.images(300))
     config = compose("simclr")
     sizes = [
         class_sizes(config.model_copy(update={"data": Data(longtail=LongTail(imbalance=10, kind=kind))}), np.arange(4))

@@ -6,7 +6,7 @@ from typing import Any
 
 from twinblock.config.recipes import from_yaml
 from twinblock.config.schema import Config
-from twinblock.core.files import same_place
+from twinblock.core.files import same_places
 
 RESOLVED = re.compile(r"data\.size|encoder\.(kind|stem|width)|views\.\d\.(crop|flip)|train\.precision")
 OPEN_BY_NULL = ("data.size", "encoder.width")  # of those, what null leaves to data and machine; the others: auto
@@ -15,7 +15,7 @@ NOT_OF_TRAINING = (
     "train.on_collapse",
     "train.loggers",
 )  # fields that a run may be resumed with another value of
-PATHS = ("data.source", "data.root", "data.indices")
+PATHS = ("data.source", "data.root", "data.indices", "data.labels")
 
 
 def differences(saved: Config, wanted: Config) -> list[str]:
@@ -26,7 +26,7 @@ def differences(saved: Config, wanted: Config) -> list[str]:
         for name in dict.fromkeys([*old, *new])
         if name not in NOT_OF_TRAINING
         and old.get(name) != new.get(name)
-        and not (name in PATHS and same_place(old[name], new[name]))
+        and not (name in PATHS and same_places(old[name], new[name]))
         and not (RESOLVED.fullmatch(name) and _open(name, new))
     ]
 

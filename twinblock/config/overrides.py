@@ -1,5 +1,6 @@
 """A run as a tree of plain values: fields laid over it, as mappings or as `a.b=c`."""
 
+import os
 from collections.abc import Iterable, Mapping
 from os import PathLike
 from typing import Any
@@ -8,7 +9,7 @@ import yaml
 
 from twinblock.core.errors import InputError, one_line
 
-PLAIN_TEXT = ("out", "data", "data.source", "data.root", "data.indices")  # paths are not YAML
+PLAIN_TEXT = ("out", "data", "data.source", "data.root", "data.indices", "data.labels")  # paths are not YAML
 # the field of a part that a word in its place stands for: scope=blockwise, data=photos/
 CHOICE = dict.fromkeys(("encoder", "learner", "target", "objective", "scope", "optim"), "kind") | {"data": "source"}
 KINDS = ("learner", "target", "objective", "scope")  # parts whose fields depend on their kind
@@ -21,7 +22,8 @@ def lay_over(tree: Any, overrides: Iterable[str]) -> Any:
     for name, sign, text in (override.partition("=") for override in overrides):
         if not sign or not name:
             raise InputError(f"cannot read {name + sign + text!r}; overrides have the form a.b=c, e.g. data.batch=512")
-        fields.append((name, text if name in PLAIN_TEXT and text != "null" else parse(text, name)))
+        plain = name in PLAIN_TEXT and text != "null" and not _is_list(name, text)
+        fields.append((name, text if plain else parse(text, name)))
     if fields and not isinstance(tree, dict):
         raise InputError(NO_MAPPING)
     for name, value in sorted(fields, key=lambda field: not _is_kind(*field)):
@@ -29,15 +31,21 @@ def lay_over(tree: Any, overrides: Iterable[str]) -> Any:
     return tree
 
 
+def _is_list(name: str, text: str) -> bool:
+    """Whether this is a list of sources, `[a, b]`, and no name or pattern that happens to begin so."""
+    several = name in ("data", "data.source") and text.startswith("[") and text.endswith("]")
+    return several and not os.path.exists(text)
+
+
 def merge(tree: Any, key: str, value: Any) -> None:
     """Lay one part over that of a tree, in place: field by field, but whole where it is of another kind."""
     if isinstance(value, Mapping) and isinstance(tree.get(key), Mapping):
         other = key in KINDS and "kind" in value and value["kind"] != tree[key].get("kind")
         tree[key] = dict(value) if other else {**tree[key], **value}
-    elif key in CHOICE and isinstance(value, str | PathLike):
+    elif key in CHOICE and (isinstance(value, str | PathLike) or (key == "data" and isinstance(value, list | tuple))):
         if not isinstance(tree.get(key), dict):
             tree[key] = {}
-        _set(tree, f"{key}.{CHOICE[key]}", str(value))
+        _set(tree, f"{key}.{CHOICE[key]}", value if isinstance(value, list | tuple) else str(value))
     else:
         tree[key] = value
 

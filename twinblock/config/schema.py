@@ -1,6 +1,6 @@
 """The form of a run: strict models of its parts, and what may not stand together."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from os import PathLike
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
@@ -48,18 +48,30 @@ class LongTail(Part):
 class Data(Part):
     """The images, and how many make a step."""
 
-    source: Name = "photodigits"
-    """`photodigits`, `cifar10`, `cifar100`, `stl10`, a folder of images or parquet files, or a Hugging Face name."""
+    source: Name | Annotated[tuple[Name, ...], Field(min_length=1)] = "photodigits"
+    """A folder of images, or a list of them; a CSV of paths, a .tar, a .zip, parquet files, or a pattern of these, as
+    `a/*.jpg`; a Hugging Face name; `photodigits`, `cifar10`, `cifar100`, `stl10`."""
     root: Name | None = None
-    """The folder that torchvision's sets lie in; null: the cache."""
+    """The folder in which a relative source begins, or the paths of a table, or torchvision's sets; null: the current
+    one, that of the table, the cache."""
+    labels: Name = "auto"
+    """What classes are. `auto`: top folders, a usual column, or what WebDataset writes; `none`: there are none; a CSV
+    file with the columns file and label; the name of a column."""
     batch: Annotated[int, Field(ge=1, le=2**20)] = 256
     """Images in a step, over all processes."""
     size: Annotated[int, Field(ge=8, le=1024)] | None = None
     """Side of a view in pixels; null: that of small images of one size, else 224."""
+    max_pixels: Annotated[int, Field(ge=1, le=2**40)] | None = None
+    """Pixels of the largest image that is read; null: 89,478,485, Pillow's limit against files that fill the memory."""
     indices: Name | None = None
     """A .npy or text file of the rows to train on; null: all."""
     longtail: LongTail | None = None
     """A long-tailed part of these; null: all."""
+
+    @property
+    def source_name(self) -> str:
+        """The source, or all of them, for a message."""
+        return self.source if isinstance(self.source, str) else ", ".join(self.source)
 
 
 class ViewSpec(View, frozen=True):
@@ -286,11 +298,12 @@ def _like(views: list[Any]) -> list[Any]:
     return full
 
 
-def other_data(data: Data, given: str | PathLike[str] | Mapping[str, Any]) -> Data:
+def other_data(data: Data, given: str | PathLike[str] | Sequence[str | PathLike[str]] | Mapping[str, Any]) -> Data:
     """The data of a run with another source or other fields; InputError for what is no data."""
-    changed: dict[str, Any] = {"source": given} if isinstance(given, str | PathLike) else dict(given)
-    if str(changed.get("source", data.source)) != data.source:
+    changed: dict[str, Any] = dict(given) if isinstance(given, Mapping) else {"source": given}
+    if changed.get("source", data.source) not in (data.source, data.source_name):
         changed.setdefault("root", None)  # another source does not lie where that of the run does
+        changed.setdefault("labels", "auto")  # nor are its labels those of the run's
     if changed.get("size", "") is None:
         changed.pop("size")  # as the run has it
     try:

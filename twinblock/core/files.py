@@ -26,6 +26,12 @@ def same_place(a: str | None, b: str | None) -> bool:
     return a == b or (a is not None and b is not None and os.path.realpath(a) == os.path.realpath(b))
 
 
+def same_places(a: object, b: object) -> bool:
+    """The same of two names, or of two lists of names in order."""
+    one, other = ([x] if isinstance(x, str) or x is None else list(x) for x in (a, b))  # type: ignore[call-overload]
+    return len(one) == len(other) and all(map(same_place, one, other))
+
+
 def lock(file: int) -> bool:
     """Take the lock of an open file for this process; False on file systems that have none.
 

@@ -29,6 +29,12 @@ def order(seed: int, epoch: int, count: int) -> np.ndarray:
     return np.random.Generator(np.random.PCG64(hashed("order", seed, epoch))).permutation(count)
 
 
+def drawn(seed: int, epoch: int, weights: np.ndarray) -> np.ndarray:
+    """As many samples as there are, in the order of an epoch: each drawn with a probability of its weight's share."""
+    rng = np.random.Generator(np.random.PCG64(hashed("drawn", seed, epoch)))
+    return rng.choice(len(weights), len(weights), p=weights / weights.sum())
+
+
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
     """Layers that are made within draw their first weights, in float32 on the CPU, from `seed`.

@@ -56,7 +56,9 @@ class Images:
     `aspect` is the original width / height where pixels were squashed, None where they are undistorted.
     An image of label -1 has none. `names`: of files, relative to the folder of the source; of rows of a table, which
     row; None where images have none. `skipped` lists (name, reason) of the files that could not be read.
-    `classes_from` says what the labels are: "2 top folders: cat, dog", "column label", "the labels given".
+    `classes_from` says what the labels are: "top folder: cat, dog", "column label", "the labels given". Images of one
+    group, 0 or more, are tested together or not at all; -1: a group of its own. An epoch draws images by `weights`,
+    with replacement.
     `check(rows, pixels)` raises InputError where stored images are damaged; `batch` calls it.
     """
 
@@ -70,6 +72,8 @@ class Images:
     rows: np.ndarray | None = None  # (n,) int64
     classes_from: str | None = None
     check: Callable[[np.ndarray, np.ndarray], None] | None = None
+    groups: np.ndarray | None = None  # (n,) int64
+    weights: np.ndarray | None = None  # (n,) float64
 
     def __repr__(self) -> str:
         """`Images(photos: 500 of 32 x 32, 10 classes)`."""
@@ -86,7 +90,8 @@ class Images:
         The digest is of labels, names and rows, and of the pixels of a few of them.
         """
         digest = blake2b(digest_size=16)
-        for column in (self.labels, None if self.names is None else self.names.text, self.rows):
+        names = None if self.names is None else self.names.text
+        for column in (self.labels, names, self.rows, self.weights):
             digest.update(b"" if column is None else np.ascontiguousarray(column).data)
         digest.update(self.batch(np.linspace(0, len(self) - 1, min(len(self), FINGERPRINTED)).astype(int)).numpy().data)
         return {"images": len(self), "digest": digest.hexdigest()}
@@ -108,7 +113,7 @@ class Images:
 def take(images: Images, rows: np.ndarray) -> Images:
     """The images at these places; their pixels stay where they are. Where none of them has a label, there are none."""
     pick = lambda column: None if column is None else column[rows]  # noqa: E731
-    columns = {name: pick(getattr(images, name)) for name in ("labels", "aspect", "names")}
+    columns = {name: pick(getattr(images, name)) for name in ("labels", "aspect", "names", "groups", "weights")}
     if columns["labels"] is not None and not (columns["labels"] >= 0).any():
         columns["labels"] = None
     return replace(images, rows=rows if images.rows is None else images.rows[rows], **columns)
@@ -127,13 +132,18 @@ def columns_of(images: Images, rows: np.ndarray) -> dict[str, Any]:
 
 
 def load(
-    source: str,
+    source: str | Sequence[str],
     root: str | None = None,
     split: Literal["train", "test"] = "train",
     size: int | None = None,
     download: bool = True,
+    labels: str = "auto",
+    max_pixels: int | None = None,
 ) -> Images | None:
-    """The images of one split of a source; None where the source has no such split."""
+    """The images of one split of a source, or of several; None where there is no such split.
+
+    `labels` and `max_pixels` are those fields of `data`.
+    """
     from twinblock.data.sources import load as load_source
 
-    return load_source(source, root, split, size, download)
+    return load_source(source, root, split, size, download, labels, max_pixels)

@@ -10,7 +10,10 @@ from io import BytesIO
 import numpy as np
 from PIL import Image
 
-File = str | bytes | np.ndarray  # the path of an encoded image, its content, or its (h, w, 3) uint8 pixels
+from twinblock.data.endings import reads_heif
+
+# the path of an encoded image, its content, its (h, w, 3) uint8 pixels; or why its source could not give it
+File = str | bytes | np.ndarray | Exception
 
 _TURN = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -39,7 +42,8 @@ def _bare_png(file: File) -> bytes:
         with open(file, "rb") as opened:
             data = opened.read()
     else:
-        data = bytes(file)
+        assert isinstance(file, bytes)
+        data = file
     parts, at = [data[:8]], 8
     while at < len(data):
         end = at + 12 + int.from_bytes(data[at : at + 4], "big")
@@ -81,7 +85,7 @@ def upright_size(file: File, small: int) -> tuple[int, int]:
 def reason(error: Exception) -> str:
     """Why a file could not be decoded, on one line and without its path."""
     if isinstance(error, Image.DecompressionBombError | Image.DecompressionBombWarning):
-        return f"more than {Image.MAX_IMAGE_PIXELS} pixels"
+        return f"more than {Image.MAX_IMAGE_PIXELS} pixels; data.max_pixels=N reads larger ones"
     if type(error).__name__ == "UnidentifiedImageError":
         return "not an image of a known format"
     return printable(getattr(error, "strerror", None) or str(error) or type(error).__name__)
@@ -93,23 +97,36 @@ def printable(text: str) -> str:
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
-    """Pillow's warnings about odd files are not shown, except that too many pixels are an error."""
+def quiet(max_pixels: int | None = None) -> Iterator[None]:
+    """Pillow's warnings about odd files are not shown, except that too many pixels are an error: more than these, or
+    than Pillow's own limit.
+    """
+    before = Image.MAX_IMAGE_PIXELS
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         warnings.simplefilter("error", Image.DecompressionBombWarning)
-        yield
+        Image.MAX_IMAGE_PIXELS = max_pixels or before
+        try:
+            yield
+        finally:
+            Image.MAX_IMAGE_PIXELS = before
 
 
 @cache
 def _formats() -> list[str]:
     """Formats told by their first bytes and decoded by Pillow itself (EPS, say, would start Ghostscript)."""
     Image.init()
-    formats = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "PPM", "AVIF", "JPEG2000")
+    if reads_heif():
+        import pillow_heif
+
+        pillow_heif.register_heif_opener()
+    formats = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "PPM", "AVIF", "JPEG2000", "HEIF")
     return [name for name in formats if name in Image.OPEN]
 
 
 def _open(file: File) -> Image.Image:
+    if isinstance(file, Exception):
+        raise file
     if isinstance(file, np.ndarray):
         return Image.fromarray(file)
     if not (len(file) if isinstance(file, bytes) else os.path.getsize(file)):

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from twinblock.core.errors import InputError, first_line
-from twinblock.data import Images
+from twinblock.data import Images, endings
 from twinblock.data.decode import printable, quiet, rgb
 from twinblock.data.store import Encoded, Item, cache, digest, packed
 
@@ -21,16 +21,23 @@ log = logging.getLogger(__name__)
 
 SAMPLED = 16  # items of a data set whose size decides how all are stored
 CONVERTED = 2**26  # values of floats that become 8 bits at a time
+HOLDERS = (*endings.ARCHIVES, *endings.TABLES, ".parquet")
 CLASSES = 65_536  # labels are numbers below this
 LAYOUTS = "(n, height, width, 3), (n, 3, height, width) or grey (n, height, width)"
 
 
 def is_object(given: Any) -> bool:
     """Whether `data=` holds images in Python, and no name of a source, no path and no fields of a config."""
-    return given is not None and not isinstance(given, str | os.PathLike | Mapping)
+    return given is not None and not isinstance(given, str | os.PathLike | Mapping) and not _are_sources(given)
 
 
-def images_from(given: Any, size: int | None = None, labels: Any = None) -> Images:
+def _are_sources(given: Any) -> bool:
+    """Whether this lists folders, archives or tables, and not image files."""
+    paths = isinstance(given, list | tuple) and bool(given) and all(map(_is_path, given))
+    return paths and any(os.path.isdir(one) or str(one).lower().endswith(HOLDERS) for one in given)
+
+
+def images_from(given: Any, size: int | None = None, labels: Any = None, max_pixels: int | None = None) -> Images:
     """The images that a Python object holds.
 
     `given`, or a pair `(given, labels)`, is one of
@@ -43,7 +50,8 @@ def images_from(given: Any, size: int | None = None, labels: Any = None) -> Imag
       or (image, label). Each is read once, in every process of a run, into a file of the cache that lasts as long as
       the process. `classes`, where the data set has them, name its labels. A transform that draws at random draws once.
 
-    `size`: side of a view in pixels; large files and items of mixed sizes are stored accordingly.
+    `size`: side of a view in pixels; large files and items of mixed sizes are stored accordingly. `max_pixels`: of the
+    largest file that is read.
     `labels`: of each image a number from 0 on, or -1 for none; or its class as text.
     Raises InputError, one line, for everything else.
     """
@@ -56,7 +64,7 @@ def images_from(given: Any, size: int | None = None, labels: Any = None) -> Imag
         images = Images(_pixels(given, name), name=name)
         return images if labels is None else _with_labels(images, labels, None, name)
     if isinstance(given, list | tuple) and given and all(map(_is_path, given)):
-        return _files([os.fspath(path) for path in given], size, labels, name)
+        return _files([os.fspath(path) for path in given], (size, max_pixels), labels, name)
     if not hasattr(given, "__len__") or not hasattr(given, "__getitem__"):
         hint = "; give its .dataset" if hasattr(given, "dataset") else ""
         raise InputError(
@@ -153,7 +161,7 @@ def _channels_last(stack: np.ndarray, where: str) -> np.ndarray:
 # ---- a list of files
 
 
-def _files(paths: list[str | bytes], size: int | None, labels: Any, name: str) -> Images:
+def _files(paths: list[str | bytes], limits: tuple[int | None, int | None], labels: Any, name: str) -> Images:
     files = [os.fsdecode(path) for path in paths]
     numbers, classes = ([-1] * len(files), None) if labels is None else _numbered(labels, len(files), None, name)
     facts = [(os.path.abspath(file), *_stat(file)) for file in files]
@@ -164,7 +172,8 @@ def _files(paths: list[str | bytes], size: int | None, labels: Any, name: str) -
 
     key = digest("files", facts, [int(number) for number in numbers])
     return packed(
-        Encoded(name, key, len(files), items, lambda: map(os.path.expanduser, some), classes, "the labels given"), size
+        Encoded(name, key, len(files), items, lambda: map(os.path.expanduser, some), classes, "the labels given"),
+        *limits,
     )
 
 

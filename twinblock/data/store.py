@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from hashlib import blake2b
 from itertools import islice
 from pathlib import Path
-from uuid import uuid4
 from zlib import crc32
 
 import numpy as np
@@ -27,10 +26,11 @@ from twinblock.core.console import progress
 from twinblock.core.errors import InputError
 from twinblock.data import Images, Names
 from twinblock.data.decode import File, decode, printable, quiet, reason, upright_size
+from twinblock.data.journal import Journal
 
 log = logging.getLogger(__name__)
 
-FORMAT = 3  # of the folders written here: part of every key
+FORMAT = 4  # of the folders written here: part of every key
 KEEP = 128  # images of one same size up to this many pixels a side are stored as they are
 OPENED = 2**27  # bytes of pixels that are compared with their checksums when a store is opened
 UNREADABLE = 0.05  # a larger share of unreadable files is an error
@@ -71,18 +71,19 @@ def digest(*parts: object) -> str:
     return blake2b(repr((FORMAT, *parts)).encode(), digest_size=16).hexdigest()
 
 
-def packed(source: Encoded, size: int | None = None) -> Images:
-    """The decoded images, from the cache where it has them.
+def packed(source: Encoded, size: int | None = None, max_pixels: int | None = None) -> Images:
+    """The decoded images, from the cache where it has them. Those of more than `max_pixels` are not read.
 
     Images of one same size up to 128 px are kept as they are. Others are squashed to a square of side
     8/7 `size` (224 where None), or of the largest image where that is smaller; their aspect stands beside.
     """
     side = round((size or 224) * 8 / 7)
-    kept, squashed = cache() / f"{source.key}-kept", cache() / f"{source.key}-{side}"
+    key = source.key if max_pixels is None else f"{source.key}-{max_pixels}"
+    kept, squashed = cache() / f"{key}-kept", cache() / f"{key}-{side}"
     for folder in (kept, squashed):
         if (images := read(folder, source.name, source.classes, source.classes_from)) is not None:
             return images
-    with quiet():
+    with quiet(max_pixels):
         height, width, same = _stored_shape(source.sample(), side)
         folder = kept if same else squashed
         build(folder, lambda temporary: _pack(source, temporary, height, width))
@@ -92,23 +93,27 @@ def packed(source: Encoded, size: int | None = None) -> Images:
 
 
 def build(folder: Path, write: Callable[[Path], None]) -> None:
-    """Make `folder` by `write(temporary folder)`: once among all processes, whole or not at all."""
-    temporary = folder.with_name(f"{folder.name}.{uuid4().hex[:8]}.tmp")
+    """Make `folder` by `write(temporary folder)`: once among all processes, whole or not at all.
+
+    What an interrupt or a kill leaves in the temporary folder is there for the next `write` of this user.
+    """
+    temporary = folder.with_name(f"{folder.name}.{os.getuid()}.part")
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with locked(folder.with_suffix(".lock")):
-            if _opened(folder) is not None:
+            if opened(folder) is not None:
                 return  # another process made it while this one waited for the lock
             if folder.exists():
                 log.warning(f"packed images in {folder} are damaged; they are packed anew")
                 shutil.rmtree(folder)
             _sweep(folder.parent)
-            temporary.mkdir()
+            temporary.mkdir(exist_ok=True)
             try:
                 write(temporary)
                 temporary.rename(folder)
-            finally:
+            except Exception:
                 shutil.rmtree(temporary, ignore_errors=True)
+                raise
     except OSError as error:
         where = f"{error.filename}: " if error.filename and Path(error.filename) != folder.parent else ""
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
@@ -177,13 +182,16 @@ def finish(
     aspect: np.ndarray,
     skipped: list[tuple[str, str]],
     sums: array,
+    source: str = "",
 ) -> None:
-    """Write what stands beside the pixels, an array of this shape, and the names."""
+    """Write what stands beside the pixels, an array of this shape, and the names; and of what `source` they are."""
     np.save(folder / "labels.npy", labels.astype(np.int64))
     np.save(folder / "aspect.npy", aspect.astype(np.float32))
     np.save(folder / "sums.npy", np.asarray(sums, np.uint32))
     files = {name: crc32((folder / name).read_bytes()) for name in BESIDE if (folder / name).exists()}
-    meta = json.dumps({"shape": shape, "skipped": skipped, "files": files}).encode()
+    source = os.path.abspath(source) if os.path.exists(source) else source
+    of = {"key": _key_of(folder), "source": source}
+    meta = json.dumps({"shape": shape, "skipped": skipped, "files": files, **of}).encode()
     (folder / "meta.json").write_bytes(b"%s\n%08x\n" % (meta, crc32(meta)))
 
 
@@ -220,7 +228,7 @@ def read(folder: Path, name: str, classes: tuple[str, ...] | None, classes_from:
     Labels, names and all else beside the pixels is compared with its checksum, and so are 128 MB of pixels, spread over
     the store: 0.2 s. The other pixels are when they are first used (`Checked`).
     """
-    if (store := _opened(folder)) is None:
+    if (store := opened(folder)) is None:
         return None
     pixels, labels, aspect, names, skipped, checked = store
     labelled = bool((labels >= 0).any())
@@ -238,13 +246,11 @@ def read(folder: Path, name: str, classes: tuple[str, ...] | None, classes_from:
     )
 
 
-def _opened(folder: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray, Names | None, list, Checked] | None:
+def opened(folder: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray, Names | None, list, Checked] | None:
     """Pixels, labels, aspects, names, skipped files and checksums; None where there is no whole store."""
+    if (meta := sealed(folder)) is None or meta.get("key") != _key_of(folder):  # or a folder with another's name
+        return None
     try:
-        line, own_sum, _ = (folder / "meta.json").read_bytes().split(b"\n")
-        if own_sum != b"%08x" % crc32(line):
-            return None
-        meta = json.loads(line)
         for name, sum_ in meta["files"].items():
             if crc32((folder / name).read_bytes()) != sum_:
                 return None
@@ -252,16 +258,36 @@ def _opened(folder: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray, Names | N
         labels, aspect, sums = (np.load(folder / name) for name in BESIDE[:3])
         names = _names(folder) if "names.u8" in meta["files"] else None
     except PermissionError as error:
-        raise InputError(
-            f"packed images in {folder} may not be read ({error.strerror}): ask for access to them, or set "
-            "TWINBLOCK_CACHE to another folder"
-        ) from error
-    except (OSError, ValueError):
+        raise _closed(folder, error) from error
+    except (OSError, ValueError, KeyError):
         return None
     checked, count = Checked(folder, sums), len(pixels)
     some = np.unique(np.linspace(0, count - 1, min(count, 1 + OPENED // pixels[0].nbytes)).astype(int))
     whole = all(checked.damaged(some[i : i + 64], pixels[some[i : i + 64]]) is None for i in range(0, len(some), 64))
     return (pixels, labels, aspect, names, meta["skipped"], checked) if whole else None
+
+
+def sealed(folder: Path) -> dict | None:
+    """What meta.json says of a store; None where there is none, or one whose checksum is not its own."""
+    try:
+        line, own_sum, _ = (folder / "meta.json").read_bytes().split(b"\n")
+        return json.loads(line) if own_sum == b"%08x" % crc32(line) else None
+    except PermissionError as error:
+        raise _closed(folder, error) from error
+    except (OSError, ValueError):
+        return None
+
+
+def _closed(folder: Path, error: PermissionError) -> InputError:
+    return InputError(
+        f"packed images in {folder} may not be read ({error.strerror}): ask for access to them, or set "
+        "TWINBLOCK_CACHE to another folder"
+    )
+
+
+def _key_of(folder: Path) -> str:
+    """Which images, at which size, a store or a part of one holds."""
+    return folder.name.split(".")[0]
 
 
 def _names(folder: Path) -> Names:
@@ -270,8 +296,13 @@ def _names(folder: Path) -> Names:
 
 
 def _sweep(parent: Path) -> None:
-    """Remove what killed builds left: temporary folders whose lock nobody holds; those of other users stay."""
-    for temporary in parent.glob("*.tmp"):
+    """Remove what killed builds left that nobody goes on with; those of other users stay.
+
+    That is what an earlier version or a build of a Python object left, and what another user has finished since.
+    """
+    waste = [*parent.glob("*.tmp"), *parent.glob("object-*.part")]
+    waste += [one for one in parent.glob("*.part") if (parent / one.name.split(".")[0]).exists()]
+    for temporary in waste:
         with suppress(Timeout, OSError), locked(parent / f"{temporary.name.split('.')[0]}.lock", blocking=False):
             shutil.rmtree(temporary, ignore_errors=True)
 
@@ -299,22 +330,18 @@ def _pack(source: Encoded, folder: Path, height: int, width: int) -> None:
             f"{source.name}: {source.count} images need {needed / 1e9:.1f} GB in {folder.parent}, where only "
             f"{free / 1e9:.1f} GB are free: set TWINBLOCK_CACHE to a folder on a larger disk"
         )
-    labels, aspect, ends, skipped = array("q"), array("f"), array("q"), []
+    about = {"key": source.key, "source": source.name, "count": source.count, "shape": [height, width]}
     with (
-        Pixels(folder) as out,
-        open(folder / "names.u8", "wb") as names,
+        Journal(folder, about) as written,
         progress(f"packing images, once, into {printable(str(folder.parent))}", source.count) as advance,
     ):
-        for pixels, some_names, some_labels, some_aspects, some_skipped in _decoded(source.items(), height, width):
-            out.write(pixels)
-            for name in some_names:
-                names.write(name.encode("utf-8", "surrogateescape"))
-                ends.append(names.tell())
-            labels.extend(some_labels)
-            aspect.extend(some_aspects)
-            skipped.extend(some_skipped)
-            advance(len(some_labels) + len(some_skipped))
-    if len(skipped) > UNREADABLE * (len(labels) + len(skipped)):
+        advance(written.items)
+        for chunk in _decoded(islice(source.items(), written.items, None), height, width):
+            before = written.items
+            written.append(*chunk)
+            advance(written.items - before)
+    skipped = written.skipped
+    if len(skipped) > UNREADABLE * written.items:
         report = folder.with_suffix(".skipped.txt")
         report.write_text("".join(f"{name}\t{why}\n" for name, why in skipped))
         first = ", ".join(f"{name} ({why})" for name, why in skipped[:3]) + ", ..." * (len(skipped) > 3)
@@ -322,8 +349,10 @@ def _pack(source: Encoded, folder: Path, height: int, width: int) -> None:
             f"{source.name}: {len(skipped)} of {source.count} images cannot be read, more than "
             f"{UNREADABLE:.0%}: {first}: mend or remove them (all are listed in {report})"
         )
-    np.save(folder / "names.npy", np.asarray(ends))
-    finish(folder, (len(labels), height, width, 3), np.asarray(labels), np.asarray(aspect), skipped, out.sums)
+    np.save(folder / "names.npy", np.asarray(written.ends))
+    labels, aspect = np.asarray(written.labels), np.asarray(written.aspect)
+    finish(folder, (len(labels), height, width, 3), labels, aspect, skipped, written.sums, source.name)
+    written.close()
 
 
 def _decoded(items: Iterator[Item], height: int, width: int) -> Iterator[tuple]:

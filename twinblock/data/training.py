@@ -1,13 +1,19 @@
 """The images that a run trains on."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 from twinblock.config.schema import Data, other_data
 from twinblock.core.errors import InputError
 from twinblock.data import Images, load, take
+from twinblock.data.labels import column_of, labelled_by, no_columns
 from twinblock.data.objects import describe, images_from, is_object
 from twinblock.data.tails import read_indices, subset
+
+
+def split_of(data: Data, split: Literal["train", "test"]) -> Images | None:
+    """All images of a split of a source, as the fields of the run have it; None where there is no such split."""
+    return load(data.source, data.root, split, data.size, labels=data.labels, max_pixels=data.max_pixels)
 
 
 def training(data: Data, images: Images | None = None) -> Images:
@@ -15,18 +21,18 @@ def training(data: Data, images: Images | None = None) -> Images:
 
     `images`: those of the source, where the caller holds them already, as `objects.images_from` gives them.
     """
-    images = load(data.source, data.root, "train", data.size) if images is None else images
+    images = split_of(data, "train") if images is None else images
     assert images is not None, "every source has a training split"
     if data.indices is not None:
         if images.skipped:
             raise InputError(
-                f"data.indices={data.indices}: {len(images.skipped)} files of {data.source} could not be read, so "
+                f"data.indices={data.indices}: {len(images.skipped)} files of {data.source_name} could not be read, so "
                 "its numbers would mean other images; mend or remove those files"
             )
         images = take(images, read_indices(data.indices, len(images)))
     if data.longtail is not None:
         if images.labels is None:
-            raise InputError(f"data.longtail needs labels, and {data.source} has none; use data.indices")
+            raise InputError(f"data.longtail needs labels, and {data.source_name} has none; use data.indices")
         images = take(images, subset(images.labels, data.longtail, images.classes))
     return images
 
@@ -48,4 +54,8 @@ def chosen(data: Data, given: Any = None, held: Any = None) -> tuple[Data, Image
     elif source is None and held is not None:
         source = held
     data = data if given is None else other_data(data, given)
-    return data, images_from(source, data.size) if is_object(source) else None
+    if not is_object(source):
+        return data, None
+    if column_of(data.labels):
+        raise no_columns(data.source_name, data.labels)
+    return data, labelled_by(images_from(source, data.size, max_pixels=data.max_pixels), data.labels)

@@ -18,8 +18,7 @@ from twinblock.core.device import best_device
 from twinblock.core.errors import InputError, one_line
 from twinblock.core.seeding import order
 from twinblock.core.settings import own_settings
-from twinblock.data import load
-from twinblock.data.training import chosen
+from twinblock.data.training import chosen, split_of
 from twinblock.diagnosis.measures import indicators, lidar
 from twinblock.diagnosis.monitor import Monitor, held_out
 from twinblock.diagnosis.verdict import Verdict, judge, verdict, worst
@@ -177,7 +176,7 @@ def _monitor(
     source, images = chosen(config.data, data, objects.get("data"))
     if source.size != config.data.size:
         raise InputError(f"data.size={source.size}: a diagnosis sees images as the training did; leave data.size out")
-    images = load(source.source, source.root, "train", source.size) if images is None else images
+    images = split_of(source, "train") if images is None else images
     assert images is not None and config.data.size is not None, "every source has a training split"
     _, learners = restored(config, file, tensors, meta, objects)
     device = best_device()

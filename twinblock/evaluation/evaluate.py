@@ -16,7 +16,7 @@ from twinblock.config.schema import Config, Data
 from twinblock.core.console import progress
 from twinblock.core.device import best_device
 from twinblock.core.errors import InputError
-from twinblock.core.files import same_place
+from twinblock.core.files import same_places
 from twinblock.core.pictures import optional_picture
 from twinblock.core.seeding import order
 from twinblock.core.settings import own_settings
@@ -170,18 +170,19 @@ def evaluate(
     if blocks is None:
         blocks = run.config.scope.kind != "end_to_end" or pooling or (bool(others) and sizes is None)
     if sizes is not None:
-        drawn = {str(other.path): [classes_of(other, source.source)] for other in others}
+        drawn = {str(other.path): [classes_of(other, source.source_name)] for other in others}
     elif blocks:
-        need_blocks(others, source.source)
+        need_blocks(others, source.source_name)
     protocol = Protocol(seen, sets, best_device(), few, sizes, published, blocks, pooling)
     every = EveryBlock(trained, trained_pooling(run) if pooling else None) if blocks else trained
     networks: dict[str, nn.Module | None] = {ENCODER: every}
     if baselines:
         networks |= {PIXELS: None, UNTRAINED: run.untrained_encoder()}
-    measured = _measure(networks, protocol, record.measured(run, source.source), quiet)
+    measured = _measure(networks, protocol, record.measured(run, source.source_name), quiet)
     report = _report(protocol, source, list(measured.values()))
     try:
-        record.write(run, source.source, report, {protocol.digest(networks[name]): measured[name] for name in measured})
+        by_digest = {protocol.digest(networks[name]): measured[name] for name in measured}
+        record.write(run, source.source_name, report, by_digest)
     except InputError as error:  # a colleague's run, which may only be read
         log.warning(f"{error}; what was measured is given here and kept nowhere")
         return report["rows"]
@@ -190,7 +191,7 @@ def evaluate(
             run.write("classes.png", figure({str(run.path): [classes_of(run)], **drawn}, "linear probe"))
     if blocks:
         with optional_picture(run.path / "depth.png"):
-            draw_beside(run, others, source.source)
+            draw_beside(run, others, source.source_name)
     return report["rows"]
 
 
@@ -251,7 +252,7 @@ def _report(protocol: Protocol, source: Data, measured: Sequence[Measured]) -> d
     rows = [first, *(row for some in others for row in some), *blocks]
     if protocol.blocks and not protocol.pooling:
         rows.append({**first, "features": f"{BLOCK}{len(blocks) + 1}"})
-    report: dict[str, Any] = {"data": source.source, "size": protocol.config.data.size}
+    report: dict[str, Any] = {"data": source.source_name, "size": protocol.config.data.size}
     report |= {"train": len(sets.train), "test": len(sets.test)}
     report |= {"k": min(K, len(sets.train)), "temperature": TEMPERATURE, "pooling": protocol.pooling}
     if protocol.sizes is not None:
@@ -286,7 +287,7 @@ def _place(device: torch.device, pair: Pair, classes: int) -> torch.device:
 
 def _unequal_sizes(runs: Sequence[Run], source: Data, labels: np.ndarray, images: Images | None) -> np.ndarray | None:
     """Training images of each class of the first run whose classes are of unequal size, 2 to 1 or more; else None."""
-    for config in (run.config for run in runs if same_place(run.config.data.source, source.source)):
+    for config in (run.config for run in runs if same_places(run.config.data.source, source.source)):
         sizes = class_sizes(config, labels, images)
         if sizes.max() >= 2 * max(1, sizes.min()):
             return sizes

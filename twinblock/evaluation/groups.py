@@ -29,7 +29,7 @@ def class_sizes(config: Config, classes: Int[np.ndarray, " c"], images: Images |
         data = data.model_copy(update={"longtail": data.longtail.model_copy(update={"kind": "exp"})})
     images = training(data, images)
     if images.labels is None:
-        raise InputError(f"groups of classes need labels, and the training images of {data.source} have none")
+        raise InputError(f"groups of classes need labels, and the training images of {data.source_name} have none")
     labels = np.sort(images.labels)
     return np.searchsorted(labels, classes, "right") - np.searchsorted(labels, classes)
 

@@ -8,8 +8,8 @@ from jaxtyping import Int
 from twinblock.config.schema import Data
 from twinblock.core.errors import InputError
 from twinblock.core.seeding import order
-from twinblock.data import Images, load, take
-from twinblock.data.training import training
+from twinblock.data import Images, take
+from twinblock.data.training import split_of, training
 
 
 @dataclass(frozen=True)
@@ -48,19 +48,19 @@ def labelled(source: Data, seed: int, train: Images | None = None) -> tuple[Imag
 
     Test images may be of classes that are not in training, which come after those that are: they count as missed.
     """
-    train = train or training(source)
-    test = load(source.source, source.root, "test", source.size)
+    train, name = train or training(source), source.source_name
+    test = split_of(source, "test")
     if train.labels is None:
-        raise InputError(f"{source.source} has no labels, so accuracy cannot be measured; name labelled data: data=...")
+        raise InputError(f"{name} has no labels, so accuracy cannot be measured; name labelled data: data=...")
     if test is None or test.labels is None:
-        held = _held_out(train.labels, seed)
-        if not held.any():
-            raise InputError(f"{source.source} has one image of each class, so none is left to test on; add some")
+        held = _held_out(train.labels, seed) if train.groups is None else _held_groups(train.groups, seed)
+        if not held.any() or held.all():
+            raise InputError(f"{name} has one image of each class, or one group, so none is left to test on; add some")
         train, test = take(train, np.flatnonzero(~held)), take(train, np.flatnonzero(held))
     names, tested = train.classes or (), test.classes or train.classes or ()
     if bool(names) != bool(tested) or names != tested[: len(names)]:
         raise InputError(
-            f"{source.source}: the classes of its test images do not begin with those of its training images, in order"
+            f"{name}: the classes of its test images do not begin with those of its training images, in order"
         )
     return _with_labels(train), _with_labels(test)
 
@@ -74,6 +74,16 @@ def _held_out(labels: np.ndarray, seed: int) -> np.ndarray:
     held = np.zeros(len(labels), bool)
     held[by_class[(rank % 5 == 0) & (np.repeat(size, size) > 1)]] = True
     return held
+
+
+def _held_groups(groups: np.ndarray, seed: int) -> np.ndarray:
+    """A fifth of the groups, rounded up: what is seen at one place is not tested there. An image of none is one."""
+    alone = np.flatnonzero(groups < 0)
+    groups = groups.copy()
+    groups[alone] = groups.max(initial=-1) + 1 + np.arange(len(alone))
+    names = np.unique(groups)
+    chosen = names[order(seed, -2, len(names))[: -(-len(names) // 5)]]
+    return np.isin(groups, chosen)
 
 
 def _with_labels(images: Images) -> Images:

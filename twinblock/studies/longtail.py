@@ -58,7 +58,7 @@ def reproduce(options: Options) -> None:
 
 def measure(run: Run) -> Mapping[str, float]:
     """Accuracies by evaluator and group, and how well the rank of exemplars finds the tail."""
-    evaluate(run, quiet=True, baselines=False, shots=SHOTS.get(run.config.data.source, ()))
+    evaluate(run, quiet=True, baselines=False, shots=SHOTS.get(run.config.data.source_name, ()))
     measures = {
         f"{row['evaluator']} {group}".removeprefix("linear "): row[group]
         for row in group_rows(run)

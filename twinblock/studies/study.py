@@ -45,7 +45,7 @@ class Options:
     @property
     def source(self) -> str:
         """The data that every arm sees."""
-        return compose("demo", overrides=self.overrides).data.source
+        return compose("demo", overrides=self.overrides).data.source_name
 
 
 def reduced(options: Options, length: str) -> bool:

@@ -21,17 +21,18 @@ def headline(config: Config, images: Images, fabric) -> str:
     """The run in one line, before its first step."""
     labels = "no labels"
     if images.labels is not None:
-        labels = f"labels: {images.classes_from}" if images.classes_from else f"{images.labels.max() + 1} classes"
-    if images.labels is not None and not config.labelled:
-        labels += ", for the report only"
+        labels = f"class = {images.classes_from}" if images.classes_from else f"{images.labels.max() + 1} classes"
+        labels += "" if config.labelled else ", for the report only"
+        labels += "; data.labels=none if these are no classes" if "folder" in (images.classes_from or "") else ""
     if config.learner is not None:
         method = f"learner {config.learner.kind}"
     else:
         method = f"{config.objective.kind}, {config.target.kind} target"
+    labels += ", drawn by weight" if images.weights is not None else ""
     where = f"{fabric.world_size} x {fabric.device.type}" if fabric.world_size > 1 else fabric.device.type
     left_out = f", {len(images.skipped)} unreadable files left out (skipped.txt)" if images.skipped else ""
     return (
-        f"{config.out}: {len(images):,} images of {config.data.source} ({labels}{left_out}) · "
+        f"{config.out}: {len(images):,} images of {config.data.source_name} ({labels}{left_out}) · "
         f"{config.encoder.kind} at {config.data.size} px · {method}, "
         f"{config.scope.kind} · {config.train.length} of batch {config.data.batch} · {where}, {config.train.precision}"
     )

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
-from twinblock.core.seeding import order
+from twinblock.core.seeding import drawn, order
 from twinblock.data import Images
 
 
@@ -48,7 +48,9 @@ class Loader:
     def gather(self, step: int) -> Samples:
         epoch, i = divmod(step, self.epoch_steps)
         if epoch != self.epoch:
-            self.epoch, self.order = epoch, order(self.seed, epoch, len(self.images))
+            count, weights = len(self.images), self.images.weights
+            self.order = order(self.seed, epoch, count) if weights is None else drawn(self.seed, epoch, weights)
+            self.epoch = epoch
         start = i * self.batch + self.offset
         index = self.order[start : start + self.share]
         pixels, labels = self.images.batch(index), self.images.labels

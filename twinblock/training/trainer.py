@@ -202,8 +202,8 @@ class Trainer:
             then, now = meta.get("data"), self.fingerprint
             if then is not None and then != now:
                 raise InputError(
-                    f"{self.config.data.source} holds other images than this run began with ({now['images']:,} now, "
-                    f"{then['images']:,} then): put those back, or choose another out"
+                    f"{self.config.data.source_name} holds other images than this run began with "
+                    f"({now['images']:,} now, {then['images']:,} then): put those back, or choose another out"
                 )
             restore_state(self.encoder, self.learners, self.optimizers, tensors, last)
             self.step = meta.get("step", 0)

@@ -1,0 +1,54 @@
+"""Which files are read, by the ending of their names, and what to do with those that are not."""
+
+import functools
+from collections import Counter
+from collections.abc import Iterable
+from importlib.util import find_spec
+
+IMAGES = (
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".avif", ".gif", ".bmp", ".dib", ".tif", ".tiff"),
+    *(".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".j2k"),
+)
+HEIF = (".heic", ".heif")  # by the extra `heif`
+TABLES = (".csv", ".tsv")
+ARCHIVES = (".tar", ".tgz", ".tar.gz", ".zip")
+RAW = (".cr2", ".cr3", ".crw", ".nef", ".arw", ".dng", ".raf", ".orf", ".rw2", ".pef", ".srw")
+VIDEOS = (".mp4", ".mov", ".avi", ".mkv", ".webm")
+UNREAD = {  # pictures of phones, cameras, hospitals and microscopes, drawings and videos: they are counted
+    **dict.fromkeys(RAW, "develop them to TIFF or JPEG, as `darktable-cli` or `dcraw -T` do"),
+    **dict.fromkeys((".dcm", ".dicom"), "convert them to PNG by pydicom"),
+    **dict.fromkeys((".nii", ".mha", ".mhd", ".nrrd"), "convert their slices to PNG by SimpleITK"),
+    **dict.fromkeys((".svs", ".ndpi", ".mrxs", ".scn", ".bif"), "cut them into tiles of PNG by tiffslide"),
+    **dict.fromkeys((".czi", ".lif", ".nd2", ".lsm", ".vsi", ".oib", ".oif"), "convert them to TIFF by bioio"),
+    **dict.fromkeys(VIDEOS, "write their frames with `ffmpeg -i FILE -vf fps=1 FRAMES/%06d.png`"),
+    **dict.fromkeys((".jxl", ".fits", ".fit", ".exr", ".hdr", ".tga", ".psd", ".xcf", ".svg", ".ico"), ""),
+    **dict.fromkeys((".npy", ".npz"), "give the array in Python: data=array"),
+}
+CONVERT = "convert them to PNG or JPEG"
+
+
+@functools.cache
+def reads_heif() -> bool:
+    return find_spec("pillow_heif") is not None
+
+
+def is_image(name: str) -> bool:
+    return name.lower().endswith((*IMAGES, *HEIF) if reads_heif() else IMAGES)
+
+
+def unread(name: str) -> str:
+    """The ending of a picture or video that is not read; empty for all other files."""
+    name = name.lower().removesuffix(".gz")
+    ending = name[name.rfind(".") :] if "." in name else ""
+    return ending if ending in UNREAD or (ending in HEIF and not reads_heif()) else ""
+
+
+def counted(endings: Counter[str]) -> str:
+    """`200 .heic files, 3 .dcm files`."""
+    return ", ".join(f"{count:,} {ending} files" for ending, count in endings.most_common(3))
+
+
+def remedy(endings: Iterable[str]) -> str:
+    """What to do with files of these endings, the most frequent first."""
+    first = next(iter(endings))
+    return 'to read them, pip install "twinblock[heif]"' if first in HEIF else UNREAD.get(first) or CONVERT
