@@ -23,8 +23,6 @@ ELSEWHERE = {
     "warmup_epochs": "optim.warmup=10epochs",
     "backbone": "encoder",
     "arch": "encoder",
-    "weights": "encoder.weights",
-    "pretrained": "encoder.weights",
     "proj_hidden_dim": "projector.dims",
     "proj_output_dim": "projector.dims",
     "output_dir": "out",
@@ -32,6 +30,19 @@ ELSEWHERE = {
     "seed": "train.seed",
     "fp16": "train.precision",
     "amp": "train.precision",
+}
+OTHER_WEIGHTS = (
+    "a named encoder starts from random weights; to start from others, give the module that holds them, "
+    "twinblock.pretrain(..., encoder=module), or encoder=package.module:function, which makes it"
+)
+PROCESSES = "every GPU has a process of its own: torchrun --nproc-per-node N -m twinblock pretrain ..."
+READING = "images are packed once and read from there: no worker processes are needed"
+# what other libraries have a field for, and what does it here
+WITHOUT_FIELD = {
+    **dict.fromkeys(("weights", "pretrained", "checkpoint", "ckpt_path", "init_weights"), OTHER_WEIGHTS),
+    **dict.fromkeys(("devices", "gpus", "num_gpus", "num_nodes", "strategy", "accelerator", "device"), PROCESSES),
+    **dict.fromkeys(("num_workers", "workers", "prefetch_factor", "pin_memory"), READING),
+    **dict.fromkeys(("resume", "resume_from", "resume_from_checkpoint"), "the same command with the same out goes on"),
 }
 
 
@@ -73,8 +84,10 @@ def unknown_field(where: str, fields: Iterable[str], elsewhere: Mapping[str, str
 
     `elsewhere`: what other libraries' words for a field are here; they come before near words.
     """
-    word, fields = where.rpartition(".")[2], list(fields)
-    here = elsewhere.get(word.lower().replace("-", "_")) or next(iter(nearest(word, fields, cutoff=0.5)), "")
+    word, fields = where.rpartition(".")[2].lower().replace("-", "_"), list(fields)
+    if elsewhere and word in WITHOUT_FIELD:
+        return f"{where}: unknown field; {WITHOUT_FIELD[word]}"
+    here = elsewhere.get(word) or next(iter(nearest(word, fields, cutoff=0.5)), "")
     return f"{where}: unknown field; " + (f"did you mean {here}?" if here else f"known: {', '.join(fields)}")
 
 

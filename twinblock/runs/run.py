@@ -270,6 +270,7 @@ def _row(line: str) -> dict[str, Any] | None:
         return None
     for name, valid in (
         ("loss", _is_number),
+        ("lr", _is_number),
         ("diagnosis", _is_measurement),
         ("agreement", _is_pair),
         ("untrained", _is_untrained),
