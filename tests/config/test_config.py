@@ -162,7 +162,12 @@ def test_fields_merge_and_a_path_is_a_recipe(tmp_path):
         (["views=[]"], "views:"),
         (["views=[{like: 3}]"], "views.0.like=3"),
         (["data.batch=[1"], "not valid YAML"),
-        (["objective.kind=info_nce"], "objective.queue: required"),
+        (
+            ["objective.kind=info_nce"],
+            "objective.queue: required, but missing; recipes have 4096 (moco_v2), ",
+        ),
+        (["target=ema"], "target.momentum: required, but missing; recipes have 0.99 (byol), 0.999 (byol_gn_ws)"),
+        (["objective.kind=mine"], "unknown kind 'mine'"),
         (["scope.kind=blockwise", "scope.grid=2"], "grid is for pool=local"),
         (["objective.kind=supervised", "target.kind=ema", "target.momentum=0.9"], "labels"),
     ],
@@ -199,6 +204,14 @@ def test_the_fields_that_hints_name_are_there():
     fields = [*leaves(compose("byol").model_dump(mode="json")), "encoder", "out"]
     assert {hint.partition("=")[0] for hint in ELSEWHERE.values()} <= {*fields}
     assert not ELSEWHERE.keys() & WITHOUT_FIELD.keys()
+
+
+def test_what_another_objective_needs_is_named_with_the_values_of_recipes():
+    """A user who takes a part of another method is given that method's own numbers."""
+    with pytest.raises(InputError, match=r"temperature: required, but missing; recipes have 0.2 \(sdclr\), 0.1 \(simclr_imagenet"):
+        compose("byol", overrides=["objective=nt_xent"])
+    own = compose("vicreg").objective
+    assert compose("simclr", overrides=["objective=vicreg"]).objective == own
 
 
 def test_an_unknown_recipe_names_the_nearest():

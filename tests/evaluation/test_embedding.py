@@ -134,6 +134,7 @@ def test_what_cannot_be_asked_is_one_line_before_the_work(run, tmp_path, monkeyp
     for arguments, words in (
         (["out=mine.csv"], "mine.csv is there already"),
         (["out=nowhere/a.csv"], "there is no folder nowhere"),
+        (["out=/proc/a.csv"], "cannot write to /proc: "),  # even root makes no file there
         (["out=a.pt"], "ends with .npz, .parquet or .csv"),
         (["split=tset"], "split=tset: should be train or test"),
         (["split=test"], "has no images for testing"),

@@ -6,6 +6,7 @@ from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
+from twinblock.config.published import published
 from twinblock.core.errors import nearest
 
 # what other libraries call a field, and what it is here
@@ -72,11 +73,17 @@ def explain(error: ValidationError, model: type[BaseModel], prefix: str = "") ->
     if fault["type"] == "tuple_type":
         message = f"a list, such as [{fault['input']}]"
     if fault["type"] == "missing":
-        return f"{where}: required, but missing"
+        return f"{where}: required, but missing{_in_recipes(location)}"
     value = f" (got {fault['input']!r})" if isinstance(fault["input"], str | int | float | bool | None) else ""
     if not where or fault["type"] == "value_error":
         return f"{where}: {message}{value}" if where else message
     return f"{where}: should be {message}{value}" if fault["msg"].startswith("Input") else f"{where}: {message}{value}"
+
+
+def _in_recipes(location: list[str]) -> str:
+    """What recipes have in a field that is missing of a part of this kind, by pydantic's path `part, kind, field`."""
+    found = published(*location) if len(location) == 3 else ""
+    return f"; recipes have {found}" if found else ""
 
 
 def unknown_field(where: str, fields: Iterable[str], elsewhere: Mapping[str, str] = MappingProxyType({})) -> str:

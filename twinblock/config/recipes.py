@@ -2,7 +2,6 @@
 
 import copy
 from collections.abc import Iterable, Iterator, Mapping
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -10,18 +9,13 @@ import yaml
 
 from twinblock.config.overrides import CHOICE, lay_over, merge, parse
 from twinblock.config.presets import preset
+from twinblock.config.published import recipes
 from twinblock.config.schema import RENAMED, Config, Train, check
 from twinblock.core.errors import InputError, nearest
 from twinblock.methods.parts import import_part
 
 OWN = ("objective", "target", "learner", "encoder")  # parts that may be a class of the caller's own
 SIAMESE = ("projector", "predictor", "target", "objective")
-
-
-def recipes() -> dict[str, Path]:
-    """The built-in recipes by name."""
-    folder = Path(str(files("twinblock") / "recipes"))
-    return {path.stem: path for path in folder.iterdir() if path.suffix == ".yaml"}
 
 
 def compose(recipe: str | Path, fields: Mapping[str, Any] | None = None, overrides: Iterable[str] = ()) -> Config:

@@ -5,6 +5,7 @@ import errno
 import fcntl
 import io
 import os
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -61,6 +62,15 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     finally:
         with suppress(OSError):
             partial.unlink(missing_ok=True)
+
+
+def need_writable(folder: Path) -> None:
+    """Raises InputError where no file can be made in a folder, as in a run of somebody else."""
+    try:
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        reason = error.strerror or error
+        raise InputError(f"cannot write to {folder}: {reason}; take a folder that you may write to") from None
 
 
 def table_kind(path: Path) -> str:

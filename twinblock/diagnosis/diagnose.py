@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -143,6 +143,8 @@ def _judged(run: Run, learners: int) -> tuple[list[Verdict], Verdict] | None:
 def _of_rows(name: str, measures: list[dict[str, Any]], config: Config | None) -> Diagnosis:
     """By what was measured just now, with no history."""
     verdicts = [verdict([row], finished=True, config=config) for row in measures]
+    if config is None:  # features of anything: where they are well there is no training to lengthen
+        verdicts = [replace(v, advice="") if v.state == "healthy" else v for v in verdicts]
     return Diagnosis(name, measures, verdicts, worst(verdicts))
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from twinblock.core.console import progress
 from twinblock.core.device import best_device
 from twinblock.core.errors import InputError
-from twinblock.core.files import replacing, table_kind, write_table
+from twinblock.core.files import need_writable, replacing, table_kind, write_table
 from twinblock.core.settings import own_settings
 from twinblock.data import Images, columns_of, load
 from twinblock.data.training import chosen, training, whole
@@ -84,4 +84,5 @@ def _writable(file: Path, run: Run) -> str:
         raise InputError(f"out={file} is there already; delete it or choose another name")
     if not file.parent.is_dir():
         raise InputError(f"out={file}: there is no folder {file.parent}; make it or choose another")
+    need_writable(file.parent)
     return kind
