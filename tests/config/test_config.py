@@ -164,7 +164,7 @@ def test_fields_merge_and_a_path_is_a_recipe(tmp_path):
         (["data.batch=[1"], "not valid YAML"),
         (
             ["objective.kind=info_nce"],
-            "objective.queue: required, but missing; recipes have 4096 (moco_v2), ",
+            "objective.queue: required, but missing; recipes have 4096 (moco_v2), 65536 (",
         ),
         (["target=ema"], "target.momentum: required, but missing; recipes have 0.99 (byol), 0.999 (byol_gn_ws)"),
         (["objective.kind=mine"], "unknown kind 'mine'"),
@@ -208,7 +208,8 @@ def test_the_fields_that_hints_name_are_there():
 
 def test_what_another_objective_needs_is_named_with_the_values_of_recipes():
     """A user who takes a part of another method is given that method's own numbers."""
-    with pytest.raises(InputError, match=r"temperature: required, but missing; recipes have 0.2 \(sdclr\), 0.1 \(simclr_imagenet"):
+    words = r"temperature: required, but missing; recipes have 0.2 \(blockwise, sdclr, simclr\), 0.3 \("
+    with pytest.raises(InputError, match=words):
         compose("byol", overrides=["objective=nt_xent"])
     own = compose("vicreg").objective
     assert compose("simclr", overrides=["objective=vicreg"]).objective == own
