@@ -146,6 +146,9 @@ def test_what_cannot_be_asked_is_one_line_before_the_work(run, tmp_path, monkeyp
         assert (code, out) == (2, "")
         assert words in error and error.count("\n") == 1
     assert (tmp_path / "mine.csv").read_text() == "mine"
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with pytest.raises(InputError, match=r"mine\.csv is there already"):
+        twinblock.embed(run, out="~/mine.csv")
     code, _, error = call(monkeypatch, capsys, tmp_path / "none")
     assert code == 2 and "no run at" in error
 

@@ -10,8 +10,9 @@ import yaml
 from twinblock.config.overrides import CHOICE, lay_over, merge, parse
 from twinblock.config.presets import preset
 from twinblock.config.published import recipes
-from twinblock.config.schema import RENAMED, Config, Train, check
+from twinblock.config.schema import RENAMED, WITH_WEIGHTS, Config, Train, check
 from twinblock.core.errors import InputError, nearest
+from twinblock.core.files import expanded
 from twinblock.methods.parts import import_part
 
 OWN = ("objective", "target", "learner", "encoder")  # parts that may be a class of the caller's own
@@ -55,7 +56,7 @@ def _own_kinds(tree: Any) -> Iterator[tuple[str, str]]:
     for prefix, place in places:
         for part in OWN if isinstance(place, Mapping) else ():
             kind = place[part].get("kind") if isinstance(place.get(part), Mapping) else None
-            if isinstance(kind, str) and ":" in kind and not kind.startswith("<"):
+            if isinstance(kind, str) and ":" in kind and not kind.startswith(("<", *WITH_WEIGHTS)):
                 yield f"{prefix}{part}.kind", kind
 
 
@@ -80,7 +81,7 @@ def _laid_over(tree: Any, fields: Mapping[str, Any] | None, overrides: Iterable[
 
 def _read(recipe: str | Path) -> Any:
     names = recipes()
-    path = names.get(str(recipe), Path(recipe))
+    path = names.get(str(recipe), expanded(recipe))
     if not path.is_file():
         near = nearest(recipe, names, cutoff=0.4)
         hint = f"; did you mean {near[0]}?" if near else "."

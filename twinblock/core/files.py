@@ -22,9 +22,14 @@ FORMULA = ("=", "+", "-", "@", "\t", "\r")  # what makes a spreadsheet take a ce
 Columns = Mapping[str, Sequence[Any] | np.ndarray]  # of one length; arrays may be (n,) or (n, d)
 
 
+def expanded(path: str | Path) -> Path:
+    """A path with the home folder in place of `~`, which not every shell fills in behind `out=`."""
+    return Path(os.path.expanduser(path))
+
+
 def same_place(a: str | None, b: str | None) -> bool:
-    """Whether two names lead to one file or folder, as `photos` and `./photos/` do."""
-    return a == b or (a is not None and b is not None and os.path.realpath(a) == os.path.realpath(b))
+    """Whether two names lead to one file or folder, as `photos`, `./photos/` and `~/photos` may do."""
+    return a == b or (a is not None and b is not None and expanded(a).resolve() == expanded(b).resolve())
 
 
 def lock(file: int) -> bool:

@@ -16,6 +16,7 @@ from twinblock.config.recipes import from_yaml
 from twinblock.config.schema import Config
 from twinblock.core.device import best_device
 from twinblock.core.errors import InputError, one_line
+from twinblock.core.files import expanded
 from twinblock.core.seeding import order
 from twinblock.core.settings import own_settings
 from twinblock.data import load
@@ -87,7 +88,7 @@ def diagnose(what: Run | str | Path | np.ndarray | Tensor, data: Any = None, **o
     """
     if isinstance(what, np.ndarray | Tensor):
         return _of_features(torch.as_tensor(what), "features")
-    path = what.path if isinstance(what, Run) else Path(what)
+    path = what.path if isinstance(what, Run) else expanded(what)
     if path.suffix in (".npy", ".npz"):
         return _of_features(_read_features(path), str(path))
     if path.is_dir():
