@@ -123,7 +123,9 @@ def _judge(history: Sequence[Mapping[str, Any]], finished: bool, at_chance: str 
     shrunk = (cosine > LEFT) & (apart < SHRUNK * apart[0])
     gone = length <= GONE * length[0]  # zero has no direction, and its cosines are 0
     alike = (cosine > ALIKE) | shrunk | gone
-    early = finished and "step" in measurements[-1] and measurements[-1]["step"] - measurements[0].get("step", 0) < EARLY
+    early = (
+        finished and "step" in measurements[-1] and measurements[-1]["step"] - measurements[0].get("step", 0) < EARLY
+    )
     alone = ALONE if finished and not early and spread[-1] <= RISING * spread[0] else 0.0
     fallen = alike & (shrunk | gone | (spread < max(FALLEN * spread[0], alone)))
     was_collapsed = (fallen[:-1] & fallen[1:]).any()  # one measurement may be a stumble of the first steps
