@@ -390,8 +390,6 @@ def test_the_help_says_where_a_run_goes_and_completion_is_offered(monkeypatch, c
         ("epochs=3", "train.length=10epochs"),
         ("lr=0.1", "optim.lr"),
         ("optim.learning_rate=0.1", "optim.lr"),
-        ("pretrained=true", "encoder.weights"),
-        ("encoder.pretrained=true", "encoder.weights"),
         ("optim.momentun=0.9", "momentum"),
     ],
 )
@@ -399,3 +397,16 @@ def test_words_of_other_libraries_lead_to_ours(monkeypatch, capsys, given, ours)
     code, _, error = call(monkeypatch, capsys, "show", "byol", given)
     assert code == 2
     assert f"did you mean {ours}?" in error
+
+
+@pytest.mark.parametrize(
+    ("given", "now"),
+    [(["evaluate", "runs/a", "--taps"], "--pooling"), (["forgotten", "runs/a", "ratio=0.9"], "exemplars")],
+)
+def test_a_word_of_an_earlier_version_gets_the_new_one(monkeypatch, capsys, given, now):
+    code, out, error = call(monkeypatch, capsys, *given)
+    assert (code, out) == (2, "")
+    assert now in error
+    assert error.count("\n") == 1
+    _, out, _ = call(monkeypatch, capsys, given[0], "--help")
+    assert "--taps" not in out

@@ -27,6 +27,12 @@ def _show_version(wanted: bool) -> bool:
     return wanted
 
 
+def _taps(given: bool) -> bool:
+    if given:
+        raise InputError("--taps is called --pooling now")
+    return given
+
+
 @app.callback()
 def top(
     version: Annotated[
@@ -79,6 +85,7 @@ def evaluate(
     ] = False,
     beside: Annotated[list[str] | None, typer.Option(help="A run to draw in the same figure; repeatable.")] = None,
     shots: Annotated[list[int] | None, typer.Option(help="A probe of so many images a class; repeatable.")] = None,
+    taps: Annotated[bool, typer.Option("--taps", hidden=True, callback=_taps)] = False,  # its name in 0.1
 ):
     """Measure a run's encoder by kNN and linear probe.
 

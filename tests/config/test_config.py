@@ -4,6 +4,7 @@ import pytest
 import yaml
 
 from twinblock.config.compare import differences, leaves
+from twinblock.config.explain import ELSEWHERE, WITHOUT_FIELD
 from twinblock.config.recipes import compose, recipes
 from twinblock.core.errors import InputError
 
@@ -161,7 +162,12 @@ def test_fields_merge_and_a_path_is_a_recipe(tmp_path):
         (["views=[]"], "views:"),
         (["views=[{like: 3}]"], "views.0.like=3"),
         (["data.batch=[1"], "not valid YAML"),
-        (["objective.kind=info_nce"], "objective.queue: required"),
+        (
+            ["objective.kind=info_nce"],
+            "objective.queue: required, but missing; recipes have 4096 (moco_v2), 65536 (",
+        ),
+        (["target=ema"], "target.momentum: required, but missing; recipes have 0.99 (byol, moco_v2), 0.999 ("),
+        (["objective.kind=mine"], "unknown kind 'mine'"),
         (["scope.kind=blockwise", "scope.grid=2"], "grid is for pool=local"),
         (["objective.kind=supervised", "target.kind=ema", "target.momentum=0.9"], "labels"),
     ],
@@ -171,6 +177,44 @@ def test_what_is_wrong_is_said_in_one_line(overrides, words):
         compose("simclr", overrides=overrides)
     assert words in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("field", "words"),
+    [
+        ("encoder.pretrained=true", "starts from random weights; to start from others, give the module"),
+        ("encoder.weights=imagenet", "encoder.weights: unknown field; a named encoder starts from random weights"),
+        ("pretrained=true", "pretrained: unknown field; a named encoder starts from random weights"),
+        ("encoder=resnet18.a1_in1k", "a network's name with weights: a named encoder starts from random weights"),
+        ("encoder=hf-hub:timm/resnet18.a1_in1k", "a network's name with weights: a named encoder starts from random"),
+        ("train.devices=2", "torchrun --nproc-per-node"),
+        ("data.num_workers=8", "no worker processes"),
+        ("train.resume=true", "the same command with the same out goes on"),
+        ("data.batch_size=16", "did you mean data.batch?"),
+        ("train.max_epochs=3", "did you mean train.length=10epochs?"),
+    ],
+)
+def test_a_word_of_another_library_gets_what_does_it_here(field, words):
+    with pytest.raises(InputError) as caught:
+        compose("simclr", overrides=[field])
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_fields_that_hints_name_are_there():
+    """Each word of another library is led to a field that a run has, or to none."""
+    fields = [*leaves(compose("byol").model_dump(mode="json")), "encoder", "out"]
+    assert {hint.partition("=")[0] for hint in ELSEWHERE.values()} <= {*fields}
+    assert not ELSEWHERE.keys() & WITHOUT_FIELD.keys()
+
+
+def test_what_another_objective_needs_is_named_with_the_values_of_recipes():
+    """A user who takes a part of another method is given that method's own numbers."""
+    words = r"temperature: required, but missing; recipes have 0.2 \(blockwise, sdclr, simclr\), 0.3 \("
+    with pytest.raises(InputError, match=words):
+        compose("byol", overrides=["objective=nt_xent"])
+    own = compose("vicreg").objective
+    assert compose("simclr", overrides=["objective=vicreg"]).objective == own
 
 
 def test_an_unknown_recipe_names_the_nearest():

@@ -106,7 +106,7 @@ def test_features_from_a_file_and_from_memory(tmp_path):
     z = features()
     np.save(tmp_path / "z.npy", z)
     found = twinblock.diagnose(tmp_path / "z.npy")
-    assert found.verdicts[0].headline == "not collapsed"
+    assert (found.verdicts[0].headline, found.verdicts[0].advice) == ("not collapsed", "")
     assert found.outputs == twinblock.diagnose(z).outputs == twinblock.diagnose(torch.from_numpy(z)).outputs
     assert twinblock.diagnose(np.stack([z, z])).outputs[0]["encoder"]["positive_cosine"] == pytest.approx(1)
     assert twinblock.diagnose(1 + 1e-4 * z).verdicts[0].state == "complete collapse"

@@ -91,6 +91,13 @@ def test_a_constant_with_noise_has_collapsed_even_if_nothing_else_is_known():
     assert verdict([{"projector": indicators(z, z)}] * 3, finished=True).state == "complete collapse"
 
 
+def test_a_network_that_starts_alike_has_not_collapsed_by_a_few_steps():
+    """As mobilenetv3_small_050, whose untrained embeddings are nearly one."""
+    assert run(look(0.005), look(0.005), step=20).state == "not started"
+    assert run(look(0.005), look(0.005), step=50).state == "complete collapse"
+    assert run(look(0.2), look(0.005), step=20).state == "complete collapse"
+
+
 def test_a_constant_with_noise_that_tells_classes_apart():
     """The spread against the start decides: cosines do not see such noise, even if a probe would."""
     classes = gaussian(10, 64, seed=1)[torch.arange(256) % 10]

@@ -134,6 +134,7 @@ def test_what_cannot_be_asked_is_one_line_before_the_work(run, tmp_path, monkeyp
     for arguments, words in (
         (["out=mine.csv"], "mine.csv is there already"),
         (["out=nowhere/a.csv"], "there is no folder nowhere"),
+        (["out=/proc/a.csv"], "cannot write to /proc: "),  # even root makes no file there
         (["out=a.pt"], "ends with .npz, .parquet or .csv"),
         (["split=tset"], "split=tset: should be train or test"),
         (["split=test"], "has no images for testing"),
@@ -145,6 +146,9 @@ def test_what_cannot_be_asked_is_one_line_before_the_work(run, tmp_path, monkeyp
         assert (code, out) == (2, "")
         assert words in error and error.count("\n") == 1
     assert (tmp_path / "mine.csv").read_text() == "mine"
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with pytest.raises(InputError, match=r"mine\.csv is there already"):
+        twinblock.embed(run, out="~/mine.csv")
     code, _, error = call(monkeypatch, capsys, tmp_path / "none")
     assert code == 2 and "no run at" in error
 

@@ -1,7 +1,10 @@
 """Exemplars: the pruned network of the run, the scores, the files, and what cannot be asked."""
 
 import csv
+import errno
 import json
+import os
+import tempfile
 
 import numpy as np
 import pytest
@@ -152,3 +155,17 @@ def test_the_earlier_name_of_the_command_names_the_new_one(monkeypatch, capsys):
     assert end.value.code == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and "twinblock exemplars" in error
+
+
+def test_a_run_of_somebody_else_is_one_line_before_the_work(tmp_path, source, monkeypatch):
+    run = twinblock.pretrain("simclr", out=tmp_path / "a", quiet=True, overrides=SMALL)
+
+    def refuse(dir):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", refuse)
+    monkeypatch.setattr(exemplars, "measure", lambda *_: pytest.fail("worked"))
+    with pytest.raises(
+        InputError, match=r"cannot write to .*a: Permission denied; take a folder that you may write to"
+    ):
+        exemplars.exemplars(run.path)

@@ -44,6 +44,19 @@ def test_the_gradient_vanishes_at_the_solution():
     assert error.mean(0).abs().max() < 1e-8
 
 
+def test_few_samples_of_many_dimensions_are_solved_among_the_samples(monkeypatch):
+    """Raw pixels of a handful of images took longer than the training."""
+    sizes, factor = [], torch.linalg.cholesky
+    monkeypatch.setattr(torch.linalg, "cholesky", lambda bound: sizes.append(len(bound)) or factor(bound))
+    x, y = blobs(24, 300, 3, gap=0.5)
+    x, penalty = standardised(x), 0.01
+    weight, bias = next(logistic_regression(x, y, 3, [penalty], tolerance=1e-9))
+    assert sizes == [24] and weight.shape == (300, 3)
+    error = (x @ weight + bias).softmax(1) - torch.nn.functional.one_hot(y, 3)
+    assert (x.T @ error / len(x) + penalty * weight).abs().max() < 1e-6
+    assert error.mean(0).abs().max() < 1e-6
+
+
 def test_float32_reaches_the_optimum_of_float64():
     x, y = blobs(400, 16, 6, gap=0.5)
     exact, rough = (linear_probe(z[:300], y[:300], z[300:], 6) for z in (x, x.float()))

@@ -18,7 +18,7 @@ def fake(folder, blocks=1, looks=5, **more):
         {"step": 10 * i, "diagnosis": [{"encoder": part, "projector": part, **more} for _ in range(blocks)]}
         for i in range(looks)
     ]
-    rows += [{"step": i, "loss": [1.0 / (i + 1)] * blocks} for i in range(10 * looks)]
+    rows += [{"step": i, "loss": [1.0 / (i + 1)] * blocks, "lr": [i / 100] * blocks} for i in range(10 * looks)]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return Run(folder)
 
@@ -63,13 +63,15 @@ def test_titles_say_the_verdict_and_chance_and_axes_are_shared(tmp_path, monkeyp
     save = Figure.savefig
     monkeypatch.setattr(Figure, "savefig", lambda figure, *a, **k: drawn.append(figure) or save(figure, *a, **k))
     draw(runs, tmp_path / "curves.png")
-    axes = np.array(drawn[0].axes).reshape(4, 2)
+    axes = np.array(drawn[0].axes).reshape(5, 2)
     assert axes[0, 0].get_title().endswith("\nlearned")
     assert axes[0, 1].get_title() == "b"
-    chance = [line for line in axes[1, 0].lines if list(line.get_ydata()) == [25, 25]]
+    chance = [line for line in axes[2, 0].lines if list(line.get_ydata()) == [25, 25]]
     assert len(chance) == 1 and "1 of 4" in chance[0].get_label()
-    assert all(row[0].get_ylim() == row[1].get_ylim() for row in axes[1:])
-    assert axes[1, 0].get_ylim()[0] == 0 and axes[1, 0].get_ylim()[1] > 80
+    assert all(row[0].get_ylim() == row[1].get_ylim() for row in axes[2:])
+    assert axes[2, 0].get_ylim()[0] == 0 and axes[2, 0].get_ylim()[1] > 80
+    (rate,) = axes[1, 0].lines
+    assert list(rate.get_ydata()) == [i / 100 for i in range(50)]
 
 
 def test_the_band_is_one_standard_error_of_the_sample(tmp_path):

@@ -59,6 +59,14 @@ def test_files_that_may_not_be_read_are_one_line(tmp_path, monkeypatch):
         Run.open(tmp_path)
 
 
+def test_a_run_in_the_home_folder_by_its_short_name(tmp_path, monkeypatch):
+    """A shell leaves ~ behind `out=` as it is, and a notebook does always."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert Run("~/runs/a").path == tmp_path / "runs" / "a"
+    assert files.same_place("~/photos", str(tmp_path / "photos"))
+    assert not files.same_place("~/photos", str(tmp_path / "photo"))
+
+
 def test_what_a_library_writes_by_name_is_replaced_too(tmp_path):
     (tmp_path / "a").write_text("old")
     with files.replacing(tmp_path / "a") as file:

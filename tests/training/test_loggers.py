@@ -47,8 +47,9 @@ def test_a_logger_that_cannot_write_does_not_end_the_training(tmp_path, capsys, 
 
 
 def test_the_names_of_numbers():
-    row = {"step": 3, "loss": [0.5], "diagnosis": [{"encoder": {"std": 1.0}, "knn": 60.0}]}
-    assert scalars(row) == {"loss/learner 1": 0.5, "encoder std/learner 1": 1.0, "knn/learner 1": 60.0}
+    row = {"step": 3, "loss": [0.5], "lr": [0.1], "diagnosis": [{"encoder": {"std": 1.0}, "knn": 60.0}]}
+    numbers = {"loss/learner 1": 0.5, "lr/learner 1": 0.1, "encoder std/learner 1": 1.0, "knn/learner 1": 60.0}
+    assert scalars(row) == numbers
 
 
 def test_a_logger_that_is_not_installed_is_one_line(monkeypatch, tmp_path):

@@ -6,6 +6,7 @@ from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
+from twinblock.config.published import published
 from twinblock.core.errors import nearest
 
 # what other libraries call a field, and what it is here
@@ -23,8 +24,6 @@ ELSEWHERE = {
     "warmup_epochs": "optim.warmup=10epochs",
     "backbone": "encoder",
     "arch": "encoder",
-    "weights": "encoder.weights",
-    "pretrained": "encoder.weights",
     "proj_hidden_dim": "projector.dims",
     "proj_output_dim": "projector.dims",
     "output_dir": "out",
@@ -32,6 +31,19 @@ ELSEWHERE = {
     "seed": "train.seed",
     "fp16": "train.precision",
     "amp": "train.precision",
+}
+OTHER_WEIGHTS = (
+    "a named encoder starts from random weights; to start from others, give the module that holds them, "
+    "twinblock.pretrain(..., encoder=module), or encoder=package.module:function, which makes it"
+)
+PROCESSES = "every GPU has a process of its own: torchrun --nproc-per-node N -m twinblock pretrain ..."
+READING = "images are packed once and read from there: no worker processes are needed"
+# what other libraries have a field for, and what does it here
+WITHOUT_FIELD = {
+    **dict.fromkeys(("weights", "pretrained", "checkpoint", "ckpt_path", "init_weights"), OTHER_WEIGHTS),
+    **dict.fromkeys(("devices", "gpus", "num_gpus", "num_nodes", "strategy", "accelerator", "device"), PROCESSES),
+    **dict.fromkeys(("num_workers", "workers", "prefetch_factor", "pin_memory"), READING),
+    **dict.fromkeys(("resume", "resume_from", "resume_from_checkpoint"), "the same command with the same out goes on"),
 }
 
 
@@ -61,11 +73,17 @@ def explain(error: ValidationError, model: type[BaseModel], prefix: str = "") ->
     if fault["type"] == "tuple_type":
         message = f"a list, such as [{fault['input']}]"
     if fault["type"] == "missing":
-        return f"{where}: required, but missing"
+        return f"{where}: required, but missing{_in_recipes(location)}"
     value = f" (got {fault['input']!r})" if isinstance(fault["input"], str | int | float | bool | None) else ""
     if not where or fault["type"] == "value_error":
         return f"{where}: {message}{value}" if where else message
     return f"{where}: should be {message}{value}" if fault["msg"].startswith("Input") else f"{where}: {message}{value}"
+
+
+def _in_recipes(location: list[str]) -> str:
+    """What recipes have in a field that is missing of a part of this kind, by pydantic's path `part, kind, field`."""
+    found = published(*location) if len(location) == 3 else ""
+    return f"; recipes have {found}" if found else ""
 
 
 def unknown_field(where: str, fields: Iterable[str], elsewhere: Mapping[str, str] = MappingProxyType({})) -> str:
@@ -73,8 +91,10 @@ def unknown_field(where: str, fields: Iterable[str], elsewhere: Mapping[str, str
 
     `elsewhere`: what other libraries' words for a field are here; they come before near words.
     """
-    word, fields = where.rpartition(".")[2], list(fields)
-    here = elsewhere.get(word.lower().replace("-", "_")) or next(iter(nearest(word, fields, cutoff=0.5)), "")
+    word, fields = where.rpartition(".")[2].lower().replace("-", "_"), list(fields)
+    if elsewhere and word in WITHOUT_FIELD:
+        return f"{where}: unknown field; {WITHOUT_FIELD[word]}"
+    here = elsewhere.get(word) or next(iter(nearest(word, fields, cutoff=0.5)), "")
     return f"{where}: unknown field; " + (f"did you mean {here}?" if here else f"known: {', '.join(fields)}")
 
 

@@ -2,7 +2,6 @@
 
 import copy
 from collections.abc import Iterable, Iterator, Mapping
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -10,18 +9,14 @@ import yaml
 
 from twinblock.config.overrides import CHOICE, lay_over, merge, parse
 from twinblock.config.presets import preset
-from twinblock.config.schema import RENAMED, Config, Train, check
+from twinblock.config.published import recipes
+from twinblock.config.schema import RENAMED, WITH_WEIGHTS, Config, Train, check
 from twinblock.core.errors import InputError, nearest
+from twinblock.core.files import expanded
 from twinblock.methods.parts import import_part
 
 OWN = ("objective", "target", "learner", "encoder")  # parts that may be a class of the caller's own
 SIAMESE = ("projector", "predictor", "target", "objective")
-
-
-def recipes() -> dict[str, Path]:
-    """The built-in recipes by name."""
-    folder = Path(str(files("twinblock") / "recipes"))
-    return {path.stem: path for path in folder.iterdir() if path.suffix == ".yaml"}
 
 
 def compose(recipe: str | Path, fields: Mapping[str, Any] | None = None, overrides: Iterable[str] = ()) -> Config:
@@ -61,7 +56,7 @@ def _own_kinds(tree: Any) -> Iterator[tuple[str, str]]:
     for prefix, place in places:
         for part in OWN if isinstance(place, Mapping) else ():
             kind = place[part].get("kind") if isinstance(place.get(part), Mapping) else None
-            if isinstance(kind, str) and ":" in kind and not kind.startswith("<"):
+            if isinstance(kind, str) and ":" in kind and not kind.startswith(("<", *WITH_WEIGHTS)):
                 yield f"{prefix}{part}.kind", kind
 
 
@@ -86,7 +81,7 @@ def _laid_over(tree: Any, fields: Mapping[str, Any] | None, overrides: Iterable[
 
 def _read(recipe: str | Path) -> Any:
     names = recipes()
-    path = names.get(str(recipe), Path(recipe))
+    path = names.get(str(recipe), expanded(recipe))
     if not path.is_file():
         near = nearest(recipe, names, cutoff=0.4)
         hint = f"; did you mean {near[0]}?" if near else "."

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, model_validator
 
-from twinblock.config.explain import explain
+from twinblock.config.explain import OTHER_WEIGHTS, explain
 from twinblock.config.overrides import NO_MAPPING, merge
 from twinblock.config.scopes import Blockwise, EndToEnd, Overlapping
 from twinblock.core.durations import Duration
@@ -18,11 +18,18 @@ from twinblock.nn.norms import parse_norm
 from twinblock.views import View
 
 RENAMED = {"branch": "target"}  # fields that had another name in 0.1
+WITH_WEIGHTS = ("hf-hub:", "hf_hub:", "local-dir:")  # how timm names weights of a hub or folder
 
 
 def _norm(text: str) -> str:
     parse_norm(text)
     return text
+
+
+def _without_weights(kind: str) -> str:
+    if kind.startswith(WITH_WEIGHTS) or ("." in kind and ":" not in kind):  # as timm's resnet18.a1_in1k
+        raise ValueError(f"a network's name with weights: {OTHER_WEIGHTS}")
+    return kind
 
 
 Norm = Annotated[str, AfterValidator(_norm)]  # batch, sync, layer, group, none; group8, group+ws and so on
@@ -86,7 +93,7 @@ class ViewSpec(View, frozen=True):
 class EncoderSpec(Part):
     """The network that is kept."""
 
-    kind: str = "auto"
+    kind: Annotated[str, AfterValidator(_without_weights)] = "auto"
     """A name of timm, `torchvision/NAME`, `resnet10`, `package.module:function`; `auto`: by the size of the images."""
     stem: Literal["auto", "standard", "cifar", "cifar_stride2"] = "auto"
     """First layers: `standard`; `cifar`, 3 x 3 without stride or pooling; `cifar_stride2`, with a stride of 2."""

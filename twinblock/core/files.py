@@ -5,6 +5,7 @@ import errno
 import fcntl
 import io
 import os
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -21,9 +22,14 @@ FORMULA = ("=", "+", "-", "@", "\t", "\r")  # what makes a spreadsheet take a ce
 Columns = Mapping[str, Sequence[Any] | np.ndarray]  # of one length; arrays may be (n,) or (n, d)
 
 
+def expanded(path: str | Path) -> Path:
+    """A path with the home folder in place of `~`, which not every shell fills in behind `out=`."""
+    return Path(os.path.expanduser(path))
+
+
 def same_place(a: str | None, b: str | None) -> bool:
-    """Whether two names lead to one file or folder, as `photos` and `./photos/` do."""
-    return a == b or (a is not None and b is not None and os.path.realpath(a) == os.path.realpath(b))
+    """Whether two names lead to one file or folder, as `photos`, `./photos/` and `~/photos` may do."""
+    return a == b or (a is not None and b is not None and expanded(a).resolve() == expanded(b).resolve())
 
 
 def same_places(a: object, b: object) -> bool:
@@ -67,6 +73,15 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     finally:
         with suppress(OSError):
             partial.unlink(missing_ok=True)
+
+
+def need_writable(folder: Path) -> None:
+    """Raises InputError where no file can be made in a folder, as in a run of somebody else."""
+    try:
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        reason = error.strerror or error
+        raise InputError(f"cannot write to {folder}: {reason}; take a folder that you may write to") from None
 
 
 def table_kind(path: Path) -> str:

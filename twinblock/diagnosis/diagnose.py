@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from twinblock.config.recipes import from_yaml
 from twinblock.config.schema import Config
 from twinblock.core.device import best_device
 from twinblock.core.errors import InputError, one_line
+from twinblock.core.files import expanded
 from twinblock.core.seeding import order
 from twinblock.core.settings import own_settings
 from twinblock.data.training import chosen, split_of
@@ -86,7 +87,7 @@ def diagnose(what: Run | str | Path | np.ndarray | Tensor, data: Any = None, **o
     """
     if isinstance(what, np.ndarray | Tensor):
         return _of_features(torch.as_tensor(what), "features")
-    path = what.path if isinstance(what, Run) else Path(what)
+    path = what.path if isinstance(what, Run) else expanded(what)
     if path.suffix in (".npy", ".npz"):
         return _of_features(_read_features(path), str(path))
     if path.is_dir():
@@ -142,6 +143,8 @@ def _judged(run: Run, learners: int) -> tuple[list[Verdict], Verdict] | None:
 def _of_rows(name: str, measures: list[dict[str, Any]], config: Config | None) -> Diagnosis:
     """By what was measured just now, with no history."""
     verdicts = [verdict([row], finished=True, config=config) for row in measures]
+    if config is None:  # features of anything: where they are well there is no training to lengthen
+        verdicts = [replace(v, advice="") if v.state == "healthy" else v for v in verdicts]
     return Diagnosis(name, measures, verdicts, worst(verdicts))
 
 

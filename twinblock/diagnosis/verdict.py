@@ -123,7 +123,10 @@ def _judge(history: Sequence[Mapping[str, Any]], finished: bool, at_chance: str 
     shrunk = (cosine > LEFT) & (apart < SHRUNK * apart[0])
     gone = length <= GONE * length[0]  # zero has no direction, and its cosines are 0
     alike = (cosine > ALIKE) | shrunk | gone
-    alone = ALONE if finished and spread[-1] <= RISING * spread[0] else 0.0
+    early = (
+        finished and "step" in measurements[-1] and measurements[-1]["step"] - measurements[0].get("step", 0) < EARLY
+    )
+    alone = ALONE if finished and not early and spread[-1] <= RISING * spread[0] else 0.0
     fallen = alike & (shrunk | gone | (spread < max(FALLEN * spread[0], alone)))
     was_collapsed = (fallen[:-1] & fallen[1:]).any()  # one measurement may be a stumble of the first steps
     cosines = _cosines(z[-1])
@@ -151,8 +154,8 @@ def _judge(history: Sequence[Mapping[str, Any]], finished: bool, at_chance: str 
     doubts += [at_chance] if at_chance else []
     evidence = f"{cosines}, {directions}, {agreement}{''.join(f'; {doubt}' for doubt in doubts)}"
     headline = "not collapsed" if doubts else LEARNED if finished else "learning"
-    if finished and "step" in measurements[-1] and (length := steps[-1] - steps[0]) < EARLY:
-        headline, evidence = "too early to tell", f"{length} steps are too few: {evidence}"
+    if early:
+        headline, evidence = "too early to tell", f"{steps[-1] - steps[0]} steps are too few: {evidence}"
     if fallen[-1]:
         headline = "perhaps collapsing"
     return _verdict("healthy", f"recovered from a collapse: {evidence}" if was_collapsed else evidence, headline)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from twinblock.core.console import progress
 from twinblock.core.device import best_device
 from twinblock.core.errors import InputError
-from twinblock.core.files import replacing, table_kind, write_table
+from twinblock.core.files import expanded, need_writable, replacing, table_kind, write_table
 from twinblock.core.settings import own_settings
 from twinblock.data import Images, columns_of
 from twinblock.data.training import chosen, split_of, training, whole
@@ -55,8 +55,8 @@ def embed(
     relative to the source), label, class, and features. `embeddings.*` in the run is replaced, another file never.
     Raises InputError for a file that cannot be written, before the work, and for features that are not finite.
     """
-    run = Run.open(run, encoder=encoder)
-    kind = None if out is None else _writable(Path(out), run)
+    run, out = Run.open(run, encoder=encoder), None if out is None else expanded(out)
+    kind = None if out is None else _writable(out, run)
     if split not in ("train", "test"):
         raise InputError(f"split={split}: should be train or test")
     config = run.config
@@ -72,7 +72,7 @@ def embed(
     if not rows.isfinite().all():
         raise InputError(f"the features of {run.path} hold NaN or infinity: has the encoder diverged?")
     if out is not None and kind is not None:
-        with replacing(Path(out)) as file:
+        with replacing(out) as file:
             write_table(file, kind, columns_of(images, np.arange(len(images))) | {"features": rows.numpy()})
     return Embeddings(rows, images)
 
@@ -84,4 +84,5 @@ def _writable(file: Path, run: Run) -> str:
         raise InputError(f"out={file} is there already; delete it or choose another name")
     if not file.parent.is_dir():
         raise InputError(f"out={file}: there is no folder {file.parent}; make it or choose another")
+    need_writable(file.parent)
     return kind

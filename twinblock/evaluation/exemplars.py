@@ -15,7 +15,7 @@ from torch.nn.functional import cosine_similarity, normalize
 from twinblock.config.schema import Config
 from twinblock.core.device import best_device
 from twinblock.core.errors import InputError
-from twinblock.core.files import replacing, write_table
+from twinblock.core.files import need_writable, replacing, write_table
 from twinblock.core.pictures import literal, optional_picture
 from twinblock.core.seeding import order
 from twinblock.core.settings import own_settings
@@ -74,6 +74,7 @@ def exemplars(
     source, held = chosen(whole(config.data) if other else config.data, data, run.objects.get("data"))
     if ratio is not None and not 0 <= ratio < 1:
         raise InputError(f"ratio={ratio}: the share of weights to prune is at least 0 and less than 1")
+    need_writable(run.path)
     images = training(source, held)
     device = best_device()
     scores = measure(run, images, ratio, source.size, device)

@@ -73,7 +73,14 @@ def logistic_regression(
     L-BFGS, each solution starting from the one before, in the coordinates in which Boehning's (1992) bound of
     the Hessian, x'x / 2n + penalty = root root', is the identity: a quarter of the steps that it takes on the features
     themselves. The penalty is scikit-learn's 1 / (n C). Give features of mean 0 and std 1.
+    Of more dimensions than samples it takes the coordinates of their span, in which the weight lies: the same minimum.
     """
+    if len(x) < x.shape[1]:
+        basis, coordinates = torch.linalg.qr(x.double().T)
+        rows = coordinates.T.to(x.dtype).contiguous()
+        for weight, bias in logistic_regression(rows, labels, classes, penalties, tolerance, max_iter):
+            yield (basis @ weight.double()).to(x.dtype), bias
+        return
     # float64: a bound of thousands of dimensions has eigenvalues below the smallest penalty, and rounding moves them
     bound = x.new_zeros(x.shape[1], x.shape[1], dtype=torch.float64)
     for part in x.split(ROWS):

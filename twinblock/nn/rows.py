@@ -1,6 +1,7 @@
 """The forward of a network as a row of steps: one tensor in, one tensor out, and no other between them."""
 
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -160,14 +161,30 @@ class _Undecided(Exception):
     """Tracing came to a condition on a value that it does not know."""
 
 
+_tracing = threading.Lock()  # tracing changes how all modules are called, and puts that back at its end
+
+
 class _Tracer(fx.Tracer):
-    """Conditions take the `decisions` in order; the next is a condition on the last node of the graph."""
+    """Conditions take the `decisions` in order; the next is a condition on the last node of the graph.
+
+    Modules of other threads, as of a training beside this one, go on as if nothing was traced.
+    """
 
     proxy_buffer_attributes = True
 
     def __init__(self, decisions: Sequence[bool]):
         super().__init__()
-        self.decisions = iter(decisions)
+        self.decisions, self.thread = iter(decisions), threading.get_ident()
+
+    def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        if threading.get_ident() != self.thread:
+            return forward(*args, **kwargs)
+        return super().call_module(m, forward, args, kwargs)
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
+        if threading.get_ident() != self.thread:
+            return attr_val
+        return super().getattr(attr, attr_val, parameter_proxy_cache)
 
     def to_bool(self, obj: fx.Proxy) -> bool:
         for decision in self.decisions:
@@ -197,7 +214,8 @@ def _traced(owner: nn.Module, x: Tensor) -> tuple[fx.Graph, dict[Node, Any]]:
     while True:
         tracer = _Tracer(decisions)
         try:
-            graph = tracer.trace(root)
+            with _tracing:
+                graph = tracer.trace(root)
             break
         except _Undecided as condition:  # it is decided as it is for these images, which all others resemble in size
             if len(decisions) == MOST:

@@ -1,4 +1,4 @@
-"""The pictures of runs: loss, kNN on the sample, cosines and effective rank against steps, a column for each run."""
+"""The pictures of runs: loss, rate, kNN of the sample, cosines and effective rank by step; a column for each run."""
 
 import io
 import math
@@ -11,7 +11,8 @@ from twinblock.core.files import replacing
 from twinblock.core.pictures import literal
 from twinblock.runs.run import Run
 
-PANELS = "loss", "kNN of the sample in %", "cosine of embeddings", "effective rank"
+PANELS = "loss", "learning rate", "kNN of the sample in %", "cosine of embeddings", "effective rank"
+HEIGHTS = 2, 1, 2, 2, 2
 ROOM = 1.25  # above the lines, for the legend
 
 
@@ -21,13 +22,13 @@ def draw(runs: Mapping[str, Run], path: str | Path) -> None:
     Lines are Learners (blocks), from light to dark. kNN, of the monitor's sample of images, has the standard error of
     that many images as a band (of the last block), and chance, one over the number of classes, as a line. Cosines are
     the projector's, full within images and dashed between them; ranks are full of the encoder and dashed of the
-    projector. All panels of a row but the losses share their axis. Raises InputError where it cannot be written.
+    projector. All panels of a row but losses and rates share their axis. Raises InputError where it cannot be written.
     """
     from matplotlib.figure import Figure  # here, since it takes a second to import; pyplot is not needed
 
-    figure = Figure(figsize=(4.5 * len(runs), 9.5), layout="constrained")
-    panels = figure.subplots(len(PANELS), len(runs), sharex="col", squeeze=False)
-    for row in panels[1:]:
+    figure = Figure(figsize=(4.5 * len(runs), 10.5), layout="constrained")
+    panels = figure.subplots(len(PANELS), len(runs), sharex="col", squeeze=False, height_ratios=HEIGHTS)
+    for row in panels[2:]:
         for axes in row[1:]:
             axes.sharey(row[0])
     for column, (title, run) in enumerate(runs.items()):
@@ -39,7 +40,7 @@ def draw(runs: Mapping[str, Run], path: str | Path) -> None:
             axes.set_ylabel(name if column == 0 else "")
             axes.spines[["top", "right"]].set_visible(False)
             axes.margins(x=0.01)
-    knn, cosine, rank = (row[0] for row in panels[1:])
+    knn, cosine, rank = (row[0] for row in panels[2:])
     cosine.set_ylim(min(0, cosine.get_ylim()[0]), 1.03)
     for axes in (knn, rank):
         axes.set_ylim(0, ROOM * axes.get_ylim()[1])
@@ -62,8 +63,9 @@ def _draw_run(panels: Sequence[Any], run: Run) -> None:
     rows = run.metrics()
     measured_rows = [row for row in rows if "diagnosis" in row]
     learners = len(measured_rows[0]["diagnosis"]) if measured_rows else 1
-    loss, knn, cosine, rank = panels
-    _draw_losses(loss, [row for row in rows if "loss" in row], learners)
+    loss, rate, knn, cosine, rank = panels
+    for axes, name in ((loss, "loss"), (rate, "lr")):
+        _draw_steps(axes, [row for row in rows if name in row], name, learners)
     for i in range(learners):
         last = i == learners - 1
         steps, seen = [row["step"] for row in measured_rows], [row["diagnosis"][i] for row in measured_rows]
@@ -89,10 +91,11 @@ def _draw_run(panels: Sequence[Any], run: Run) -> None:
         knn.text(0.5, 0.5, "no labels", transform=knn.transAxes, ha="center", color="0.45")
 
 
-def _draw_losses(axes: Any, rows: Sequence[Mapping[str, Any]], learners: int) -> None:
-    for i in range(max((len(row["loss"]) for row in rows), default=0)):
-        part = [(row["step"], row["loss"][i]) for row in rows if i < len(row["loss"])]
-        label = f"block {i + 1}" if learners > 1 else None
+def _draw_steps(axes: Any, rows: Sequence[Mapping[str, Any]], name: str, learners: int) -> None:
+    """Losses or learning rates, a line for each Learner."""
+    for i in range(max((len(row[name]) for row in rows), default=0)):
+        part = [(row["step"], row[name][i]) for row in rows if i < len(row[name])]
+        label = f"block {i + 1}" if learners > 1 and name == "loss" else None
         axes.plot(*_smooth(part), color=_shade(i, learners), linewidth=1, label=label)
 
 

@@ -18,8 +18,8 @@ from twinblock.config.compare import differences
 from twinblock.config.recipes import from_yaml, to_yaml
 from twinblock.config.schema import Config
 from twinblock.core.errors import InputError, one_line
+from twinblock.core.files import expanded, replacing, same_place
 from twinblock.core.files import lock as take_lock
-from twinblock.core.files import replacing, same_place
 from twinblock.core.settings import own_settings
 from twinblock.nn.encoders import Encoder
 from twinblock.nn.shallow import encoder_of_block
@@ -40,7 +40,7 @@ class Run:
     """
 
     def __init__(self, path: str | Path, **objects: Any):
-        self.path, self.objects = Path(path), {part: given for part, given in objects.items() if given is not None}
+        self.path, self.objects = expanded(path), {part: one for part, one in objects.items() if one is not None}
         self._release: weakref.finalize | None = None
         self._made = False
 
@@ -270,6 +270,7 @@ def _row(line: str) -> dict[str, Any] | None:
         return None
     for name, valid in (
         ("loss", _is_number),
+        ("lr", _is_number),
         ("diagnosis", _is_measurement),
         ("agreement", _is_pair),
         ("untrained", _is_untrained),

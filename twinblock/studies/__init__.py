@@ -9,6 +9,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from twinblock.core.errors import InputError, nearest
+from twinblock.core.files import expanded
 
 
 def studies() -> list[str]:
@@ -28,7 +29,7 @@ def reproduce(name: str, overrides: Sequence[str] = ()) -> None:
     settings = {key: value for key, _, value in (text.partition("=") for text in overrides) if key in ("seeds", "out")}
     if not settings.get("seeds", "3").isdigit():
         raise InputError(f"seeds={settings['seeds']}: give a whole number, such as seeds=3")
-    out = Path(settings.get("out", f"runs/{name}"))
+    out = expanded(settings.get("out", f"runs/{name}"))
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:

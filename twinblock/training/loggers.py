@@ -32,7 +32,7 @@ def make_loggers(names: Sequence[Logger], path: Path, again_from: int | None = N
 
 def scalars(row: Mapping[str, Any]) -> dict[str, float]:
     """A row of `metrics.jsonl` as numbers by name: `loss/learner 1`, `encoder effective_rank/learner 1`."""
-    values = {f"loss/learner {i}": value for i, value in enumerate(row.get("loss", ()), start=1)}
+    values = {f"{name}/learner {i}": value for name in ("loss", "lr") for i, value in enumerate(row.get(name, ()), 1)}
     for i, measurement in enumerate(row.get("diagnosis", ()), start=1):
         for part, numbers in measurement.items():
             if isinstance(numbers, Mapping):

@@ -85,14 +85,23 @@ class TrainStep:
 
     def update(self, i: int, step: int, total: int, *rest: Any) -> None:
         """Clip, set the learning rate of this step, step; then the Learner moves its own state, given the `rest`."""
-        learner, optimizer, optim, batch = self.learners[i], self.optimizers[i], self.optims[i], self.config.data.batch
-        if optim.clip is not None:
-            torch.nn.utils.clip_grad_norm_(learner.parameters(), optim.clip)
-        peak = optim.lr * batch / 256
-        set_lr(optimizer, warmup_cosine(step, total, self.warmup(i, total), peak, end=optim.end * peak))
+        learner, optimizer, clip = self.learners[i], self.optimizers[i], self.optims[i].clip
+        if clip is not None:
+            torch.nn.utils.clip_grad_norm_(learner.parameters(), clip)
+        set_lr(optimizer, self.rate(i, step, total))
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         learner.after_step(step, total, *rest)
+
+    def rates(self, step: int) -> list[float]:
+        """The learning rate at a step of every Learner whose turn it is, in the order of the losses."""
+        phase, k = self.plan.at(step)
+        return [self.rate(i, k, phase.steps) for i in phase.trained]
+
+    def rate(self, i: int, step: int, total: int) -> float:
+        """The learning rate of a Learner at step `step` of the `total` in which it is trained."""
+        peak, end = self.optims[i].lr * self.config.data.batch / 256, self.optims[i].end
+        return warmup_cosine(step, total, self.warmup(i, total), peak, end=end * peak)
 
     def warmup(self, i: int, total: int) -> int:
         """Steps in which a Learner's learning rate rises, of the `total` in which it is trained."""

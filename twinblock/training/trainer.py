@@ -135,7 +135,7 @@ class Trainer:
     # ---- metrics
 
     def flush(self, rows: list[dict[str, Any]], losses: list[Tensor]) -> None:
-        """Write down the losses since the last time, and stop where one is not finite."""
+        """Write down losses and learning rates since the last time, and stop where a loss is not finite."""
         values = torch.stack(losses).tolist() if losses else []
         start = self.step - len(values)
         bad = self._first_not_finite(values, start)
@@ -143,7 +143,9 @@ class Trainer:
             k, problem = bad
             values = values[:k]
             rows[:] = [row for row in rows if row["step"] <= start + k]
-        rows += [{"step": start + k, "loss": row} for k, row in enumerate(values)]
+        rows += [
+            {"step": step, "loss": row, "lr": self.train_step.rates(step)} for step, row in enumerate(values, start)
+        ]
         rows.sort(key=lambda row: (row["step"], "loss" in row))
         if self.fabric.is_global_zero and rows:
             self.run.append_metrics(rows)
