@@ -1,11 +1,11 @@
 """The published SGD probe, step by step beside a loop by hand, and how its images move."""
 
 import torch
+from tiny import images
 from torch import nn
 from torch.nn.functional import cross_entropy
 
 import twinblock.views
-from tiny import images
 from twinblock.core.seeding import generator
 from twinblock.evaluation.sgd import augmented, sgd_probe
 from twinblock.nn.encoders import MEAN, STD
