@@ -186,9 +186,20 @@ def noting(tree: ast.Module, file: int) -> ast.Module:
     return ast.fix_missing_locations(tree)
 
 
-def statement_of(tree: ast.Module, part: ast.expr | ast.stmt) -> int:
-    """The first line of the statement that holds this part."""
-    return max(node.lineno for node in ast.walk(tree) if isinstance(node, ast.stmt) and _holds(node, part))
+def lines_with(tree: ast.Module, part: ast.expr | ast.stmt) -> set[int]:
+    """The lines of statements whose tests notice a change: of its own; of a default or a constant all that may use it.
+
+    That is the whole function, or the whole module.
+    """
+    holding = [node for node in ast.walk(tree) if isinstance(node, ast.stmt) and _holds(node, part)]
+    own = max(holding, key=lambda node: (node.lineno, node.col_offset))
+    functions = [node for node in holding if isinstance(node, ast.FunctionDef)]
+    if isinstance(own, ast.FunctionDef) or functions:
+        inside = any(_holds(statement, part) for node in functions for statement in node.body)
+        return (
+            {own.lineno} if inside else {node.lineno for node in ast.walk(functions[-1]) if isinstance(node, ast.stmt)}
+        )
+    return {node.lineno for node in ast.walk(tree) if isinstance(node, ast.stmt)}
 
 
 # ---- tests
@@ -253,6 +264,7 @@ class Collected:
         modules = {getattr(m, "__file__", None): m for m in list(sys.modules.values())}
         for file in self.files:
             file.module, file.live = modules[str(file.path)], functions_in(str(file.path))
+        self.noting = [compile(noting(ast.parse(f.source), i), f.path, "exec") for i, f in enumerate(self.files)]
         gc.collect()
         gc.freeze()
         runs = [self.lines_of(item) for item in session.items]
@@ -260,8 +272,8 @@ class Collected:
             for i, file in enumerate(self.files):
                 tree = ast.parse(file.source)
                 for old, new in file.changes:
-                    ran = (i, statement_of(tree, old))
-                    there = sorted((seconds, j) for j, (seconds, lines) in enumerate(runs) if ran in lines)
+                    ran = {(i, line) for line in lines_with(tree, old)}
+                    there = sorted((seconds, j) for j, (seconds, lines) in enumerate(runs) if ran & lines)
                     report.write(json.dumps(self.tried(file, old, new, [session.items[j] for _, j in there])) + "\n")
                     report.flush()
                 file.path.write_text(file.source, encoding="utf-8")
@@ -272,11 +284,18 @@ class Collected:
         file.path.write_text(with_change(file.source, old, new), encoding="utf-8")
 
         def work() -> int:
-            return self.run(items) if apply(file, old, new) else ANEW
+            try:
+                made = apply(file, old, new)
+            except Exception:
+                made = False
+            return self.run(items) if made else ANEW
 
+        if not items:
+            return {"survives": True, "ran": False}
         status = in_a_fork(work, self.quick * (5 + len(items)))
-        names = [item.nodeid for item in items]
-        return {"anew": names} if status == ANEW else {"survives": status == 0, "ran": bool(items)}
+        if status == ANEW:
+            return {"anew": [item.nodeid for item in items]}
+        return {"survives": status == 0, "ran": True}
 
     def run(self, items: Sequence[pytest.Item]) -> int:
         for item, following in zip(items, [*items[1:], None], strict=True):
@@ -293,8 +312,8 @@ class Collected:
         def work() -> int:
             ran: set[tuple[int, int]] = set()
             builtins.ran_line = lambda file, line: ran.add((file, line))  # pyright: ignore[reportAttributeAccessIssue]
-            for i, file in enumerate(self.files):
-                _swap_code(file.live, compile(noting(ast.parse(file.source), i), file.path, "exec"))
+            for file, code in zip(self.files, self.noting, strict=True):
+                _swap_code(file.live, code)
             start = time.process_time()
             failed = self.run([item])
             out.write_text(json.dumps([time.process_time() - start, sorted(ran)]))

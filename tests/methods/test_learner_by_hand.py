@@ -102,12 +102,14 @@ def test_each_block_draws_by_seed_step_view_and_its_number():
     one(Signal.from_views([X, Y]), BATCH)
     keys = [(11, 7, view, block) for view in (0, 1) for block in (5, 6)]
     assert one.network.noise.seen == [(key, 20, True) for key in keys]
-    ema = learner(EMA_HALF)
+    ema = learner(Doubled)
     ema(Signal.from_views([X, Y]), BATCH)
     assert ema.target.average.noise.seen == ema.network.noise.seen == [(key, 20, True) for key in keys]
 
 
-class EMA_HALF(EMA):  # noqa: N801
+class Doubled(EMA):
+    """An average of twice the weights."""
+
     def __init__(self, net: nn.Module):
         super().__init__(net, 0.5)
         for p in self.average.parameters():
@@ -116,7 +118,7 @@ class EMA_HALF(EMA):  # noqa: N801
 
 def test_a_target_of_its_own_has_a_stream_of_its_own():
     """Its weights are twice the others, so its maps are 4 x and 24 x, and the embedding 240 x."""
-    one = learner(EMA_HALF)
+    one = learner(Doubled)
     loss, following, targets = one(Signal(online={0: X, 1: Y}, target={0: 10 * X, 1: 10 * Y}), BATCH)
     assert loss.item() == 2 * 30 * 2400 * float((X * Y).sum())
     assert torch.equal(targets, 2400 * torch.cat([X, Y]))
@@ -132,7 +134,7 @@ def test_views_that_only_later_learners_need_are_passed_on():
     assert following.online.keys() == {0}
     more = learner(objective=Labels(), later=Passes(frozenset({1}), frozenset({0})))
     assert more(Signal.from_views([X, Y]), BATCH)[1].online.keys() == {0, 1}
-    apart = learner(EMA_HALF, Labels(), later=Passes(frozenset(), frozenset({1})))
+    apart = learner(Doubled, Labels(), later=Passes(frozenset(), frozenset({1})))
     _, following, _ = apart(Signal.from_views([X, Y]), BATCH)
     assert (following.online.keys(), following.target.keys()) == ({0}, {1})
 
@@ -179,7 +181,7 @@ def test_mixed_precision_is_for_the_networks_and_not_for_the_loss():
 
 
 def test_a_learner_that_only_passes_on_makes_no_embedding():
-    one = learner(EMA_HALF)
+    one = learner(Doubled)
     ran = []
     for module in (one.network.projector, one.target.average.projector):
         module.register_forward_hook(lambda *_: ran.append(1))
@@ -189,7 +191,7 @@ def test_a_learner_that_only_passes_on_makes_no_embedding():
 
 
 def test_what_is_moved_after_a_step():
-    one = learner(EMA_HALF)
+    one = learner(Doubled)
     one.after_step(5, 10, X)
     # BYOL's momentum half way from 0.5 to 1 is 0.75: of twice the weights and the weights, 1.75
     assert one.target.average.projector.weight[0, 0].item() == pytest.approx(5 * 1.75)

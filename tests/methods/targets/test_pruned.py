@@ -391,3 +391,12 @@ def test_of_standardised_weights_those_are_pruned_that_the_convolution_uses():
         assert conv.kept is None  # the online network is as it was
         zero, total = zero + int((weight == 0).sum()), total + weight.numel()
     assert zero == pytest.approx(0.9 * total, abs=2)
+
+
+def test_nothing_is_drawn_at_random_unless_it_is_said_and_then_by_seed_0():
+    network = tiny_network()
+    assert torch.equal(
+        Pruned(network, 0.3).get_buffer("mask/blocks/0"), magnitude_masks({"w": network.blocks[0].weight}, 0.3)["w"]
+    )
+    masks = [Pruned(network, 0.3, random=0.5, **more).get_buffer("mask/blocks/0") for more in ({}, {"seed": 0})]
+    assert torch.equal(*masks)
