@@ -241,3 +241,40 @@ def test_overlapping_learners_sum_their_losses_and_gradients():
 
 def signals(*views):
     return Signal.from_views(views), Signal.from_views([2 * view for view in views])
+
+
+def test_what_is_compared_and_told_is_of_all_processes(monkeypatch):
+    """Of two, here: what the other one has is ten times as much."""
+    monkeypatch.setattr("twinblock.methods.learner.gather", lambda x: torch.cat([x, 10 * x]))
+    one = learner()
+    loss, _, targets = one(Signal.from_views([X, Y]), BATCH)
+    z, t, batch = one.objective.seen[0]
+    assert torch.equal(z, 30 * torch.cat([X, 10 * X])) and torch.equal(t, 30 * torch.cat([Y, 10 * Y]))
+    assert (batch.labels.tolist(), batch.index.tolist(), batch.offset) == ([4, 6, 40, 60], [8, 9, 80, 90], 0)
+    assert targets.shape == (8, 2) and loss.item() == 2 * 900 * 101 * float((X * Y).sum())
+
+
+class Sees(Shared):
+    """View 1 meets a network of its own."""
+
+    def sees(self, view: int) -> bool:
+        return view == 1
+
+
+class Named(Plain):
+    def __init__(self, *pairs):
+        super().__init__()
+        self.named = list(pairs)
+
+    def pairs(self, sizes):
+        return self.named
+
+
+def test_where_views_meet_networks_of_their_own_every_pair_has_its_mirror_image():
+    for named, pairs in (
+        ([(0, 1)], ((0, 1), (1, 0))),
+        ([(0, 1), (1, 0)], ((0, 1), (1, 0))),
+        ([(0, None), (0, 1)], ((0, None), (0, 1), (1, 0))),
+    ):
+        assert learner(Sees(), Named(*named)).pairs == pairs
+        assert learner(objective=Named(*named)).pairs == tuple(named)
