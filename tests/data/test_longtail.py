@@ -162,3 +162,23 @@ def test_a_part_of_which_no_image_has_a_label_has_none():
     images = replace(tiny.images(6), labels=np.array([-1, 2, -1, 0, -1, -1]))
     assert take(images, np.array([0, 2, 4])).labels is None
     assert take(images, np.array([0, 1])).labels.tolist() == [-1, 2]
+
+
+def test_a_class_that_has_a_name_and_no_image_is_named():
+    with pytest.raises(InputError, match="class c has no image"):
+        subset(np.array([0, 0, 1, 1]), LongTail(imbalance=2), ("a", "b", "c"))
+    with pytest.raises(InputError, match="leaves class b no image"):
+        subset(np.array([0, 0, 1, 1]), LongTail(imbalance=3, split=0), ("a", "b"))
+
+
+def test_few_shots_are_of_seed_0_unless_it_is_said():
+    assert np.array_equal(few_shot(LABELS, 5), few_shot(LABELS, 5, seed=0))
+    assert not np.array_equal(few_shot(LABELS, 5), few_shot(LABELS, 5, seed=1))
+
+
+def test_a_list_whose_header_promises_more_than_memory_holds_is_one_line(tmp_path):
+    with open(tmp_path / "list.npy", "wb") as file:
+        np.lib.format.write_array_header_1_0(file, {"descr": "<i8", "fortran_order": False, "shape": (10**16,)})
+        file.write(bytes(80))
+    with pytest.raises(InputError, match="give whole numbers"):
+        read_indices(str(tmp_path / "list.npy"), 300)

@@ -182,3 +182,29 @@ def test_the_error_of_agreement_is_its_spread_over_samples():
         values.append(value)
         errors.append(error)
     assert np.std(values) == pytest.approx(np.mean(errors), rel=0.15)
+
+
+def test_two_images_have_an_agreement_without_an_error():
+    """Without one of them there are none to compare."""
+    value, error = d.agreement(*torch.randn(2, 2, 5, generator=torch.Generator().manual_seed(0)))
+    assert math.isfinite(value) and math.isnan(error)
+
+
+def test_dead_is_relative_to_the_size_of_all_entries():
+    for scale in (1e-3, 1.0, 1e3):
+        z = gaussian(width=4).double()
+        z[:, 0] *= 1.5e-5  # std above 1e-5 of the root mean square 0.87, and below
+        z[:, 1] *= 0.5e-5
+        assert d.dead_share(scale * z) == 0.25
+
+
+def test_lidar_in_double_precision_by_numpy():
+    z = gaussian(60, 5).double()
+    groups = z.numpy().reshape(20, 3, 5)
+    means = groups.mean(1)
+    within = (groups - means[:, None]).reshape(60, 5)
+    within = within.T @ within / 40 + 0.1 * np.eye(5)
+    between = np.cov(means.T)
+    values = np.linalg.eigvals(np.linalg.solve(within, between)).real + 1e-8
+    p = values / values.sum()
+    assert float(d.lidar(z, 3, delta=0.1)) == pytest.approx(math.exp(-(p * np.log(p)).sum()), rel=1e-11)

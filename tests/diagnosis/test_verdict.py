@@ -438,9 +438,9 @@ def test_a_confirmed_collapse_is_remembered_and_a_single_look_is_not():
 
 def test_the_most_directions_that_are_few():
     """3, or 2 % of the possible ones, but never more than half of them."""
-    for width, few, enough in ((64, 2.9, 3.2), (400, 5.0, 5.2)):
+    for width, few, enough in ((64, 2.9, 3.2), (400, 5.0, 5.2), (4, 1.9, 2.1)):
         for rank, state in ((few, "dimensional collapse"), (enough, "healthy")):
-            h = {**look(0.9, width=width, rank=8), "centred_rank": rank}
+            h = {**look(0.9, width=width, rank=min(8, width)), "centred_rank": rank}
             assert run(UNTRAINED, look(0.9), encoder=[h, h]).state == state, (width, rank)
 
 
@@ -448,3 +448,48 @@ def test_a_spread_that_rises_threefold_leaves_a_collapse():
     low = look(0.001)
     for factor, state in ((2.9, "complete collapse"), (3.1, "leaving collapse")):
         assert run(look(0.5), low, low, look(0.001 * factor)).state == state
+
+
+def test_a_spread_that_stays_where_it_has_risen_to_has_left_the_collapse():
+    low, risen = look(0.001), look(0.0035)
+    assert run(look(0.5), low, low, risen, risen).state == "leaving collapse"
+
+
+def test_directions_that_fell_to_just_half_are_not_yet_few_for_good():
+    """Of a run that goes on: 2 of 4 directions is not less than half; 1.9 is."""
+    h = look(0.9)
+    for rank, state in ((2.0, "healthy"), (1.9, "dimensional collapse")):
+        encoder = [{**h, "centred_rank": 4.0}, *[{**h, "centred_rank": rank}] * 2]
+        assert run(UNTRAINED, look(0.9), look(0.9), encoder=encoder, finished=False).state == state
+
+
+def test_the_length_is_from_the_first_look_to_the_last():
+    """Of a block in turn the first look is at the step where its turn begins."""
+    for step, expected in ((24, "too early to tell"), (25, "learned")):
+        rows = [{**row, "step": 1000 + row["step"]} for row in history(*[(0.2, 0.01)] * 2, (0.8, 0.01), step=step)]
+        assert verdict(rows, finished=True).headline == expected
+
+
+def test_the_last_look_says_whether_views_agree():
+    assert headline((0.3, 0.01), (0.3, 0.01), (0.9, 0.01)) == "learned"
+    assert headline((0.3, 0.01), (0.9, 0.01), (0.3, 0.01)) == "not collapsed"
+
+
+def test_features_tell_classes_apart_three_standard_errors_above_chance():
+    """Of 10 000 images at chance 50 % the error is 0.5 points."""
+    for top1, tells in ((51.49, False), (51.51, True)):
+        assert Accuracy({"encoder": top1, "raw pixels": 3.0}, {}, 1, 10_000, 50.0).tells is tells
+
+
+def test_a_gain_of_half_a_point_is_a_gain():
+    found = verdict(LEARNED_BY_VIEWS, True, accuracy=accuracy(100, 103, both=131))
+    assert found.headline == "too close to tell" and "+0.5 points" in found.evidence
+
+
+def test_the_loss_of_the_last_quarter_and_its_error_by_hand():
+    config = compose("simclr", overrides=["data.batch=64"])
+    chance = math.log(127)
+    assert loss_at_chance([*[chance] * 3, chance - 1], config) == ""  # a quarter of four is one
+    for d, clear in ((0.045, True), (0.055, False)):  # of two, the standard error is half their distance
+        losses = [*[0.0] * 6, chance - 0.1 - d, chance - 0.1 + d]
+        assert (loss_at_chance(losses, config) == "") is clear

@@ -70,3 +70,24 @@ def test_labels_out_of_range_are_refused(wrong):
 def test_an_empty_bank_is_refused():
     with pytest.raises(InputError, match="needs training features"):
         knn_scores(torch.zeros(0, 2), torch.zeros(0, dtype=torch.int64), torch.eye(2), classes=3)
+
+
+def test_200_voters_at_a_temperature_of_a_tenth_unless_it_is_said():
+    """As Wu et al. and MoCo's demo."""
+    g = torch.Generator().manual_seed(0)
+    bank, labels = torch.randn(300, 4, generator=g), torch.arange(300) % 3
+    scores = knn_scores(bank, labels, bank[:5], 3)
+    assert torch.equal(scores, knn_scores(bank, labels, bank[:5], 3, k=200, temperature=0.1))
+    for k, temperature in ((201, 0.1), (200, 0.15)):
+        assert not torch.equal(scores, knn_scores(bank, labels, bank[:5], 3, k=k, temperature=temperature))
+    assert scores.dtype == torch.float64
+
+
+def test_no_more_similarities_are_held_than_a_chunk_has(case, monkeypatch):
+    bank, sizes, topk = case[0], [], torch.Tensor.topk
+    monkeypatch.setattr(torch.Tensor, "topk", lambda x, *args, **more: sizes.append(len(x)) or topk(x, *args, **more))
+    for chunk, rows in ((7 * len(bank) + 1, 7), (1, 1)):
+        monkeypatch.setattr(knn, "CHUNK", chunk)
+        knn_scores(*case, k=3)
+        assert max(sizes) == rows and sum(sizes) == len(case[2])
+        sizes.clear()

@@ -178,3 +178,23 @@ def test_accuracies_have_their_error_and_the_sizes_of_the_sets_beside_them(
     assert f"{gain:.1f} ± {error:.1f} points above untrained on 600 test images, 600 to compare with" in out
     assert ("600 test images cannot tell" in out) == advised == bool(result["advice"]) == ("advice:" in out)
     assert twinblock.diagnose(run.path).judgement.headline == headline
+
+
+def test_labels_are_numbered_in_order_and_what_is_only_tested_comes_after():
+    images = tiny.images(4)
+    train, test = (replace(images, labels=np.array(labels)) for labels in ([7, 3, 7, 7], [3, 7, 5, 9]))
+    sets = labelled_sets.LabelledSets.of(train, test)
+    assert (sets.classes.tolist(), sets.train_labels.tolist(), sets.test_labels.tolist()) == (
+        [3, 7],
+        [1, 0, 1, 1],
+        [0, 1, 2, 2],
+    )
+    assert len(sets) == 8 and sets.images == (train, test)
+
+
+def test_images_without_label_are_in_neither_set(monkeypatch):
+    some = replace(tiny.images(20), labels=np.array([-1, 0, 1, -1] * 5))
+    monkeypatch.setattr(labelled_sets, "load", lambda *_: some)
+    train, test = labelled(Data(), 0, some)
+    assert train.labels.tolist() == test.labels.tolist() == [0, 1] * 5
+    assert np.array_equal(train.batch([0, 1]), some.pixels[[1, 2]])

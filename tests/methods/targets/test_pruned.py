@@ -281,6 +281,23 @@ def test_masks_are_drawn_from_step_0_with_seed_0():
             assert torch.equal(mask, torch.rand(4, 4, 3, 3, generator=generator("prune", seed, step, i)) >= 0.5)
 
 
+def test_masks_may_be_drawn_by_a_share_of_the_run():
+    network = tiny_network()
+    target = Pruned(network, 0.5, Duration.parse("50%"), epoch_steps=3)
+    drawn = []
+    target.draw = lambda network, step: drawn.append(step)
+    for step in range(8):
+        target.after_step(network, step, 8)
+    assert drawn == [4, 8]
+
+
+def test_a_weight_is_dropped_with_the_probability_and_not_above():
+    """A uniform number in [0, 1) is below p with probability p: the number p itself keeps the weight."""
+    number = torch.rand(4, 3, 3, 3, generator=generator("prune", 0, 0, 0))
+    mask = Pruned(tiny_network(), 0.0, random=float(number[0, 0, 0, 0])).get_buffer("mask/blocks/0")
+    assert mask[0, 0, 0, 0] and torch.equal(mask, number >= number[0, 0, 0, 0])
+
+
 def test_an_epoch_has_one_step_unless_it_is_said():
     network = tiny_network()
     target = Pruned(network, 0.5)
@@ -374,3 +391,12 @@ def test_of_standardised_weights_those_are_pruned_that_the_convolution_uses():
         assert conv.kept is None  # the online network is as it was
         zero, total = zero + int((weight == 0).sum()), total + weight.numel()
     assert zero == pytest.approx(0.9 * total, abs=2)
+
+
+def test_nothing_is_drawn_at_random_unless_it_is_said_and_then_by_seed_0():
+    network = tiny_network()
+    assert torch.equal(
+        Pruned(network, 0.3).get_buffer("mask/blocks/0"), magnitude_masks({"w": network.blocks[0].weight}, 0.3)["w"]
+    )
+    masks = [Pruned(network, 0.3, random=0.5, **more).get_buffer("mask/blocks/0") for more in ({}, {"seed": 0})]
+    assert torch.equal(*masks)
