@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Float, Int, Shaped, UInt8
 from torch import Tensor
 
 FINGERPRINTED = 64  # images whose pixels are compared when a run goes on
@@ -57,10 +57,11 @@ class Images:
     An image of label -1 has none. `names`: of files, relative to the folder of the source; of rows of a table, which
     row; None where images have none. `skipped` lists (name, reason) of the files that could not be read.
     `classes_from` says what the labels are: "2 top folders: cat, dog", "column label", "the labels given".
-    `check(rows, pixels)` raises InputError where stored images are damaged; `batch` calls it.
+    `check(rows, pixels)` raises InputError where stored images are damaged; `batch` calls it. `kind`: what files they
+    are of, as "16-bit TIFF".
     """
 
-    pixels: np.ndarray  # (stored, h, w, 3) uint8
+    pixels: np.ndarray  # (stored, h, w, c), the files' own values: uint8, uint16, int16 or float32; NaN: none
     labels: np.ndarray | None = None  # (n,) int64
     classes: tuple[str, ...] | None = None
     aspect: np.ndarray | None = None  # (n,) float32
@@ -70,6 +71,11 @@ class Images:
     rows: np.ndarray | None = None  # (n,) int64
     classes_from: str | None = None
     check: Callable[[np.ndarray, np.ndarray], None] | None = None
+    kind: str = ""
+
+    @property
+    def channels(self) -> int:
+        return self.pixels.shape[3]
 
     def __repr__(self) -> str:
         """`Images(photos: 500 of 32 x 32, 10 classes)`."""
@@ -91,8 +97,8 @@ class Images:
         digest.update(self.batch(np.linspace(0, len(self) - 1, min(len(self), FINGERPRINTED)).astype(int)).numpy().data)
         return {"images": len(self), "digest": digest.hexdigest()}
 
-    def batch(self, index: Sequence[int] | np.ndarray | Tensor) -> UInt8[Tensor, "n h w c"]:
-        """The images at these places, copied."""
+    def batch(self, index: Sequence[int] | np.ndarray | Tensor) -> Shaped[Tensor, "n h w c"]:
+        """The images at these places, copied: their own values."""
         index = np.asarray(index, dtype=np.int64)
         rows = index if self.rows is None else self.rows[index]
         pixels = np.take(self.pixels, rows, axis=0)
@@ -132,8 +138,14 @@ def load(
     split: Literal["train", "test"] = "train",
     size: int | None = None,
     download: bool = True,
+    channels: int | None = None,
+    pages: str = "auto",
 ) -> Images | None:
-    """The images of one split of a source; None where the source has no such split."""
+    """The images of one split of a source; None where the source has no such split.
+
+    `channels`: of an image, None: as the files have them. `pages`: as the field `data.pages`.
+    """
+    from twinblock.data.forms import Wanted
     from twinblock.data.sources import load as load_source
 
-    return load_source(source, root, split, size, download)
+    return load_source(source, root, split, size, download, Wanted(channels, pages))

@@ -14,19 +14,20 @@ from twinblock.core.errors import InputError, nearest
 from twinblock.data import Images, torchvision_sets
 from twinblock.data import huggingface as hf
 from twinblock.data.decode import printable
+from twinblock.data.forms import Wanted
 from twinblock.data.store import Encoded, Item, cache, digest, packed, say_once
 
 LOOSE = 0.1  # a larger share of images beside the folders of a source, and those are no classes
 BUILT_IN = ("photodigits", "cifar10", "cifar100", "stl10")
 EXTENSIONS = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".avif", ".gif", ".bmp", ".dib", ".tif", ".tiff"),
-    *(".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".j2k"),
+    *(".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".j2k", ".npy", ".dcm", ".dicom"),
 )
 UNREAD = {  # pictures of phones, cameras, hospitals and microscopes, drawings and videos: they are counted
     *(".heic", ".heif", ".jxl", ".cr2", ".cr3", ".crw", ".nef", ".arw", ".dng", ".raf", ".orf", ".rw2", ".pef", ".srw"),
-    *(".dcm", ".dicom", ".nii", ".mha", ".mhd", ".nrrd", ".svs", ".ndpi", ".mrxs", ".scn", ".bif", ".czi", ".lif"),
+    *(".nii", ".mha", ".mhd", ".nrrd", ".svs", ".ndpi", ".mrxs", ".scn", ".bif", ".czi", ".lif"),
     *(".nd2", ".lsm", ".vsi", ".oib", ".oif", ".fits", ".fit", ".exr", ".hdr", ".tga", ".psd", ".xcf", ".svg", ".ico"),
-    *(".mp4", ".mov", ".avi", ".mkv", ".webm", ".npy", ".npz"),
+    *(".mp4", ".mov", ".avi", ".mkv", ".webm", ".npz"),
 }
 # train, Training, val2017, test_images, unlabeled2017 and so on
 SPLIT = re.compile(
@@ -36,7 +37,7 @@ SPLIT = re.compile(
 
 
 def load(
-    source: str, root: str | None, split: Literal["train", "test"], size: int | None, download: bool
+    source: str, root: str | None, split: Literal["train", "test"], size: int | None, download: bool, wanted: Wanted
 ) -> Images | None:
     """See `twinblock.data.load`."""
     if source in BUILT_IN and os.path.isdir(source):
@@ -69,7 +70,7 @@ def load(
         encoded = hf.hub(source, root, split, download)
     else:
         encoded = _here(source, path, split)
-    return encoded and packed(encoded, size)
+    return encoded and packed(encoded, size, wanted)
 
 
 def _refuse(source: str, path: str) -> None:

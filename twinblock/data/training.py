@@ -1,7 +1,7 @@
-"""The images that a run trains on."""
+"""The images of a run."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 from twinblock.config.schema import Data, other_data
 from twinblock.core.errors import InputError
@@ -10,12 +10,18 @@ from twinblock.data.objects import describe, images_from, is_object
 from twinblock.data.tails import read_indices, subset
 
 
+def split_of(data: Data, split: Literal["train", "test"] = "train") -> Images | None:
+    """The images of one split of a run's source, without its subset; None where the source has no such split."""
+    channels = None if data.channels == "auto" else data.channels
+    return load(data.source, data.root, split, data.size, True, channels, data.pages)
+
+
 def training(data: Data, images: Images | None = None) -> Images:
     """The training images of a run: those of its source, or the part that `indices` and then `longtail` leave.
 
     `images`: those of the source, where the caller holds them already, as `objects.images_from` gives them.
     """
-    images = load(data.source, data.root, "train", data.size) if images is None else images
+    images = split_of(data) if images is None else images
     assert images is not None, "every source has a training split"
     if data.indices is not None:
         if images.skipped:
@@ -48,4 +54,8 @@ def chosen(data: Data, given: Any = None, held: Any = None) -> tuple[Data, Image
     elif source is None and held is not None:
         source = held
     data = data if given is None else other_data(data, given)
-    return data, images_from(source, data.size) if is_object(source) else None
+    return data, _held(source, data) if is_object(source) else None
+
+
+def _held(source: Any, data: Data) -> Images:
+    return images_from(source, data.size, channels=None if data.channels == "auto" else data.channels)

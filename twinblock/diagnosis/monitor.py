@@ -15,7 +15,8 @@ from twinblock.assembly.plan import Plan
 from twinblock.config.schema import Config, Data
 from twinblock.core.errors import InputError
 from twinblock.core.seeding import order
-from twinblock.data import Images, load
+from twinblock.data import Images
+from twinblock.data.training import split_of
 from twinblock.diagnosis.measures import agreement, indicators
 from twinblock.diagnosis.verdict import Verdict, verdict, worst
 from twinblock.methods.learner import parts_of
@@ -35,7 +36,7 @@ NEIGHBOURS, TEMPERATURE = 5, 0.1  # of the sample, which has few images a class
 def held_out(data: Data, images: Images) -> Images:
     """Images to look at: a source's test images where it has them, with labels if `images` have; else `images`."""
     try:
-        test = load(data.source, data.root, "test", data.size)
+        test = split_of(data, "test")
     except InputError:  # a test split that cannot be read is no reason not to train
         return images
     if test is None or len(test) < SAMPLE[0] or (images.labels is not None and test.labels is None):
@@ -64,7 +65,8 @@ class Monitor:
         self.config, self.device, self.plan = config, device, plan
         self.learners = [part for whole in learners for part in parts_of(whole)]
         self.wholes = [i for i, whole in enumerate(learners) for _ in parts_of(whole)]  # what the plan counts
-        self.views = Views([views.specs[0].model_copy(update={"count": 1})], views.size, views.mean, views.std)
+        first = views.specs[0].model_copy(update={"count": 1})
+        self.views = Views([first], views.size, views.mean, views.std, views.value_range)
         batch = config.data.batch
         # of all looks, in images of one: a block costs one pass where it only passes on, three where it learns
         passes = sum(phase.steps * (min(phase.trained) + 3 * len(phase.trained)) for phase in plan.phases)

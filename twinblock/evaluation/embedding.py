@@ -13,8 +13,9 @@ from twinblock.core.device import best_device
 from twinblock.core.errors import InputError
 from twinblock.core.files import replacing, table_kind, write_table
 from twinblock.core.settings import own_settings
-from twinblock.data import Images, columns_of, load
-from twinblock.data.training import chosen, training, whole
+from twinblock.data import Images, columns_of
+from twinblock.data.training import chosen, split_of, training, whole
+from twinblock.data.values import seen_as
 from twinblock.evaluation import at_size, features, seen_by
 from twinblock.nn.shallow import encoder_of_block
 from twinblock.runs.run import Run
@@ -61,10 +62,10 @@ def embed(
     source, held = chosen(whole(config.data), data, run.objects.get("data"))
     trained = run.encoder() if block is None else encoder_of_block(run.encoder(), block)
     seen = at_size(config, trained, source.size)
-    images = training(source, held) if split == "train" else load(source.source, source.root, "test", source.size)
+    images = training(source, held) if split == "train" else split_of(source, "test")
     if images is None:
         raise InputError(f"split=test: {source.source} has no images for testing; leave split out")
-    device = best_device()
+    seen, device = seen_as(seen, source, images), best_device()
     with progress("embedding images", len(images)) as advance:
         found = features(trained.to(device), images, advance=advance, **seen_by(seen, device))
     if not found.isfinite().all():

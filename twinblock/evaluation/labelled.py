@@ -8,8 +8,8 @@ from jaxtyping import Int
 from twinblock.config.schema import Data
 from twinblock.core.errors import InputError
 from twinblock.core.seeding import order
-from twinblock.data import Images, load, take
-from twinblock.data.training import training
+from twinblock.data import Images, take
+from twinblock.data.training import split_of, training
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ def labelled(source: Data, seed: int, train: Images | None = None) -> tuple[Imag
     Test images may be of classes that are not in training, which come after those that are: they count as missed.
     """
     train = train or training(source)
-    test = load(source.source, source.root, "test", source.size)
+    test = split_of(source, "test")
     if train.labels is None:
         raise InputError(f"{source.source} has no labels, so accuracy cannot be measured; name labelled data: data=...")
     if test is None or test.labels is None:
