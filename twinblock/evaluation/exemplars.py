@@ -76,7 +76,8 @@ def exemplars(
     if ratio is not None and not 0 <= ratio < 1:
         raise InputError(f"ratio={ratio}: the share of weights to prune is at least 0 and less than 1")
     images = training(source, held)
-    seen, device = seen_as(config, source, images).data, best_device()
+    seen = seen_as(config, source, images).data.model_copy(update={"size": source.size})
+    device = best_device()
     scores = measure(run, images, ratio, seen, device)
     ranking = np.argsort(-scores["moved"], kind="stable")
     _write_tables(run, images, scores, ranking)

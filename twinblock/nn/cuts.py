@@ -44,7 +44,8 @@ def probe_images(shape: Shape) -> Tensor:
 def cut_network(model: nn.Module, shape: tuple[int, int, int], cuts: Cuts, both_modes: bool = False) -> Blocks:
     """The blocks of a network, or the whole as one where it cannot be cut; what no block needs is taken out of `model`.
 
-    `shape`: that of an image, (c, h, w). Checked: the steps in a row give what the network itself gives, in training mode too where `both_modes`.
+    `shape`: that of an image, (c, h, w). Checked: the steps in a row give what the network itself gives, in training
+    mode too where `both_modes`.
     InputError where `cuts` names what is not there.
     """
     images = probe_images(shape)

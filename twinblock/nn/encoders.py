@@ -116,9 +116,10 @@ def build_encoder(
 
     `kind` is a timm name, a torchvision name behind `torchvision/`, or `resnet10` (a ResNet of one basic block a
     stage). `width`: channels of a ResNet's first stage. `stem`: `standard`, `cifar` (3x3, stride 1, no pooling) or
-    `cifar_stride2`. `size`: side of the images in pixels, `channels`: theirs. `cuts`: at every change of resolution (`stages`), after every
-    residual block or layer (`blocks`; a ViT has no other stages), or before the named modules. What cannot be cut is
-    one block. Raises InputError for names that cannot be built, and for networks that give no features.
+    `cifar_stride2`. `size`: side of the images in pixels; `channels`: theirs. `cuts`: at every change of resolution
+    (`stages`), after every residual block or layer (`blocks`; a ViT has no other stages), or before the named modules.
+    What cannot be cut is one block. Raises InputError for names that cannot be built, and for networks that give no
+    features.
     """
     with seeded(seed):
         model = _create(kind, width, size, channels)

@@ -1,4 +1,6 @@
-"""Random views of whole batches of any values and channels, on the batch's device. Parameters are drawn apart from being applied.
+"""Random views of whole batches of any values and channels, on the batch's device.
+
+Parameters are drawn apart from being applied.
 
 What happens to a sample is a function of (seed, epoch, step, view, position in the global batch) alone, so
 one process or many, on the CPU or a GPU, see the same views.
