@@ -38,8 +38,8 @@ def images(count: int = 48, side: int = 16) -> Images:
 def in_place_of_any_source(monkeypatch, count: int) -> Images:
     """Make `twinblock.data.load` give these images, as training and as test images, where runs are measured."""
     found = images(count)
-    for module in (training, labelled):
-        monkeypatch.setattr(module, "load", lambda *_: found)
+    for module, name in ((training, "load"), (labelled, "split_of")):
+        monkeypatch.setattr(module, name, lambda *_: found)
     return found
 
 

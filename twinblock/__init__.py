@@ -1,6 +1,6 @@
 """Self-supervised pretraining of image encoders, end to end or block by block, that tells you whether it worked.
 
-`pretrain` trains an encoder; `evaluate`, `diagnose`, `embed` and `exemplars` look at what came of it; `load_encoder`
+`pretrain` trains an encoder, and `draw_views` shows what it will see; `evaluate`, `diagnose`, `embed` and `exemplars` look at what came of it; `load_encoder`
 gives it as a module. `recipes` lists the methods, `show` and `compose` what a run is made of, `reproduce` carries out a
 published comparison.
 """
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from twinblock.core.version import __version__
 
 if TYPE_CHECKING:
+    from twinblock.assembly.draw import draw_views
     from twinblock.config.recipes import compose, recipes, show
     from twinblock.core.errors import InputError
     from twinblock.data import Images
@@ -30,6 +31,7 @@ _HOMES = {
     "Run": "runs.run",
     "compose": "config.recipes",
     "diagnose": "diagnosis.diagnose",
+    "draw_views": "assembly.draw",
     "embed": "evaluation.embedding",
     "evaluate": "evaluation.evaluate",
     "exemplars": "evaluation.exemplars",
@@ -47,6 +49,7 @@ __all__ = [
     "__version__",
     "compose",
     "diagnose",
+    "draw_views",
     "embed",
     "evaluate",
     "exemplars",

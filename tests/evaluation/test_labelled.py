@@ -42,7 +42,7 @@ def with_classes(classes: tuple[str, ...] | None) -> Images:
     ],
 )
 def test_the_classes_of_both_splits_must_agree(monkeypatch, train, test, fit):
-    monkeypatch.setattr(labelled_sets, "load", lambda *_: with_classes(test))
+    monkeypatch.setattr(labelled_sets, "split_of", lambda *_: with_classes(test))
     if not fit:
         with pytest.raises(InputError, match="classes of its test images"):
             labelled(Data(), 0, with_classes(train))
@@ -68,7 +68,7 @@ def test_without_a_test_split_a_fifth_of_each_class_is_held_out(monkeypatch):
     sizes = (40, 11, 2, 1)
     labels = np.random.Generator(np.random.PCG64(0)).permutation(np.repeat(np.arange(4), sizes))
     images = Images(np.arange(54, dtype=np.uint8).repeat(192).reshape(54, 8, 8, 3), labels)
-    monkeypatch.setattr(labelled_sets, "load", lambda *_: None)
+    monkeypatch.setattr(labelled_sets, "split_of", lambda *_: None)
     train, test = labelled(Data(), 0, images)
     assert np.bincount(test.labels, minlength=4).tolist() == [8, 3, 1, 0]  # one image cannot do both
     shown = lambda part: part.batch(range(len(part)))[:, 0, 0, 0].tolist()  # noqa: E731
@@ -122,8 +122,8 @@ def test_unused_label_numbers_are_no_classes(tmp_path, monkeypatch, numbers):
     found = tiny.images(120)
     rows = np.flatnonzero((found.labels < 2) | (np.arange(120) % 4 == 0))  # one class is rare
     found = Images(found.pixels[rows], np.array(numbers)[found.labels[rows]])
-    for module in (longtail, labelled_sets):
-        monkeypatch.setattr(module, "load", lambda *_: found)
+    for module, name in ((longtail, "load"), (labelled_sets, "split_of")):
+        monkeypatch.setattr(module, name, lambda *_: found)
     monkeypatch.setattr(evaluation, "quick_knn", lambda *_: None)
     run = twinblock.pretrain("simclr", data="photos", out=tmp_path / "run", quiet=True, overrides=SMALL)
     rows = twinblock.evaluate(run, baselines=False, quiet=True)

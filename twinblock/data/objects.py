@@ -22,6 +22,7 @@ from twinblock.data.store import Encoded, Item, cache, digest, packed
 log = logging.getLogger(__name__)
 
 SAMPLED = 16  # items of a data set whose size decides how all are stored
+CONVERTED = 2**26  # values of floats that are looked at at a time
 CLASSES = 65_536  # labels are numbers below this
 LAYOUTS = "(n, height, width, channels), (n, channels, height, width) or grey (n, height, width)"
 
@@ -45,7 +46,8 @@ def images_from(given: Any, size: int | None = None, labels: Any = None, channel
       or (image, label). Each is read once, in every process of a run, into a file of the cache that lasts as long as
       the process. `classes`, where the data set has them, name its labels. A transform that draws at random draws once.
 
-    `channels`: of an image, where not as they are. `size`: side of a view in pixels; large files and items of mixed sizes are stored accordingly.
+    `size`: side of a view in pixels; large files and items of mixed sizes are stored accordingly. `channels`: of an
+    image, where they are not taken as they are.
     `labels`: of each image a number from 0 on, or -1 for none; or its class as text.
     Raises InputError, one line, for everything else.
     """
@@ -161,8 +163,7 @@ def _of_pil(image: Image.Image) -> np.ndarray:
     """RGB of a picture of 8 bits, else its values."""
     if image.mode == "F" or image.mode.startswith("I"):
         values = np.asarray(image)
-        small = values.dtype.kind == "i" and 0 <= values.min() and values.max() < 2**16
-        return values.astype(np.uint16) if small or values.dtype.itemsize == 2 else values.astype(np.float32)
+        return values.astype(np.uint16 if image.mode.startswith("I;16") else np.float32)
     with quiet():
         return np.asarray(rgb(image))
 

@@ -177,7 +177,7 @@ def _tiff_planes(file: str | bytes) -> np.ndarray:
 
 
 def _ordered(values: np.ndarray, axes: str) -> np.ndarray:
-    """(pages, h, w, channels) of an array with tifffile's names of axes: but for samples and channels, they are pages."""
+    """(pages, h, w, channels) of an array whose axes tifffile names: all but samples and channels are pages."""
     y, x = axes.index("Y"), axes.index("X")
     channels = [i for i, axis in enumerate(axes) if axis in "SC"]
     pages = [i for i in range(len(axes)) if i not in (y, x, *channels)]
