@@ -1,8 +1,8 @@
 """Self-supervised pretraining of image encoders, end to end or block by block, that tells you whether it worked.
 
-`pretrain` trains an encoder, and `draw_views` shows what it will see; `evaluate`, `diagnose`, `embed` and `exemplars` look at what came of it; `load_encoder`
-gives it as a module. `recipes` lists the methods, `show` and `compose` what a run is made of, `reproduce` carries out a
-published comparison.
+`pretrain` trains an encoder, and `draw_views` shows what it will see; `evaluate`, `diagnose`, `embed` and `exemplars`
+look at what came of it; `load_encoder` gives it as a module. `recipes` lists the methods, `show` and `compose` what a
+run is made of, `reproduce` carries out a published comparison.
 """
 
 from importlib import import_module

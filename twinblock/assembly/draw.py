@@ -1,6 +1,7 @@
 """A picture of what a network will see: some images, each beside its views."""
 
 import io
+import textwrap
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from twinblock.data.values import in_words
 from twinblock.views.operations import unit
 
 ROWS, COLUMNS, OWN = 8, 8, "views.png"
+NARROW = 4  # columns; images with no more of them stand two in a row
 
 
 @own_settings()
@@ -70,15 +72,22 @@ def _drawn(config: Config, images: Images, kind: str, title: str) -> bytes:
     whole = unit(pixels, seen["value_range"]).permute(0, 3, 1, 2)
     columns = [colours(whole), *(colours(view * std + mean) for view in views)]
     widths = images.aspects(index)
-    drawing = Figure(figsize=(1.5 * len(columns), 1.5 * len(index) + 0.7), layout="constrained")
-    drawing.suptitle(literal("\n".join([title, *_notes(config, images)])), fontsize=9)
-    for row, some in enumerate(drawing.subplots(len(index), len(columns), squeeze=False)):
+    count = len(columns)
+    beside = 2 if count <= NARROW and len(index) > 1 else 1  # images in a row
+    lines = -(-len(index) // beside)
+    notes = textwrap.wrap("; ".join([title, *_notes(config, images)]), 20 * count * beside)
+    drawing = Figure((1.5 * count * beside, 1.6 * lines + 0.2 * len(notes)), facecolor="0.8", layout="constrained")
+    drawing.suptitle(literal("\n".join(notes)), fontsize=9, x=0.01, horizontalalignment="left")
+    grid = drawing.subplots(lines, count * beside, squeeze=False)
+    for row, some in enumerate(grid.reshape(lines * beside, count)):
         for column, axes in enumerate(some):
+            axes.set_axis_off()
+            if row >= len(index):
+                continue
             height, width = columns[column].shape[1:3]
             shape = width / height if column or widths is None else float(widths[row])
             axes.imshow(columns[column][row], extent=(0, shape, 0, 1), interpolation="nearest")
-            axes.set_axis_off()
-            if row == 0:
+            if row < beside:
                 axes.set_title(f"view {column}, {width} px" if column else "image", fontsize=8)
     file = io.BytesIO()
     drawing.savefig(file, format=kind, dpi=120)

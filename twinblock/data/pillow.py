@@ -1,5 +1,6 @@
 """Pictures of 8 bits, as Pillow reads them: RGB pixels of a given size, upright; or the reason why not."""
 
+import logging
 import os
 import warnings
 from collections.abc import Iterator
@@ -138,11 +139,17 @@ def printable(text: str) -> str:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Pillow's warnings about odd files are not shown, except that too many pixels are an error."""
+    """Pillow's words about odd files are not shown, except that too many pixels are an error."""
+    said = logging.getLogger("PIL.TiffImagePlugin")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         warnings.simplefilter("error", Image.DecompressionBombWarning)
-        yield
+        level = said.level
+        said.setLevel(logging.CRITICAL)  # that it cannot read 12 channels, which tifffile can
+        try:
+            yield
+        finally:
+            said.setLevel(level)
 
 
 @cache

@@ -21,8 +21,9 @@ LOOSE = 0.1  # a larger share of images beside the folders of a source, and thos
 BUILT_IN = ("photodigits", "cifar10", "cifar100", "stl10")
 EXTENSIONS = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".avif", ".gif", ".bmp", ".dib", ".tif", ".tiff"),
-    *(".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".j2k", ".npy", ".dcm", ".dicom"),
+    *(".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".j2k", ".dcm", ".dicom"),
 )
+ARRAYS = ".npy"  # images where there are no others: beside pictures they are labels or features
 UNREAD = {  # pictures of phones, cameras, hospitals and microscopes, drawings and videos: they are counted
     *(".heic", ".heif", ".jxl", ".cr2", ".cr3", ".crw", ".nef", ".arw", ".dng", ".raf", ".orf", ".rw2", ".pef", ".srw"),
     *(".nii", ".mha", ".mhd", ".nrrd", ".svs", ".ndpi", ".mrxs", ".scn", ".bif", ".czi", ".lif"),
@@ -63,7 +64,7 @@ def load(
         raise InputError(f"data source {source!r} may not be entered ({error.strerror}): ask for access") from error
     except (OSError, ValueError):
         is_folder = False
-    if not is_folder and os.path.isfile(path) and path.lower().endswith(EXTENSIONS):
+    if not is_folder and os.path.isfile(path) and path.lower().endswith((*EXTENSIONS, ARRAYS)):
         encoded = _one_file(path, split)
     elif not is_folder:
         _refuse(source, path)
@@ -92,7 +93,7 @@ def _here(source: str, path: str, split: str) -> Encoded | None:
         tables = hf.parquet_files(Path(path))
     except OSError as error:
         raise InputError(f"data source {source!r}: cannot list the folder ({error.strerror})") from error
-    files = listing(path).files if tables else []
+    files = [file for file in listing(path).files if not file.endswith(ARRAYS)] if tables else []
     if not tables or (files and not hf.hold_images(source, tables)):  # a table among image files may hold features
         return _folder(source, path, split)
     encoded = hf.parquet(source, Path(path), tables, split)
@@ -171,7 +172,7 @@ def listing(folder: str) -> Listing:
     Hidden files are left out. Links are followed, but never to a folder that we are in. A folder or link that
     leads nowhere is listed as a file, so that it is counted as unreadable.
     """
-    found, runs, unread, total = [], [], Counter(), blake2b(digest_size=16)
+    found, arrays, runs, unread, total = [], [], [], Counter(), blake2b(digest_size=16)
     waiting: list[tuple[str, tuple]] = [("", ())]  # folders, and those above them
     while waiting:
         inner, above = waiting.pop()
@@ -199,12 +200,15 @@ def listing(folder: str) -> Listing:
                 continue
             if stat.S_ISDIR(status.st_mode):
                 folders.append((path, (*above, here)))
-            elif image and stat.S_ISREG(status.st_mode):
-                found.append(path)
+            elif (image or name.lower().endswith(ARRAYS)) and stat.S_ISREG(status.st_mode):
+                (found if image else arrays).append(path)
                 total.update(os.fsencode(f"{path}\0{status.st_size} {status.st_mtime_ns}\n"))
             elif (ending := os.path.splitext(name.lower().removesuffix(".gz"))[1]) in UNREAD:
                 unread[ending] += 1
         waiting.extend(reversed(folders))
+    if found and arrays:
+        unread[ARRAYS] = len(arrays)
+    found = found or arrays
     return Listing(found, digest(total.hexdigest(), len(found)), runs, unread)
 
 
