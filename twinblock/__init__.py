@@ -1,8 +1,9 @@
 """Self-supervised pretraining of image encoders, end to end or block by block, that tells you whether it worked.
 
-`pretrain` trains an encoder; `evaluate`, `diagnose`, `embed` and `exemplars` look at what came of it; `load_encoder`
-gives it as a module. `recipes` lists the methods, `show` and `compose` what a run is made of, `reproduce` carries out a
-published comparison, `cache` what lies packed on the disk.
+`pretrain` trains an encoder, and `draw_views` shows what it will see; `evaluate`, `diagnose`, `embed`, `search`,
+`duplicates` and `exemplars` say what came of it; `load_encoder` gives it as a module. `recipes` lists the methods,
+`show` and `compose` what a run is made of, `reproduce` carries out a published comparison, `cache` lists what lies
+packed on the disk.
 """
 
 from importlib import import_module
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from twinblock.core.version import __version__
 
 if TYPE_CHECKING:
+    from twinblock.assembly.draw import draw_views
     from twinblock.config.recipes import compose, recipes, show
     from twinblock.core.errors import InputError
     from twinblock.data import Images
@@ -33,6 +35,7 @@ _HOMES = {
     "cache": "data.stores",
     "compose": "config.recipes",
     "diagnose": "diagnosis.diagnose",
+    "draw_views": "assembly.draw",
     "duplicates": "evaluation.search",
     "embed": "evaluation.embedding",
     "evaluate": "evaluation.evaluate",
@@ -53,6 +56,7 @@ __all__ = [
     "cache",
     "compose",
     "diagnose",
+    "draw_views",
     "duplicates",
     "embed",
     "evaluate",

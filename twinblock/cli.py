@@ -68,6 +68,23 @@ def pretrain(
         sys.exit(Collapsed.code)  # the last line has said why
 
 
+@app.command("views")
+def draw_views(
+    recipe: Annotated[str, typer.Argument(help="A recipe's name, or a path to a YAML file.")],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[data=...] [out=FILE] [a.b=c]...", help="Fields of the run; the picture's file."),
+    ] = None,
+):
+    """Draw what the network will see.
+
+    Eight images, each beside its views, as views.png or out=FILE.
+    """
+    from twinblock.assembly.draw import draw_views
+
+    typer.echo(draw_views(recipe, overrides=overrides or ()))
+
+
 @app.command()
 def evaluate(
     run: Annotated[str, typer.Argument(help="The folder of a run.")],

@@ -342,8 +342,8 @@ def test_files_of_formats_that_are_not_read_are_counted(photos, caplog):
 
 
 def test_a_folder_of_such_files_alone_names_them(photos):
-    (photos / "a.dcm").touch()
-    with pytest.raises(InputError, match=r"no image files in .*, but 1 \.dcm files: convert them") as error:
+    (photos / "a.czi").touch()
+    with pytest.raises(InputError, match=r"no image files in .*, but 1 \.czi files: convert them") as error:
         load(str(photos))
     one_line(error)
 

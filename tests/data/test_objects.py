@@ -1,6 +1,5 @@
 """Images that the caller holds: arrays, tensors, lists of files, torch data sets."""
 
-import logging
 import os
 import subprocess
 import sys
@@ -64,27 +63,49 @@ def test_pixels_of_the_stored_layout_are_used_in_place():
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
-def test_floats_become_eight_bits_and_this_is_said(dtype, caplog, monkeypatch):
-    monkeypatch.setattr("twinblock.data.objects.CONVERTED", 100)  # in more than one part
+def test_floats_stay_floats(dtype):
     eighths = torch.arange(9, dtype=dtype).div(8).reshape(3, 3, 1).expand(3, 3, 5)
     images = images_from(eighths)
-    assert images.pixels[:, :, 0, 0].ravel().tolist() == [0, 32, 64, 96, 128, 159, 191, 223, 255]
-    assert "8 bits" in caplog.text
-    caplog.clear()
-    images_from(PIXELS)
-    assert not caplog.records
+    assert images.pixels[:, :, 0, 0].ravel().tolist() == [i / 8 for i in range(9)]
+    assert images.pixels.dtype == np.float32 and images.channels == 1
+    assert images_from(np.full((4, 8, 8, 3), np.nan)).channels == 3
+
+
+def test_floats_that_were_bytes_are_bytes_again(monkeypatch):
+    monkeypatch.setattr("twinblock.data.objects.CONVERTED", 100)  # looked at in more than one part
+    every = np.arange(256, dtype=np.uint8).reshape(4, 8, 8)
+    assert np.array_equal(images_from(torch.from_numpy(every) / 255).pixels[..., 1], every)
+    almost = torch.from_numpy(every) / 255
+    almost[3, 0, 0] += 1e-6
+    assert np.array_equal(images_from(almost).pixels[..., 0], almost.numpy())
+
+
+@pytest.mark.parametrize("dtype", [np.uint16, np.int16])
+def test_whole_numbers_of_16_bits_are_used_in_place(dtype):
+    for shape, channels in (((5, 6, 7), 1), ((5, 16, 17, 12), 12), ((5, 12, 16, 17), 12), ((5, 16, 17, 2), 2)):
+        given = np.arange(np.prod(shape), dtype=dtype).reshape(shape)
+        images = images_from(given)
+        assert images.channels == channels and images.pixels.dtype == dtype
+        last = given[..., None] if len(shape) == 3 else given.transpose(0, 2, 3, 1) if shape[1] == 12 else given
+        assert np.array_equal(images.batch(range(5)).numpy(), last)
+        if len(shape) == 3:
+            assert np.shares_memory(images.pixels, given)
+        items = images_from(Birds([image.copy() for image in given]))  # a data set of the same
+        assert np.array_equal(items.pixels, images.pixels) and items.pixels.dtype == dtype
+
+
+def test_grey_bytes_are_one_channel_where_that_is_asked_for():
+    grey = PIXELS[..., 0].copy()
+    assert np.array_equal(images_from(grey, channels=1).pixels[..., 0], grey)
 
 
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        (torch.randn(4, 3, 8, 8), "floats run from -"),
-        (np.full((4, 8, 8, 3), np.nan), "floats run from nan"),
-        (np.full((2, 8, 8, 3), 255.0), "to 255; give uint8"),
         (np.zeros((4, 8, 8, 3), np.int64), "values are int64"),
         (np.zeros((4, 8, 8, 3), np.bool_), "values are bool"),
         (torch.zeros(4, 8, 8, 3, dtype=torch.complex64), "values are complex64"),
-        (np.zeros((4, 8, 8, 4), np.uint8), "give 3 channels, or 1"),
+        (np.zeros((4, 40, 40, 40), np.uint8), "give 32 channels at most"),
         (np.zeros((8, 9, 3), np.uint8), r"one image needs an axis more, image\[None\]"),
         (np.zeros((4, 3, 9, 3), np.uint8), "either end may be the channels"),
         (np.zeros((4, 192), np.uint8), "its shape is"),
@@ -248,9 +269,11 @@ GOOD = np.zeros((8, 8, 3), np.uint8)
         ((GOOD, GOOD), r"\(ndarray of \(8, 8, 3\), ndarray of \(8, 8, 3\)\): its label"),
         ((GOOD, 1, "more"), r"item 20 is \(ndarray of \(8, 8, 3\), int, str\)"),
         ((GOOD, 0.5), "item 20 .*its label"),
-        (torch.randn(3, 8, 8), r"item 20 \(Tensor of \(3, 8, 8\)\): floats run from"),
-        (np.zeros((8, 8), np.uint8), "item 20 .* has 1 channels and item 0 3"),
-        (np.zeros((8, 8, 4), np.uint8), "item 20 .*1 channels"),
+        (
+            torch.randn(3, 8, 8),
+            r"item 20 \(Tensor of \(3, 8, 8\)\) has 3 channels of float32 and item 0 3 channels of u",
+        ),
+        (np.zeros((8, 8, 4), np.uint8), "item 20 .*4 channels"),
         (np.zeros((8, 8, 3), np.int32), r"item 20 .*int32"),
         (np.zeros((8, 0, 3), np.uint8), "item 20 is ndarray"),
         (np.zeros(5, np.uint8), r"item 20 is ndarray of \(5,\)"),
@@ -262,11 +285,6 @@ def test_an_unusable_item_is_one_line_and_leaves_nothing(bad, words, cache):
         images_from(Birds([GOOD] * 20 + [bad] + [GOOD] * 20))
     one_line(error)
     assert not list(cache.glob("object-*/*"))
-
-
-def test_floats_of_a_data_set_are_said_once(caplog):
-    images_from(Birds([torch.zeros(3, 8, 8)] * 9))
-    assert [record.levelno for record in caplog.records] == [logging.WARNING]
 
 
 def test_a_killed_process_leaves_no_store(cache):

@@ -17,6 +17,7 @@ from twinblock.core import console as report
 from twinblock.core.errors import InputError
 from twinblock.data import Names, store, take
 from twinblock.data.decode import decode, quiet, reason
+from twinblock.data.forms import Form
 from twinblock.data.store import Encoded, packed
 
 # ---- stored size
@@ -340,7 +341,7 @@ def test_only_a_few_encoded_images_are_in_memory_at_a_time():
 
     file = plain(1)
     with quiet():
-        chunks = store._decoded(items(), 8, 8)
+        chunks = store._decoded(items(), (8, 8, 3), Form())
         first = next(chunks)
         chunks.close()
     assert len(first[0]) <= 1024

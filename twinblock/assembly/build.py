@@ -35,9 +35,9 @@ def encoder_of(config: Config, objects: Objects | None = None) -> Encoder:
     Raises InputError where it is a module of the caller's own that `objects` does not hold.
     """
     e = config.encoder
-    assert config.data.size is not None, "the config is not resolved"
     if ":" not in e.kind:
-        return build_encoder(e.kind, e.stem, e.norm, e.width, config.data.size, config.train.seed, config.scope.cuts)
+        channels, size, _ = config.image_shape
+        return build_encoder(e.kind, e.stem, e.norm, e.width, size, config.train.seed, config.scope.cuts, channels)
     module = (objects or {}).get("encoder")
     if module is None and e.kind in OURS:
         module = OURS[e.kind]()
@@ -46,7 +46,8 @@ def encoder_of(config: Config, objects: Objects | None = None) -> Encoder:
     for name, default in (("stem", ("auto", "standard")), ("width", (None,))):
         if getattr(e, name) not in default:
             raise InputError(f"encoder.{name}={getattr(e, name)} is for named networks; leave it out for your own")
-    return own_encoder(module, config.data.size, config.scope.cuts, e.norm)
+    channels, size, _ = config.image_shape
+    return own_encoder(module, size, config.scope.cuts, e.norm, channels)
 
 
 @dataclass(frozen=True)
@@ -93,8 +94,7 @@ def make_learners(
 def _cuts(config: Config, encoder: Encoder) -> list[Cut]:
     """What each Learner trains."""
     blocks, shapes, scope = encoder.as_blocks(), encoder.shapes, config.scope
-    assert config.data.size is not None
-    image = (3, config.data.size, config.data.size)
+    image = config.image_shape
     if isinstance(scope, EndToEnd):
         return [Cut([nn.Sequential(*blocks)], 0, len(blocks) - 1, image, shapes[-1])]
     if encoder.uncut is not None or (len(blocks) == 1 and ":" in config.encoder.kind):
@@ -122,7 +122,9 @@ def _check_views(config: Config, encoder: Encoder) -> None:
         try:
             with torch.no_grad():
                 training = encoder.training
-                encoder.eval()(torch.zeros(1, 3, size, size, dtype=next(encoder.parameters()).dtype))
+                encoder.eval()(
+                    torch.zeros(1, config.image_shape[0], size, size, dtype=next(encoder.parameters()).dtype)
+                )
                 encoder.train(training)
         except (RuntimeError, ValueError, AssertionError) as error:
             raise InputError(

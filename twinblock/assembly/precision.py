@@ -13,14 +13,13 @@ TINY = 16  # the largest images that five halvings bring to a single pixel
 
 def precision_of(config: Config, device: torch.device) -> str:
     """The precision of a config that is resolved else: `auto` is never one in which its encoder's gradients fail."""
-    chosen, size = precision(config.train.precision, device), config.data.size
-    assert size is not None
+    chosen, shape = precision(config.train.precision, device), config.image_shape
     asked = config.train.precision == "auto" and chosen == "bf16" and device.type == "cpu"
-    return "fp32" if asked and size <= TINY and strides_over_a_pixel(encoder_of(config), size) else chosen
+    return "fp32" if asked and shape[1] <= TINY and strides_over_a_pixel(encoder_of(config), shape) else chosen
 
 
 @torch.no_grad()
-def strides_over_a_pixel(encoder: nn.Module, size: int) -> bool:
+def strides_over_a_pixel(encoder: nn.Module, shape: tuple[int, int, int]) -> bool:
     """Whether a convolution strides over a map of one pixel: torch 2.14 on a CPU leaves the weight gradient of such a
     one unwritten in bfloat16. The encoder keeps what looks at it: give one that nobody needs."""
     strided = []
@@ -31,7 +30,7 @@ def strides_over_a_pixel(encoder: nn.Module, size: int) -> bool:
     for module in encoder.modules():
         if isinstance(module, nn.Conv2d):
             module.register_forward_pre_hook(look)
-    encoder.eval()(torch.zeros(1, 3, size, size))
+    encoder.eval()(torch.zeros(1, *shape))
     return any(strided)
 
 

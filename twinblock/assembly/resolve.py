@@ -5,6 +5,7 @@ import torch
 from twinblock.assembly.precision import precision_of
 from twinblock.config.schema import Config
 from twinblock.data import Images
+from twinblock.data.values import fitted
 from twinblock.nn.encoders import is_vit
 
 NATIVE_SIDE = 128  # images of one size up to this side are trained on at that size
@@ -41,7 +42,7 @@ def resolve(config: Config, images: Images, device: torch.device) -> Config:
     config = config.model_copy(
         update={
             "views": views,
-            "data": config.data.model_copy(update={"size": size}),
+            "data": fitted(config.data, images).model_copy(update={"size": size}),
             "encoder": e.model_copy(update={"kind": kind, "stem": stem, "width": channels}),
         }
     )

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from os import PathLike
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
-from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, FiniteFloat, ValidationError, model_validator
 
 from twinblock.config.explain import OTHER_WEIGHTS, explain
 from twinblock.config.overrides import NO_MAPPING, merge
@@ -14,8 +14,9 @@ from twinblock.core.errors import InputError
 from twinblock.core.types import NotNegative, Positive, Probability, Width
 from twinblock.methods import objectives, targets
 from twinblock.methods.parts import Part, form_of, one_of, other
+from twinblock.nn.imagenet import MEAN, STD
 from twinblock.nn.norms import parse_norm
-from twinblock.views import View
+from twinblock.views import EIGHT_BITS, View
 
 RENAMED = {"branch": "target"}  # fields that had another name in 0.1
 WITH_WEIGHTS = ("hf-hub:", "hf_hub:", "local-dir:")  # how timm names weights of a hub or folder
@@ -70,6 +71,16 @@ class Data(Part):
     """Side of a view in pixels; null: that of small images of one size, else 224."""
     max_pixels: Annotated[int, Field(ge=1, le=2**40)] | None = None
     """Pixels of the largest image that is read; null: 89,478,485, Pillow's limit against files that fill the memory."""
+    channels: Literal["auto"] | Annotated[int, Field(ge=1, le=256)] = "auto"
+    """Channels of an image; `auto`: of the files, and 3 for 8-bit pictures, grey or not."""
+    pages: Literal["auto", "first", "channels", "images"] = "auto"
+    """What the pages or frames of a file are; `auto`: files of several pages are refused."""
+    range: Literal["auto", "dtype", "percentile"] | tuple[FiniteFloat, FiniteFloat] = "auto"
+    """The values that become 0 and 1: `dtype`, all that the type holds; `percentile`, 0.1 % and 99.9 % of a sample."""
+    mean: Literal["auto", "imagenet", "measured"] | Annotated[tuple[FiniteFloat, ...], Field(min_length=1)] = "auto"
+    """Subtracted from each channel in [0, 1]; `auto`: ImageNet's for 8-bit RGB, else measured in a sample."""
+    std: Literal["auto", "imagenet", "measured"] | Annotated[tuple[Positive, ...], Field(min_length=1)] = "auto"
+    """What each channel is then divided by; as `mean`."""
     indices: Name | None = None
     """A .npy or text file of the rows to train on; null: all."""
     longtail: LongTail | None = None
@@ -79,6 +90,21 @@ class Data(Part):
     def source_name(self) -> str:
         """The source, or all of them, for a message."""
         return self.source if isinstance(self.source, str) else ", ".join(self.source)
+
+    @model_validator(mode="after")
+    def _low_is_below_high(self):
+        if not isinstance(self.range, str) and not self.range[0] < self.range[1]:
+            raise ValueError(f"range is {list(self.range)}, but must be [low, high]")
+        return self
+
+    @property
+    def seen(self) -> dict[str, Any]:
+        """How `Views` and `centre` take values, of a resolved config; one of before 0.3 is of 8-bit RGB."""
+        return {
+            "mean": MEAN if isinstance(self.mean, str) else self.mean,
+            "std": STD if isinstance(self.std, str) else self.std,
+            "value_range": EIGHT_BITS if isinstance(self.range, str) else self.range,
+        }
 
 
 class ViewSpec(View, frozen=True):
@@ -217,6 +243,12 @@ class Config(Part):
     """Length, precision, checkpoints."""
     out: str | None = None
     """The folder of the run; null: runs/ and the recipe's name."""
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of a view. Only of a resolved config; one of before 0.3 has 3 channels."""
+        assert self.data.size is not None, "the config is not resolved"
+        return (3 if self.data.channels == "auto" else self.data.channels, self.data.size, self.data.size)
 
     @property
     def view_sizes(self) -> list[int]:

@@ -5,6 +5,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
+from jaxtyping import Float
+from torch import Tensor
+
 from twinblock.core.errors import one_line
 
 log = logging.getLogger(__name__)
@@ -17,6 +21,12 @@ def optional_picture(path: Path, warn: Callable[[str], None] = log.warning) -> I
         yield
     except Exception as error:  # fonts, backends and formats have errors of their own
         warn(f"{path.name} was not drawn ({one_line(error)}); nothing else is missing")
+
+
+def colours(images: Float[Tensor, "n c h w"]) -> Float[np.ndarray, "n h w 3"]:
+    """Images in [0, 1] to look at: the first three channels as red, green and blue, or the first one in gray."""
+    shown = images[:, :3] if images.shape[1] >= 3 else images[:, :1].expand(-1, 3, -1, -1)
+    return shown.permute(0, 2, 3, 1).clamp(0, 1).float().cpu().numpy()
 
 
 def literal(text: str) -> str:

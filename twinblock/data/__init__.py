@@ -3,12 +3,15 @@
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from hashlib import blake2b
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Float, Int, Shaped, UInt8
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from twinblock.data.forms import Wanted
 
 FINGERPRINTED = 64  # images whose pixels are compared when a run goes on
 
@@ -59,10 +62,11 @@ class Images:
     `classes_from` says what the labels are: "top folder: cat, dog", "column label", "the labels given". Images of one
     group, 0 or more, are tested together or not at all; -1: a group of its own. An epoch draws images by `weights`,
     with replacement.
-    `check(rows, pixels)` raises InputError where stored images are damaged; `batch` calls it.
+    `check(rows, pixels)` raises InputError where stored images are damaged; `batch` calls it. `kind`: what files they
+    are of, as "16-bit TIFF".
     """
 
-    pixels: np.ndarray  # (stored, h, w, 3) uint8
+    pixels: np.ndarray  # (stored, h, w, c), the files' own values: uint8, uint16, int16 or float32; NaN: none
     labels: np.ndarray | None = None  # (n,) int64
     classes: tuple[str, ...] | None = None
     aspect: np.ndarray | None = None  # (n,) float32
@@ -74,6 +78,11 @@ class Images:
     check: Callable[[np.ndarray, np.ndarray], None] | None = None
     groups: np.ndarray | None = None  # (n,) int64
     weights: np.ndarray | None = None  # (n,) float64
+    kind: str = ""
+
+    @property
+    def channels(self) -> int:
+        return self.pixels.shape[3]
 
     def __repr__(self) -> str:
         """`Images(photos: 500 of 32 x 32, 10 classes)`."""
@@ -96,8 +105,8 @@ class Images:
         digest.update(self.batch(np.linspace(0, len(self) - 1, min(len(self), FINGERPRINTED)).astype(int)).numpy().data)
         return {"images": len(self), "digest": digest.hexdigest()}
 
-    def batch(self, index: Sequence[int] | np.ndarray | Tensor) -> UInt8[Tensor, "n h w c"]:
-        """The images at these places, copied."""
+    def batch(self, index: Sequence[int] | np.ndarray | Tensor) -> Shaped[Tensor, "n h w c"]:
+        """The images at these places, copied: their own values."""
         index = np.asarray(index, dtype=np.int64)
         rows = index if self.rows is None else self.rows[index]
         pixels = np.take(self.pixels, rows, axis=0)
@@ -138,12 +147,13 @@ def load(
     size: int | None = None,
     download: bool = True,
     labels: str = "auto",
-    max_pixels: int | None = None,
+    wanted: "Wanted | None" = None,
 ) -> Images | None:
     """The images of one split of a source, or of several; None where there is no such split.
 
-    `labels` and `max_pixels` are those fields of `data`.
+    `labels`: the field of `data`; `wanted`: how files are read.
     """
+    from twinblock.data.forms import Wanted
     from twinblock.data.sources import load as load_source
 
-    return load_source(source, root, split, size, download, labels, max_pixels)
+    return load_source(source, root, split, size, download, labels, wanted or Wanted())

@@ -7,8 +7,9 @@ from importlib.util import find_spec
 
 IMAGES = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".avif", ".gif", ".bmp", ".dib", ".tif", ".tiff"),
-    *(".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".j2k"),
+    *(".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".j2k", ".dcm", ".dicom"),
 )
+ARRAYS = ".npy"  # images where there are no others: beside pictures they are labels or features
 HEIF = (".heic", ".heif")  # by the extra `heif`
 TABLES = (".csv", ".tsv")
 ARCHIVES = (".tar", ".tgz", ".tar.gz", ".zip")
@@ -16,13 +17,12 @@ RAW = (".cr2", ".cr3", ".crw", ".nef", ".arw", ".dng", ".raf", ".orf", ".rw2", "
 VIDEOS = (".mp4", ".mov", ".avi", ".mkv", ".webm")
 UNREAD = {  # pictures of phones, cameras, hospitals and microscopes, drawings and videos: they are counted
     **dict.fromkeys(RAW, "develop them to TIFF or JPEG, as `darktable-cli` or `dcraw -T` do"),
-    **dict.fromkeys((".dcm", ".dicom"), "convert them to PNG by pydicom"),
     **dict.fromkeys((".nii", ".mha", ".mhd", ".nrrd"), "convert their slices to PNG by SimpleITK"),
     **dict.fromkeys((".svs", ".ndpi", ".mrxs", ".scn", ".bif"), "cut them into tiles of PNG by tiffslide"),
     **dict.fromkeys((".czi", ".lif", ".nd2", ".lsm", ".vsi", ".oib", ".oif"), "convert them to TIFF by bioio"),
     **dict.fromkeys(VIDEOS, "write their frames with `ffmpeg -i FILE -vf fps=1 FRAMES/%06d.png`"),
     **dict.fromkeys((".jxl", ".fits", ".fit", ".exr", ".hdr", ".tga", ".psd", ".xcf", ".svg", ".ico"), ""),
-    **dict.fromkeys((".npy", ".npz"), "give the array in Python: data=array"),
+    **dict.fromkeys((ARRAYS, ".npz"), "give the array in Python: data=array"),
 }
 CONVERT = "convert them to PNG or JPEG"
 

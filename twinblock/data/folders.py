@@ -72,7 +72,7 @@ def listing(folder: str) -> Listing:
     Hidden files are left out. Links are followed, but never to a folder that we are in. A folder or link that
     leads nowhere is listed as a file, so that it is counted as unreadable.
     """
-    files, runs, unread, total = [], [], Counter(), blake2b(digest_size=16)
+    files, arrays, runs, unread, total = [], [], [], Counter(), blake2b(digest_size=16)
     waiting: list[tuple[str, tuple]] = [("", ())]  # folders, and those above them
     while waiting:
         inner, above = waiting.pop()
@@ -100,12 +100,15 @@ def listing(folder: str) -> Listing:
                 continue
             if stat.S_ISDIR(status.st_mode):
                 folders.append((path, (*above, here)))
-            elif image and stat.S_ISREG(status.st_mode):
-                files.append(path)
+            elif (image or name.lower().endswith(endings.ARRAYS)) and stat.S_ISREG(status.st_mode):
+                (files if image else arrays).append(path)
                 total.update(os.fsencode(f"{path}\0{status.st_size} {status.st_mtime_ns}\n"))
             elif ending := endings.unread(name):
                 unread[ending] += 1
         waiting.extend(reversed(folders))
+    if files and arrays:
+        unread[endings.ARRAYS] = len(arrays)
+    files = files or arrays
     return Listing(files, digest(total.hexdigest(), len(files)), runs, unread)
 
 

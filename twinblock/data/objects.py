@@ -15,15 +15,17 @@ from PIL import Image
 from twinblock.core.errors import InputError, first_line
 from twinblock.data import Images, endings
 from twinblock.data.decode import printable, quiet, rgb
+from twinblock.data.forms import Wanted
+from twinblock.data.readers import MOST_CHANNELS, channels_last
 from twinblock.data.store import Encoded, Item, cache, digest, packed
 
 log = logging.getLogger(__name__)
 
 SAMPLED = 16  # items of a data set whose size decides how all are stored
-CONVERTED = 2**26  # values of floats that become 8 bits at a time
+CONVERTED = 2**26  # values of floats that are looked at at a time
 HOLDERS = (*endings.ARCHIVES, *endings.TABLES, ".parquet")
 CLASSES = 65_536  # labels are numbers below this
-LAYOUTS = "(n, height, width, 3), (n, 3, height, width) or grey (n, height, width)"
+LAYOUTS = "(n, height, width, channels), (n, channels, height, width) or grey (n, height, width)"
 
 
 def is_object(given: Any) -> bool:
@@ -37,21 +39,22 @@ def _are_sources(given: Any) -> bool:
     return paths and any(os.path.isdir(one) or str(one).lower().endswith(HOLDERS) for one in given)
 
 
-def images_from(given: Any, size: int | None = None, labels: Any = None, max_pixels: int | None = None) -> Images:
+def images_from(given: Any, size: int | None = None, labels: Any = None, wanted: Wanted = Wanted()) -> Images:  # noqa: B008 - frozen
     """The images that a Python object holds.
 
     `given`, or a pair `(given, labels)`, is one of
 
     - `Images`: returned as they are.
-    - A NumPy array or torch tensor (n, h, w, 3), (n, 3, h, w), or grey (n, h, w), with one channel or none. uint8, or
-      floats from 0 to 1, which become 8 bits with a warning. Pixels of (n, h, w, 3) uint8 are used in place.
+    - A NumPy array or torch tensor (n, h, w, c), (n, c, h, w), or grey (n, h, w), with one channel or none. uint8,
+      uint16, int16 or floats; NaN stands for no value. Bytes of grey become three equal channels. Pixels of
+      (n, h, w, c) are used in place.
     - A list or tuple of paths of image files. They are decoded once into the cache; unreadable ones are left out.
     - A map-style torch `Dataset`: anything with `__len__` and `__getitem__`. An item is an image (PIL, array, tensor),
       or (image, label). Each is read once, in every process of a run, into a file of the cache that lasts as long as
       the process. `classes`, where the data set has them, name its labels. A transform that draws at random draws once.
 
-    `size`: side of a view in pixels; large files and items of mixed sizes are stored accordingly. `max_pixels`: of the
-    largest file that is read.
+    `size`: side of a view in pixels; large files and items of mixed sizes are stored accordingly. `wanted`: channels of
+    an image, where they are not taken as they are, and how files are read.
     `labels`: of each image a number from 0 on, or -1 for none; or its class as text.
     Raises InputError, one line, for everything else.
     """
@@ -61,17 +64,17 @@ def images_from(given: Any, size: int | None = None, labels: Any = None, max_pix
         return given if labels is None else _with_labels(given, labels, None, describe(given))
     name = describe(given)
     if _is_array(given):
-        images = Images(_pixels(given, name), name=name)
+        images = Images(_pixels(given, name, wanted.channels), name=name)
         return images if labels is None else _with_labels(images, labels, None, name)
     if isinstance(given, list | tuple) and given and all(map(_is_path, given)):
-        return _files([os.fspath(path) for path in given], (size, max_pixels), labels, name)
+        return _files([os.fspath(path) for path in given], size, labels, name, wanted)
     if not hasattr(given, "__len__") or not hasattr(given, "__getitem__"):
         hint = "; give its .dataset" if hasattr(given, "dataset") else ""
         raise InputError(
             f"data={name} gives no image by its number{hint or ' (no __len__ and __getitem__)'}: give an array or "
             "tensor, a list of paths, or a map-style data set"
         )
-    return _dataset(given, size, labels, name)
+    return _dataset(given, size, labels, name, wanted)
 
 
 def describe(given: Any) -> str:
@@ -108,60 +111,74 @@ def _is_array(value: Any) -> TypeGuard[Any]:
 # ---- arrays and tensors
 
 
-def _pixels(given: Any, name: str) -> np.ndarray:
-    """(n, h, w, 3) uint8 of a stack of images."""
+def _pixels(given: Any, name: str, channels: int | None) -> np.ndarray:
+    """(n, h, w, c) of a stack of images."""
     if given.ndim not in (3, 4) or (given.ndim == 3 and given.shape[-1] in (3, 4)):
         one = "; one image needs an axis more, image[None]" if given.ndim == 3 else ""
         raise InputError(f"data={name}: its shape is {tuple(given.shape)}; give {LAYOUTS}{one}")
     if 0 in given.shape:
         raise InputError(f"data={name}: its shape is {tuple(given.shape)}: it holds no pixels")
-    stack, floats = _eight_bits(given, f"data={name}")
-    if floats:
-        log.warning(f"data={name}: floats from 0 to 1 are kept in 8 bits, as 0 to 255")
-    return _channels_last(stack, f"data={name}")
+    return _pictures(_with_channels(_numbers(given, f"data={name}"), f"data={name}"), channels)
 
 
-def _eight_bits(given: Any, where: str) -> tuple[np.ndarray, bool]:
-    """The values as uint8, and whether they were floats."""
+def _numbers(given: Any, where: str, eight: bool | None = None) -> np.ndarray:
+    """The values as one of the types that are stored: floats become bytes where they are 255ths, which is exact, else
+    float32. `eight` False: never bytes.
+    """
     if isinstance(given, torch.Tensor):
         given = given.detach().cpu().resolve_conj().resolve_neg()
         given = (given.float() if given.dtype == torch.bfloat16 else given).numpy()
-    if given.dtype == np.uint8:
-        return given, False
-    if given.dtype.kind != "f":
-        raise InputError(f"{where}: values are {given.dtype}; give uint8, or floats from 0 to 1")
-    out, flat = np.empty(given.shape, np.uint8), given.reshape(len(given), -1) if given.ndim > 2 else given
-    rows = max(1, CONVERTED // max(1, flat[0].size))
-    for start in range(0, len(flat), rows):
-        part = flat[start : start + rows]
-        low, high = float(part.min()), float(part.max())
-        if not (low >= 0 and high <= 1):
-            raise InputError(
-                f"{where}: floats run from {low:.3g} to {high:.3g}; give uint8, or floats from 0 to 1 before any "
-                "normalisation"
-            )
-        out.reshape(flat.shape)[start : start + rows] = np.rint(part * 255)
-    return out, True
+    if given.dtype.kind == "f":
+        floats = given.astype(np.float32, copy=False)
+        return floats if eight is False or not _of_bytes(floats) else np.rint(floats * 255).astype(np.uint8)
+    if given.dtype.name not in ("uint8", "uint16", "int16"):
+        raise InputError(f"{where}: values are {given.dtype}; give uint8, uint16, int16 or floats")
+    return given
 
 
-def _channels_last(stack: np.ndarray, where: str) -> np.ndarray:
-    """(n, h, w, 3) of images with their channels last, first, or with one or none."""
+def _of_bytes(floats: np.ndarray) -> bool:
+    """Whether all values are 0/255, 1/255, ..., 255/255, as `ToTensor` makes them."""
+    if not (floats.size and floats.flat[0] >= 0):
+        return False
+    for part in np.array_split(floats, max(1, floats.size // CONVERTED)):
+        levels = np.rint(part * 255)
+        if not ((part >= 0) & (part <= 1) & (levels / np.float32(255) == part)).all():
+            return False
+    return True
+
+
+def _with_channels(stack: np.ndarray, where: str) -> np.ndarray:
+    """(n, h, w, c) of images with their channels last, first, or with none."""
     if stack.ndim == 3:
-        return np.stack([stack] * 3, -1)
-    first, last = stack.shape[1] in (1, 3), stack.shape[3] in (1, 3)
-    if first and last and stack.shape[1] == stack.shape[3] == 3:
-        raise InputError(f"{where}: of shape {stack.shape[1:]} either end may be the channels; give (height, width, 3)")
-    if not first and not last:
-        raise InputError(f"{where}: the shape of an image is {stack.shape[1:]}; give 3 channels, or 1")
-    if stack.shape[3] != 3 and (stack.shape[1] == 3 or not last):
-        stack = stack.transpose(0, 2, 3, 1)
-    return np.ascontiguousarray(np.broadcast_to(stack, (*stack.shape[:3], 3)))
+        return stack[..., None]
+    ends = stack.shape[1], stack.shape[3]
+    if min(ends) > MOST_CHANNELS:
+        raise InputError(f"{where}: the shape of an image is {stack.shape[1:]}; give {MOST_CHANNELS} channels at most")
+    try:
+        return np.ascontiguousarray(channels_last(stack))
+    except ValueError as error:
+        raise InputError(f"{where}: {error}") from None
+
+
+def _pictures(stack: np.ndarray, channels: int | None) -> np.ndarray:
+    """Bytes of grey as three equal channels, unless one is asked for."""
+    grey = stack.dtype == np.uint8 and stack.shape[3] == 1 and channels in (None, 3)
+    return np.ascontiguousarray(np.broadcast_to(stack, (*stack.shape[:3], 3))) if grey else stack
+
+
+def _of_pil(image: Image.Image) -> np.ndarray:
+    """RGB of a picture of 8 bits, else its values."""
+    if image.mode == "F" or image.mode.startswith("I"):
+        values = np.asarray(image)
+        return values.astype(np.uint16 if image.mode.startswith("I;16") else np.float32)
+    with quiet():
+        return np.asarray(rgb(image))
 
 
 # ---- a list of files
 
 
-def _files(paths: list[str | bytes], limits: tuple[int | None, int | None], labels: Any, name: str) -> Images:
+def _files(paths: list[str | bytes], size: int | None, labels: Any, name: str, wanted: Wanted) -> Images:
     files = [os.fsdecode(path) for path in paths]
     numbers, classes = ([-1] * len(files), None) if labels is None else _numbered(labels, len(files), None, name)
     facts = [(os.path.abspath(file), *_stat(file)) for file in files]
@@ -172,8 +189,9 @@ def _files(paths: list[str | bytes], limits: tuple[int | None, int | None], labe
 
     key = digest("files", facts, [int(number) for number in numbers])
     return packed(
-        Encoded(name, key, len(files), items, lambda: map(os.path.expanduser, some), classes, "the labels given"),
-        *limits,
+        Encoded(name, key, len(files), items, lambda: [*map(os.path.expanduser, some)], classes, "the labels given"),
+        size,
+        wanted,
     )
 
 
@@ -188,7 +206,7 @@ def _stat(file: str) -> tuple[int, int]:
 # ---- a data set
 
 
-def _dataset(data: Any, size: int | None, labels: Any, name: str) -> Images:
+def _dataset(data: Any, size: int | None, labels: Any, name: str, wanted: Wanted) -> Images:
     """The items of a data set in a store without a name: its space is free again when the process ends."""
     count = len(data)
     if count == 0:
@@ -203,7 +221,7 @@ def _dataset(data: Any, size: int | None, labels: Any, name: str) -> Images:
             yield f"item {i}", early.pop(i) if i in early else reader.read(i), -1
 
     key = f"object-{uuid4().hex}"
-    images = packed(Encoded(name, key, count, items, lambda: list(early.values())), size)
+    images = packed(Encoded(name, key, count, items, lambda: list(early.values())), size, wanted)
     for folder in cache().glob(f"{key}-*"):  # the mapped pixels stay until nobody uses them, even after a kill
         shutil.rmtree(folder, ignore_errors=True) if folder.is_dir() else folder.unlink(missing_ok=True)
     images = replace(images, names=None)
@@ -214,16 +232,16 @@ def _dataset(data: Any, size: int | None, labels: Any, name: str) -> Images:
 
 
 class _Reader:
-    """Items of a data set as RGB pixels; their labels are kept."""
+    """Items of a data set as arrays (h, w, c); their labels are kept."""
 
     def __init__(self, data: Any, name: str):
         self.data, self.name = data, name
         self.labels: dict[int, Any] = {}
-        self.channels: tuple[int, int] | None = None  # of the first array, and its number
-        self.warned = False
+        self.first: tuple[int, str, int] | None = None  # channels and type of the first item, and its number
+        self.eight = True  # whether floats may be bytes
 
     def read(self, i: int) -> np.ndarray:
-        """(h, w, 3) uint8 of item i."""
+        """(h, w, c) of item i; grey bytes are three equal channels."""
         try:
             item = self.data[i]
         except Exception as error:  # code of others raises anything
@@ -237,25 +255,24 @@ class _Reader:
             raise InputError(f"{where} is {_kind(item)}; give an image (PIL, array, tensor) or (image, label)")
         self.labels[i] = _label(label, item, where)
         if isinstance(image, Image.Image):
-            with quiet():
-                return np.asarray(rgb(image))
+            image = _of_pil(image)
         if image.ndim not in (2, 3) or 0 in image.shape:
-            raise InputError(f"{where} is {_kind(item)}; give an image of (height, width, 3) or (3, height, width)")
-        where = f"{where} ({_kind(item)})"
-        pixels, floats = _eight_bits(image, where)
-        if floats and not self.warned:
-            log.warning(f"data={self.name}: floats from 0 to 1 are kept in 8 bits, as 0 to 255")
-            self.warned = True
-        self._same_channels(pixels, i, where)
-        return _channels_last(pixels[None], where)[0]
-
-    def _same_channels(self, pixels: np.ndarray, i: int, where: str) -> None:
-        channels = 3 if pixels.ndim == 3 and 3 in (pixels.shape[0], pixels.shape[2]) else 1
-        if self.channels is None:
-            self.channels = channels, i
-        elif channels != self.channels[0]:
             raise InputError(
-                f"{where} has {channels} channels and item {self.channels[1]} {self.channels[0]}; give all alike"
+                f"{where} is {_kind(item)}; give an image of (height, width, channels) or (channels, height, width)"
+            )
+        where = f"{where} ({_kind(item)})"
+        pixels = _pictures(_with_channels(_numbers(image, where, self.eight)[None], where), None)[0]
+        self.eight = self.eight and pixels.dtype == np.uint8
+        self._alike(pixels, i, where)
+        return pixels
+
+    def _alike(self, pixels: np.ndarray, i: int, where: str) -> None:
+        kind = pixels.shape[2], pixels.dtype.name
+        self.first = self.first or (*kind, i)
+        if kind != self.first[:2]:
+            there = f"{self.first[0]} channels of {self.first[1]}"
+            raise InputError(
+                f"{where} has {kind[0]} channels of {kind[1]} and item {self.first[2]} {there}; give all alike"
             )
 
 

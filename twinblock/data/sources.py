@@ -15,8 +15,9 @@ from twinblock.data import huggingface as hf
 from twinblock.data.archives import archives, is_archive, shards
 from twinblock.data.columns import image_columns
 from twinblock.data.decode import File, printable
-from twinblock.data.endings import is_image, remedy, unread
+from twinblock.data.endings import ARRAYS, is_image, remedy, unread
 from twinblock.data.folders import folder_of_images, listing, metadata
+from twinblock.data.forms import Wanted
 from twinblock.data.labels import AUTO, column_of, labelled_by, no_columns, with_columns, with_labels
 from twinblock.data.layout import classes_of, few, said
 from twinblock.data.store import Encoded, Item, cache, digest, packed, say_once
@@ -33,7 +34,7 @@ def load(
     size: int | None,
     download: bool,
     labels: str,
-    max_pixels: int | None,
+    wanted: Wanted,
 ) -> Images | None:
     """See `twinblock.data.load`."""
     if isinstance(source, str) and (images := _built_in(source, root, split, download)) is not None:
@@ -56,7 +57,7 @@ def load(
         encoded = _encoded(source, root, split, download, column_of(labels))
     else:
         encoded = _joined(source, root, split, download, column_of(labels))
-    images = encoded and packed(encoded, size, max_pixels)
+    images = encoded and packed(encoded, size, wanted)
     if images is None:
         return None
     if table is not None:
@@ -119,7 +120,7 @@ def _file(source: str, path: str, split: Split, column: str | None) -> Encoded |
         return hf.parquet(source, Path(path).parent, {"train": [Path(path)]}, split, column)
     if column:
         raise no_columns(source, column)
-    if is_image(path):
+    if is_image(path) or path.lower().endswith(ARRAYS):
         return _one_file(path, split)
     if ending := unread(path):
         raise InputError(f"data source {source!r}: {ending} files are not read; {remedy([ending])}")
@@ -167,6 +168,7 @@ def _here(source: str, path: str, split: Split, column: str | None) -> Encoded |
     except OSError as error:
         raise InputError(f"data source {source!r}: cannot list the folder ({error.strerror})") from error
     files = listing(path).files if tables or shards(path) else []
+    files = [] if files and files[0].lower().endswith(ARRAYS) else files  # those beside a table may be features
     if not tables and not files and (packs := shards(path)):
         return archives(source, packs, split, column)
     if not tables or (files and not hf.hold_images(source, tables)):  # a table among image files may hold features

@@ -1,10 +1,11 @@
-"""The packed store: images decoded once into a uint8 memory map on disk, cached by their content."""
+"""The packed store: images decoded once into a memory map of their values on disk, cached by their content."""
 
 import errno
 import fcntl
 import functools
 import json
 import logging
+import math
 import os
 import shutil
 from array import array
@@ -20,12 +21,13 @@ from zlib import crc32
 
 import numpy as np
 from filelock import BaseFileLock, FileLock, SoftFileLock, Timeout
-from jaxtyping import UInt8, UInt32
+from jaxtyping import Shaped, UInt32
 
 from twinblock.core.console import progress
 from twinblock.core.errors import InputError
 from twinblock.data import Images, Names
 from twinblock.data.decode import File, decode, printable, quiet, reason, upright_size
+from twinblock.data.forms import Form, Wanted, by_pages, survey
 from twinblock.data.journal import Journal
 
 log = logging.getLogger(__name__)
@@ -71,22 +73,27 @@ def digest(*parts: object) -> str:
     return blake2b(repr((FORMAT, *parts)).encode(), digest_size=16).hexdigest()
 
 
-def packed(source: Encoded, size: int | None = None, max_pixels: int | None = None) -> Images:
-    """The decoded images, from the cache where it has them. Those of more than `max_pixels` are not read.
+def packed(source: Encoded, size: int | None = None, wanted: Wanted = Wanted()) -> Images:  # noqa: B008 - frozen
+    """The decoded images, read as `wanted` says, from the cache where it has them.
 
     Images of one same size up to 128 px are kept as they are. Others are squashed to a square of side
     8/7 `size` (224 where None), or of the largest image where that is smaller; their aspect stands beside.
     """
     side = round((size or 224) * 8 / 7)
-    key = source.key if max_pixels is None else f"{source.key}-{max_pixels}"
-    kept, squashed = cache() / f"{key}-kept", cache() / f"{key}-{side}"
-    for folder in (kept, squashed):
-        if (images := read(folder, source.name, source.classes, source.classes_from)) is not None:
-            return images
-    with quiet(max_pixels):
+    key = "-".join([source.key, *wanted.key])
+    asked = "" if wanted.channels is None else f"-{wanted.channels}c"
+    for part in dict.fromkeys(("", asked)):  # what was packed without a wish may be what is wished for
+        for folder in (cache() / f"{key}{part}-kept", cache() / f"{key}{part}-{side}"):
+            images = read(folder, source.name, source.classes, source.classes_from)
+            if images is not None and wanted.channels in (None, images.channels):
+                return images
+    with quiet(wanted.max_pixels):
+        form = survey(source.name, source.sample(), wanted)
+        source = by_pages(source) if wanted.pages == "images" else source
         height, width, same = _stored_shape(source.sample(), side)
-        folder = kept if same else squashed
-        build(folder, lambda temporary: _pack(source, temporary, height, width))
+        part = "" if form.picture else asked  # RGB is what is packed without a wish, too
+        folder = cache() / f"{key}{part}-{'kept' if same else side}"
+        build(folder, lambda temporary: _pack(source, temporary, height, width, form))
     images = read(folder, source.name, source.classes, source.classes_from)
     assert images is not None
     return images
@@ -149,8 +156,9 @@ def _locks_files(folder: Path) -> bool:
 
 # ---- the files of a store
 
-# pixels.u8; labels.npy, aspect.npy; names.u8 and names.npy, where images have names; sums.npy, a CRC-32 of each image;
-# meta.json: a line of shape, skipped files and CRC-32 of the other files, and a line with the CRC-32 of that one.
+# pixels.u8, of the type that meta.json names; labels.npy, aspect.npy; names.u8 and names.npy, where images have names;
+# sums.npy, a CRC-32 of each image; meta.json: a line of shape, type, skipped files and CRC-32 of the other files, and a
+# line with the CRC-32 of that one.
 BESIDE = ("labels.npy", "aspect.npy", "sums.npy", "names.npy", "names.u8")
 
 
@@ -161,7 +169,7 @@ class Pixels:
         self.file = open(folder / "pixels.u8", "wb")  # noqa: SIM115 - closed by __exit__
         self.sums = array("I")  # CRC-32 of each image
 
-    def write(self, images: UInt8[np.ndarray, "n h w 3"]) -> None:
+    def write(self, images: Shaped[np.ndarray, "n h w c"]) -> None:
         images = np.ascontiguousarray(images)
         self.sums.extend(map(crc32, images))
         self.file.write(images.data)
@@ -182,16 +190,17 @@ def finish(
     aspect: np.ndarray,
     skipped: list[tuple[str, str]],
     sums: array,
+    form: Form = Form(),  # noqa: B008 - frozen
     source: str = "",
 ) -> None:
-    """Write what stands beside the pixels, an array of this shape, and the names; and of what `source` they are."""
+    """Write what stands beside the pixels, an array of this shape and form, and the names; and of what `source`."""
     np.save(folder / "labels.npy", labels.astype(np.int64))
     np.save(folder / "aspect.npy", aspect.astype(np.float32))
     np.save(folder / "sums.npy", np.asarray(sums, np.uint32))
     files = {name: crc32((folder / name).read_bytes()) for name in BESIDE if (folder / name).exists()}
     source = os.path.abspath(source) if os.path.exists(source) else source
-    of = {"key": _key_of(folder), "source": source}
-    meta = json.dumps({"shape": shape, "skipped": skipped, "files": files, **of}).encode()
+    fields = {"shape": shape, "skipped": skipped, "files": files, "dtype": form.dtype, "kind": form.kind}
+    meta = json.dumps({**fields, "key": _key_of(folder), "source": source}).encode()
     (folder / "meta.json").write_bytes(b"%s\n%08x\n" % (meta, crc32(meta)))
 
 
@@ -230,7 +239,7 @@ def read(folder: Path, name: str, classes: tuple[str, ...] | None, classes_from:
     """
     if (store := opened(folder)) is None:
         return None
-    pixels, labels, aspect, names, skipped, checked = store
+    pixels, labels, aspect, names, skipped, checked, kind = store
     labelled = bool((labels >= 0).any())
     undistorted = bool((aspect == np.float32(pixels.shape[2] / pixels.shape[1])).all())
     return Images(
@@ -243,28 +252,29 @@ def read(folder: Path, name: str, classes: tuple[str, ...] | None, classes_from:
         names=names,
         skipped=tuple((file, why) for file, why in skipped),
         check=checked,
+        kind=kind,
     )
 
 
-def opened(folder: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray, Names | None, list, Checked] | None:
-    """Pixels, labels, aspects, names, skipped files and checksums; None where there is no whole store."""
+def opened(folder: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray, Names | None, list, Checked, str] | None:
+    """Pixels, labels, aspects, names, skipped files, checksums and kind; None where there is no whole store."""
     if (meta := sealed(folder)) is None or meta.get("key") != _key_of(folder):  # or a folder with another's name
         return None
     try:
         for name, sum_ in meta["files"].items():
             if crc32((folder / name).read_bytes()) != sum_:
                 return None
-        pixels = np.memmap(folder / "pixels.u8", np.uint8, "r").reshape(meta["shape"])
+        pixels = np.memmap(folder / "pixels.u8", meta["dtype"], "r").reshape(meta["shape"])
         labels, aspect, sums = (np.load(folder / name) for name in BESIDE[:3])
         names = _names(folder) if "names.u8" in meta["files"] else None
     except PermissionError as error:
         raise _closed(folder, error) from error
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, TypeError, KeyError):
         return None
     checked, count = Checked(folder, sums), len(pixels)
     some = np.unique(np.linspace(0, count - 1, min(count, 1 + OPENED // pixels[0].nbytes)).astype(int))
     whole = all(checked.damaged(some[i : i + 64], pixels[some[i : i + 64]]) is None for i in range(0, len(some), 64))
-    return (pixels, labels, aspect, names, meta["skipped"], checked) if whole else None
+    return (pixels, labels, aspect, names, meta["skipped"], checked, meta["kind"]) if whole else None
 
 
 def sealed(folder: Path) -> dict | None:
@@ -323,20 +333,21 @@ def _stored_shape(sample: Iterable[File], side: int) -> tuple[int, int, bool]:
     return side, side, False
 
 
-def _pack(source: Encoded, folder: Path, height: int, width: int) -> None:
-    needed, free = source.count * height * width * 3, shutil.disk_usage(folder).free
+def _pack(source: Encoded, folder: Path, height: int, width: int, form: Form) -> None:
+    shape = (height, width, form.channels)
+    needed, free = source.count * math.prod(shape) * np.dtype(form.dtype).itemsize, shutil.disk_usage(folder).free
     if needed > free:
         raise InputError(
             f"{source.name}: {source.count} images need {needed / 1e9:.1f} GB in {folder.parent}, where only "
             f"{free / 1e9:.1f} GB are free: set TWINBLOCK_CACHE to a folder on a larger disk"
         )
-    about = {"key": source.key, "source": source.name, "count": source.count, "shape": [height, width]}
+    about = {"key": source.key, "source": source.name, "count": source.count, "shape": shape, "dtype": form.dtype}
     with (
         Journal(folder, about) as written,
         progress(f"packing images, once, into {printable(str(folder.parent))}", source.count) as advance,
     ):
         advance(written.items)
-        for chunk in _decoded(islice(source.items(), written.items, None), height, width):
+        for chunk in _decoded(islice(source.items(), written.items, None), shape, form):
             before = written.items
             written.append(*chunk)
             advance(written.items - before)
@@ -351,35 +362,35 @@ def _pack(source: Encoded, folder: Path, height: int, width: int) -> None:
         )
     np.save(folder / "names.npy", np.asarray(written.ends))
     labels, aspect = np.asarray(written.labels), np.asarray(written.aspect)
-    finish(folder, (len(labels), height, width, 3), labels, aspect, skipped, written.sums, source.name)
+    finish(folder, (len(labels), *shape), labels, aspect, skipped, written.sums, form, source.name)
     written.close()
 
 
-def _decoded(items: Iterator[Item], height: int, width: int) -> Iterator[tuple]:
+def _decoded(items: Iterator[Item], shape: tuple[int, int, int], form: Form) -> Iterator[tuple]:
     """Chunks of decoded images in order, a few in memory at a time.
 
     By threads: Pillow decodes without the interpreter's lock, and processes would run an unguarded script
     again. By few of them for small images, where most of the work holds the lock.
     """
     cores = os.cpu_count() or 1
-    workers = min(cores, 4) if max(height, width) <= KEEP else cores
-    step = max(16, min(1024, 2**22 // (height * width * 3)))
+    workers = min(cores, 4) if max(shape[:2]) <= KEEP else cores
+    step = max(16, min(1024, 2**22 // math.prod(shape)))
     waiting = deque()
     with ThreadPoolExecutor(workers) as pool:
         for chunk in iter(lambda: list(islice(items, step)), []):
-            waiting.append(pool.submit(_decode_chunk, chunk, height, width))
+            waiting.append(pool.submit(_decode_chunk, chunk, shape, form))
             if len(waiting) > 2 * workers:
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
 
 
-def _decode_chunk(items: list[Item], height: int, width: int) -> tuple:
-    pixels = np.empty((len(items), height, width, 3), np.uint8)
+def _decode_chunk(items: list[Item], shape: tuple[int, int, int], form: Form) -> tuple:
+    pixels = np.empty((len(items), *shape), form.dtype)
     names, labels, aspects, skipped = [], [], [], []
     for name, file, label in items:
         try:
-            pixels[len(labels)], aspect = decode(file, height, width)
+            pixels[len(labels)], aspect = decode(file, *shape[:2], form)
         except Exception as error:  # damaged files make decoders raise anything
             skipped.append((printable(name), reason(error)))
         else:

@@ -1,4 +1,4 @@
-"""The images that a run trains on."""
+"""The images of a run."""
 
 from collections.abc import Mapping
 from typing import Any, Literal
@@ -6,14 +6,20 @@ from typing import Any, Literal
 from twinblock.config.schema import Data, other_data
 from twinblock.core.errors import InputError
 from twinblock.data import Images, load, take
+from twinblock.data.forms import Wanted
 from twinblock.data.labels import column_of, labelled_by, no_columns
 from twinblock.data.objects import describe, images_from, is_object
 from twinblock.data.tails import read_indices, subset
 
 
-def split_of(data: Data, split: Literal["train", "test"]) -> Images | None:
+def split_of(data: Data, split: Literal["train", "test"] = "train") -> Images | None:
     """All images of a split of a source, as the fields of the run have it; None where there is no such split."""
-    return load(data.source, data.root, split, data.size, labels=data.labels, max_pixels=data.max_pixels)
+    return load(data.source, data.root, split, data.size, labels=data.labels, wanted=wanted(data))
+
+
+def wanted(data: Data) -> Wanted:
+    """How files are read, as the fields of a run have it."""
+    return Wanted(None if data.channels == "auto" else data.channels, data.pages, data.max_pixels)
 
 
 def training(data: Data, images: Images | None = None) -> Images:
@@ -21,7 +27,7 @@ def training(data: Data, images: Images | None = None) -> Images:
 
     `images`: those of the source, where the caller holds them already, as `objects.images_from` gives them.
     """
-    images = split_of(data, "train") if images is None else images
+    images = split_of(data) if images is None else images
     assert images is not None, "every source has a training split"
     if data.indices is not None:
         if images.skipped:
@@ -58,4 +64,4 @@ def chosen(data: Data, given: Any = None, held: Any = None) -> tuple[Data, Image
         return data, None
     if column_of(data.labels):
         raise no_columns(data.source_name, data.labels)
-    return data, labelled_by(images_from(source, data.size, max_pixels=data.max_pixels), data.labels)
+    return data, labelled_by(images_from(source, data.size, wanted=wanted(data)), data.labels)

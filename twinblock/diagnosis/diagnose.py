@@ -12,6 +12,7 @@ from torch import Tensor
 
 from twinblock.assembly.build import Objects
 from twinblock.assembly.plan import make_plan
+from twinblock.assembly.views import views_of
 from twinblock.config.recipes import from_yaml
 from twinblock.config.schema import Config
 from twinblock.core.device import best_device
@@ -20,14 +21,13 @@ from twinblock.core.files import expanded
 from twinblock.core.seeding import order
 from twinblock.core.settings import own_settings
 from twinblock.data.training import chosen, split_of
+from twinblock.data.values import seen_as
 from twinblock.diagnosis.measures import indicators, lidar
 from twinblock.diagnosis.monitor import Monitor, held_out
 from twinblock.diagnosis.verdict import Verdict, judge, verdict, worst
-from twinblock.nn.encoders import MEAN, STD
 from twinblock.runs import checkpoint
 from twinblock.runs.run import BESIDE, Run
 from twinblock.runs.state import restored
-from twinblock.views import Views
 
 LIDAR = 100, 10  # images and views of each, as in Thilak et al. 2024, section 5
 MOST = 4096  # rows of a file that are looked at: all pairs of them are compared
@@ -179,15 +179,16 @@ def _monitor(
     source, images = chosen(config.data, data, objects.get("data"))
     if source.size != config.data.size:
         raise InputError(f"data.size={source.size}: a diagnosis sees images as the training did; leave data.size out")
-    images = split_of(source, "train") if images is None else images
+    images = split_of(source) if images is None else images
     assert images is not None and config.data.size is not None, "every source has a training split"
+    config = seen_as(config, source, images)
     _, learners = restored(config, file, tensors, meta, objects)
     device = best_device()
     for learner in learners:
         learner.to(device, torch.float64 if config.train.precision == "fp64" else torch.float32)
     epoch_steps = meta.get("epoch_steps", 1)  # of the run's own images
     plan = make_plan(config.scope, len(learners), config.train.length.steps(epoch_steps), epoch_steps)
-    views = Views(config.views, config.data.size, MEAN, STD)
+    views = views_of(config)
     return Monitor(learners, held_out(source, images), views, config, device, plan)
 
 

@@ -65,7 +65,8 @@ class Monitor:
         self.config, self.device, self.plan = config, device, plan
         self.learners = [part for whole in learners for part in parts_of(whole)]
         self.wholes = [i for i, whole in enumerate(learners) for _ in parts_of(whole)]  # what the plan counts
-        self.views = Views([views.specs[0].model_copy(update={"count": 1})], views.size, views.mean, views.std)
+        first = views.specs[0].model_copy(update={"count": 1})
+        self.views = Views([first], views.size, views.mean, views.std, views.value_range)
         batch = config.data.batch
         # of all looks, in images of one: a block costs one pass where it only passes on, three where it learns
         passes = sum(phase.steps * (min(phase.trained) + 3 * len(phase.trained)) for phase in plan.phases)

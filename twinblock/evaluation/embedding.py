@@ -15,6 +15,7 @@ from twinblock.core.files import expanded, need_writable, replacing, table_kind,
 from twinblock.core.settings import own_settings
 from twinblock.data import Images, columns_of
 from twinblock.data.training import chosen, split_of, training, whole
+from twinblock.data.values import seen_as
 from twinblock.evaluation import at_size, features, seen_by
 from twinblock.nn.shallow import encoder_of_block
 from twinblock.runs.run import Run
@@ -66,7 +67,7 @@ def embed(
     images = training(source, held) if split == "train" else split_of(source, "test")
     if images is None:
         raise InputError(f"split=test: {source.source_name} has no images for testing; leave split out")
-    device = best_device()
+    seen, device = seen_as(seen, source, images), best_device()
     with progress("embedding images", len(images)) as advance:
         rows = features(trained.to(device), images, advance=advance, **seen_by(seen, device))
     if not rows.isfinite().all():

@@ -24,6 +24,7 @@ from twinblock.core.version import __version__
 from twinblock.data import Images, take
 from twinblock.data.tails import few_shot
 from twinblock.data.training import chosen, whole
+from twinblock.data.values import seen_as
 from twinblock.diagnosis.chance import CALIBRATED, Accuracy
 from twinblock.evaluation import at_size, features, knn_scores, linear_probe, pixels, record, seen_by
 from twinblock.evaluation.depth import (
@@ -74,7 +75,7 @@ class FeatureExtractor:
     def pixels(self) -> Pair:
         assert self.config.data.size is not None
         side = min(self.config.data.size, MOST_PIXELS)
-        first, second = (pixels(s, side) for s in self.sets)
+        first, second = (pixels(s, side, value_range=self.config.data.seen["value_range"]) for s in self.sets)
         return first, second
 
     def calibrated(self, encoder: Encoder) -> Pair:
@@ -127,7 +128,14 @@ class Protocol:
         config, few = self.config, {kind: rows.tolist() for kind, rows in self.few.items()}
         sizes = None if self.sizes is None else self.sizes.tolist()
         images = [part.fingerprint() for part in self.sets.images]
-        how = (config.data.size, config.encoder, config.train.precision, config.train.seed, self.device.type)
+        how = (
+            config.data.size,
+            config.encoder,
+            config.train.precision,
+            config.train.seed,
+            self.device.type,
+            config.data.seen,
+        )
         flip = bool(config.views[0].flip) if self.published else None
         return __version__, images, how, few, sizes, self.published, flip, self.blocks, self.pooling
 
@@ -164,6 +172,8 @@ def evaluate(
     trained = run.encoder()
     seen = at_size(run.config, trained, source.size)
     sets = LabelledSets.of(*labelled(source, seen.train.seed, images))
+    for part in sets.images:
+        seen = seen_as(seen, source, part)
     # a balanced twin has the groups of the set that it stands beside
     sizes = _unequal_sizes([run, *others[:1]], source, sets.classes, images)
     few = _few_shot(sets.train_labels, shots, seen.train.seed) if shots or published or sizes is not None else {}
@@ -310,14 +320,14 @@ def _by_group(scores: Tensor, labels: np.ndarray, sizes: np.ndarray) -> dict[str
 def _sgd_scores(network: nn.Module | None, protocol: Protocol, queries: Tensor) -> dict[str, Tensor]:
     """Scores of the published probes, which see augmented images; digits are not mirrored."""
     encoder = network.encoder if isinstance(network, EveryBlock) else network
-    assert encoder is not None and protocol.config.data.size is not None
+    assert encoder is not None
     config, labels, predictions = protocol.config, protocol.sets.train_labels, {}
-    size, seed, flip = protocol.config.data.size, config.train.seed, bool(config.views[0].flip)
+    seed, flip = config.train.seed, bool(config.views[0].flip)
     parts = {"linear": (np.arange(len(labels)), FULL_SHOT)}
     parts |= {kind: (rows, FEW_SHOT) for kind, rows in protocol.few.items()}
     for kind, (rows, (epochs, drops)) in parts.items():
         part, of_part = take(protocol.sets.train, rows), torch.from_numpy(labels[rows])
-        seen = lambda epoch, part=part: augmented(encoder, part, size, epoch, seed, flip, protocol.device)  # noqa: E731
+        seen = lambda epoch, part=part: augmented(encoder, part, config.data, epoch, seed, flip, protocol.device)  # noqa: E731
         predictions[kind] = sgd_probe(seen, of_part, queries, int(labels.max()) + 1, epochs, drops, seed=seed)
     return predictions
 

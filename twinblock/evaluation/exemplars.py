@@ -12,26 +12,27 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity, normalize
 
-from twinblock.config.schema import Config
+from twinblock.assembly.views import views_of
+from twinblock.config.schema import Config, Data
 from twinblock.core.device import best_device
 from twinblock.core.errors import InputError
 from twinblock.core.files import need_writable, replacing, write_table
-from twinblock.core.pictures import literal, optional_picture
+from twinblock.core.pictures import colours, literal, optional_picture
 from twinblock.core.seeding import order
 from twinblock.core.settings import own_settings
 from twinblock.data import Images, columns_of, take
 from twinblock.data.training import chosen, training, whole
+from twinblock.data.values import seen_as
 from twinblock.evaluation.features import at_once, at_size, features, pixels, seen_by
 from twinblock.evaluation.groups import thirds
 from twinblock.methods.learner import Network, parts_of
 from twinblock.methods.targets.pruned import Pruned
-from twinblock.nn.encoders import MEAN, STD, Encoder
+from twinblock.nn.encoders import Encoder
 from twinblock.nn.modes import evaluating
 from twinblock.nn.pooling import Noise, Pooling
 from twinblock.runs import checkpoint
 from twinblock.runs.run import Run
 from twinblock.runs.state import restored
-from twinblock.views import Views
 
 RATIO = 0.9  # where neither the run nor the caller names one: SDCLR's on CIFAR
 NEIGHBOURS, BANK = 10, 20_000
@@ -76,28 +77,30 @@ def exemplars(
         raise InputError(f"ratio={ratio}: the share of weights to prune is at least 0 and less than 1")
     need_writable(run.path)
     images = training(source, held)
+    seen = seen_as(config, source, images).data.model_copy(update={"size": source.size})
     device = best_device()
-    scores = measure(run, images, ratio, source.size, device)
+    scores = measure(run, images, ratio, seen, device)
     ranking = np.argsort(-scores["moved"], kind="stable")
     _write_tables(run, images, scores, ranking)
     with optional_picture(run.path / "exemplars.png"):
         title = f"{run.path}: pruning-identified exemplars of {source.source}"
-        run.write("exemplars.png", _picture(images, ranking, title))
+        run.write("exemplars.png", _picture(images, ranking, title, seen.seen["value_range"]))
     findings = _judge(scores, images.labels)
     run.write_json("exemplars.json", {"data": source.source, "images": len(images), "ratio": ratio, "scores": findings})
     return findings
 
 
 def measure(
-    run: Run, images: Images, ratio: float | None, size: int | None, device: torch.device
+    run: Run, images: Images, ratio: float | None, data: Data, device: torch.device
 ) -> dict[str, Float[np.ndarray, " n"]]:
     """For each image: how far pruning moves it, how far its two views lie apart, how far its neighbours are.
 
-    All are cosine distances of the encoder's features of images of `size` pixels (None: the run's); the last is the
-    mean over the 10 nearest other images.
+    All are cosine distances of the encoder's features of images as `data` has them seen; the last is the mean over the
+    10 nearest other images.
     """
     encoder = run.encoder()
-    config = at_size(run.config, encoder, size)
+    config = at_size(run.config, encoder, data.size)
+    config = config.model_copy(update={"data": data.model_copy(update={"size": config.data.size})})
     how = seen_by(config, device)
     dense = features(encoder.to(device), images, **how)
     pruned = _trained(run) if ratio is None else None
@@ -156,7 +159,7 @@ def _calibrate(pruned: PrunedEncoder, images: Images, how: Mapping[str, Any]) ->
 def _views_apart(encoder: Encoder, images: Images, config: Config, device: torch.device) -> Tensor:
     """1 - cos of the features of two random views, as the loss of most objectives has it."""
     assert config.data.size is not None
-    views = Views(config.views if len(config.views) == 2 else config.views * 2, config.data.size, MEAN, STD)
+    views = views_of(config, config.views if len(config.views) == 2 else config.views * 2)
     distances, together = [], at_once(config.data.size)
     for step, index in enumerate(np.array_split(np.arange(len(images)), -(-len(images) // together))):
         where = {"seed": config.train.seed, "epoch": 0, "step": step, "batch": len(index)}
@@ -211,7 +214,7 @@ def _write_tables(run: Run, images: Images, scores: Mapping[str, np.ndarray], ra
             write_table(file, kind, columns)
 
 
-def _picture(images: Images, ranking: np.ndarray, title: str) -> bytes:
+def _picture(images: Images, ranking: np.ndarray, title: str, value_range: tuple[float, float]) -> bytes:
     """A PNG of two grids of 8 x 8 images: those that move most, and below them those that move least."""
     from matplotlib.figure import Figure
 
@@ -221,7 +224,8 @@ def _picture(images: Images, ranking: np.ndarray, title: str) -> bytes:
     drawing = Figure(figsize=(7, 15), layout="constrained")
     drawing.suptitle(literal(title))
     for axes, (words, ranked) in zip(drawing.subplots(2, 1), halves.items(), strict=True):
-        axes.imshow(_grid(pixels(take(images, ranked[:shown]), side), side), interpolation="nearest")
+        flat = pixels(take(images, ranked[:shown]), side, value_range=value_range)
+        axes.imshow(_grid(flat.view(len(flat), -1, side, side)), interpolation="nearest")
         axes.set_title(f"the {shown} of {len(ranking):,} images that {words}", fontsize="medium", loc="left")
         axes.set_axis_off()
     file = io.BytesIO()
@@ -229,9 +233,9 @@ def _picture(images: Images, ranking: np.ndarray, title: str) -> bytes:
     return file.getvalue()
 
 
-def _grid(flat: Float[Tensor, "n d"], side: int) -> np.ndarray:
-    """Tiles of `side` pixels, eight in a row, on white."""
-    tiles = flat.view(-1, 3, side, side).permute(0, 2, 3, 1).clamp(0, 1).numpy()
+def _grid(images: Float[Tensor, "n c s s"]) -> np.ndarray:
+    """Tiles, eight in a row, on white."""
+    tiles, side = colours(images), images.shape[2]
     step = side + max(1, side // 16)
     canvas = np.ones((-(-len(tiles) // COLUMNS) * step, COLUMNS * step, 3), np.float32)
     for i, tile in enumerate(tiles):

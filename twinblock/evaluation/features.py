@@ -1,6 +1,6 @@
 """What is measured: the features that a frozen encoder gives for images, and their raw pixels."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,9 +12,8 @@ from twinblock.assembly.precision import autocast_here
 from twinblock.config.schema import Config
 from twinblock.core.errors import InputError
 from twinblock.data import Images
-from twinblock.nn.encoders import MEAN, STD
 from twinblock.nn.modes import evaluating
-from twinblock.views import centre
+from twinblock.views import EIGHT_BITS, centre
 
 
 @torch.no_grad()
@@ -25,6 +24,7 @@ def features(
     size: int,
     mean: Sequence[float],
     std: Sequence[float],
+    value_range: tuple[float, float] = EIGHT_BITS,
     device: torch.device | str = "cpu",
     batch: int | None = None,
     autocast: torch.dtype | None = None,
@@ -39,7 +39,8 @@ def features(
     dtype = next((p.dtype for p in encoder.parameters()), torch.float32)
     rows = []
     with evaluating(encoder), torch.autocast(torch.device(device).type, autocast, enabled=autocast is not None):
-        for view in _central(images, size, mean, std, device, batch):
+        seen = {"mean": mean, "std": std, "value_range": value_range}
+        for view in _central(images, size, seen, device, batch):
             output = encoder(view.to(dtype))
             if output.ndim != 2:
                 raise InputError(f"the encoder gives shape {tuple(output.shape)}; pool it to (images, features)")
@@ -60,8 +61,7 @@ def seen_by(config: Config, device: torch.device) -> dict[str, Any]:
     """How the encoder of a run sees images, as `features` takes it."""
     return {
         "size": config.data.size,
-        "mean": MEAN,
-        "std": STD,
+        **config.data.seen,
         "device": device,
         "autocast": autocast_here(config, device),
     }
@@ -73,16 +73,19 @@ def at_size(config: Config, encoder: nn.Module, size: int | None) -> Config:
     if size in (None, config.data.size):
         return config
     try:
-        encoder(torch.zeros(1, 3, size, size))
+        encoder(torch.zeros(1, config.image_shape[0], size, size))
     except (RuntimeError, ValueError, AssertionError):
         only = f"{config.encoder.kind} was built for {config.data.size} px and takes no others"
         raise InputError(f"data.size={size}: {only}; leave data.size out") from None
     return config.model_copy(update={"data": config.data.model_copy(update={"size": size})})
 
 
-def pixels(images: Images, size: int, batch: int | None = None) -> Float[Tensor, "n d"]:
+def pixels(
+    images: Images, size: int, batch: int | None = None, value_range: tuple[float, float] = EIGHT_BITS
+) -> Float[Tensor, "n d"]:
     """The central view of each image as one row of pixels in [0, 1]: features that need no encoder."""
-    return torch.cat([view.flatten(1) for view in _central(images, size, (0.0,) * 3, (1.0,) * 3, "cpu", batch)])
+    seen = {"mean": (0.0,) * images.channels, "std": (1.0,) * images.channels, "value_range": value_range}
+    return torch.cat([view.flatten(1) for view in _central(images, size, seen, "cpu", batch)])
 
 
 def check(train: Tensor, labels: Tensor, test: Tensor, classes: int) -> None:
@@ -98,12 +101,11 @@ def check(train: Tensor, labels: Tensor, test: Tensor, classes: int) -> None:
 def _central(
     images: Images,
     size: int,
-    mean: Sequence[float],
-    std: Sequence[float],
+    seen: Mapping[str, Any],
     device: torch.device | str,
     batch: int | None,
 ) -> Iterator[Tensor]:
     batch = batch or at_once(size)
     for start in range(0, len(images), batch):
         index = np.arange(start, min(start + batch, len(images)))
-        yield centre(images.batch(index).to(device), size, mean, std, images.aspects(index))
+        yield centre(images.batch(index).to(device), size, aspect=images.aspects(index), **seen)

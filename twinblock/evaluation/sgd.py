@@ -7,10 +7,10 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from twinblock.config.schema import Data
 from twinblock.core.seeding import generator
 from twinblock.data import Images
 from twinblock.evaluation.features import at_once, check
-from twinblock.nn.encoders import MEAN, STD
 from twinblock.views import centre
 
 FULL_SHOT, FEW_SHOT = (30, (10, 20)), (100, (40, 60))  # epochs, and the epochs before which the rate drops tenfold
@@ -51,17 +51,24 @@ def sgd_probe(
 
 @torch.no_grad()
 def augmented(
-    encoder: nn.Module, images: Images, size: int, epoch: int, seed: int, flip: bool, device: torch.device
+    encoder: nn.Module, images: Images, data: Data, epoch: int, seed: int, flip: bool, device: torch.device
 ) -> Float[Tensor, "n d"]:
-    """Features of randomly moved (an eighth of the side, zero padding) and flipped images, float32 on the CPU."""
+    """Features of randomly moved (an eighth of the side, zero padding) and flipped images, float32 on the CPU.
+
+    `data`: of the run, resolved, which says how images are seen.
+    """
     encoder.eval()
+    seen, size = data.seen, data.size
+    assert size is not None, "the config is not resolved"
     g, pad, rows = generator("augment", seed, epoch), size // 8, []
     for index in torch.arange(len(images)).split(at_once(size)):
-        x = centre(images.batch(index).to(device), size, MEAN, STD, images.aspects(index))
+        x = centre(images.batch(index).to(device), size, aspect=images.aspects(index), **seen)
         top, left = (torch.randint(2 * pad + 1, (len(x), 1, 1), generator=g).to(device) for _ in range(2))
         turned = (torch.rand(len(x), generator=g) < 0.5) & flip
         # the published crop pads before it normalises: the padding is black, not grey
-        black = torch.tensor([-m / s for m, s in zip(MEAN, STD, strict=True)], device=device).view(3, 1, 1)
+        black = torch.tensor([-m / s for m, s in zip(seen["mean"], seen["std"], strict=True)], device=device).view(
+            -1, 1, 1
+        )
         x = nn.functional.pad(x - black, [pad] * 4) + black
         side = torch.arange(size, device=device)
         x = x[

@@ -36,17 +36,19 @@ class Uncut(ValueError):
     """Why a network cannot be cut."""
 
 
-def probe_images(size: int) -> Tensor:
-    return torch.linspace(-1, 1, 2 * 3 * size * size).view(2, 3, size, size)
+def probe_images(shape: Shape) -> Tensor:
+    """Two images of this shape, (c, h, w)."""
+    return torch.linspace(-1, 1, 2 * math.prod(shape)).view(2, *shape)
 
 
-def cut_network(model: nn.Module, size: int, cuts: Cuts, both_modes: bool = False) -> Blocks:
+def cut_network(model: nn.Module, shape: tuple[int, int, int], cuts: Cuts, both_modes: bool = False) -> Blocks:
     """The blocks of a network, or the whole as one where it cannot be cut; what no block needs is taken out of `model`.
 
-    Checked: the steps in a row give what the network itself gives, in training mode too where `both_modes`.
+    `shape`: that of an image, (c, h, w). Checked: the steps in a row give what the network itself gives, in training
+    mode too where `both_modes`.
     InputError where `cuts` names what is not there.
     """
-    images = probe_images(size)
+    images = probe_images(shape)
     try:
         with evaluating(model), torch.no_grad():
             steps, head = _features(model, images, fine=cuts != "stages")
@@ -61,7 +63,7 @@ def cut_network(model: nn.Module, size: int, cuts: Cuts, both_modes: bool = Fals
     elif cuts == "blocks" or len(shapes[-1]) == 2:
         first = _after_blocks(steps, cuts)
     else:
-        first = _resolutions(model, steps, shapes, size)
+        first = _resolutions(model, steps, shapes, shape[-1])
     for i in first[1:]:  # an activation that works in place would change what the block before it gave
         if getattr(steps[i].module, "inplace", False):
             steps[i].module.inplace = False  # pyright: ignore[reportArgumentType]

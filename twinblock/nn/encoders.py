@@ -18,13 +18,12 @@ from torchvision.ops import Permute, StochasticDepth
 from twinblock.core.errors import InputError, first_line, nearest
 from twinblock.core.seeding import seeded
 from twinblock.nn.cuts import Blocks, Cuts, cut_network, prefix_of, probe_images
+from twinblock.nn.imagenet import MEAN, STD
 from twinblock.nn.norms import convert_norms
 from twinblock.nn.pooling import average
 
-MEAN, STD = (
-    (0.485, 0.456, 0.406),
-    (0.229, 0.224, 0.225),
-)  # what images are normalised by: ImageNet's, as published
+__all__ = ["MEAN", "STD", "Encoder", "build_encoder", "is_vit", "own_encoder"]
+
 BASIC_RESNETS = ("resnet10", "resnet18", "resnet34")  # of blocks that follow the width of their stage
 RESNETS = (*BASIC_RESNETS, "resnet50", "resnet101", "resnet152")
 
@@ -104,33 +103,41 @@ class Encoder(nn.Module):
 
 
 def build_encoder(
-    kind: str, stem: str, norm: str, width: int | None, size: int, seed: int, cuts: Cuts = "stages"
+    kind: str,
+    stem: str,
+    norm: str,
+    width: int | None,
+    size: int,
+    seed: int,
+    cuts: Cuts = "stages",
+    channels: int = 3,
 ) -> Encoder:
     """Build a network by name with weights drawn from `seed`, and cut it.
 
     `kind` is a timm name, a torchvision name behind `torchvision/`, or `resnet10` (a ResNet of one basic block a
     stage). `width`: channels of a ResNet's first stage. `stem`: `standard`, `cifar` (3x3, stride 1, no pooling) or
-    `cifar_stride2`. `size`: side of the images in pixels. `cuts`: at every change of resolution (`stages`), after every
-    residual block or layer (`blocks`; a ViT has no other stages), or before the named modules. What cannot be cut is
-    one block. Raises InputError for names that cannot be built, and for networks that give no features.
+    `cifar_stride2`. `size`: side of the images in pixels; `channels`: theirs. `cuts`: at every change of resolution
+    (`stages`), after every residual block or layer (`blocks`; a ViT has no other stages), or before the named modules.
+    What cannot be cut is one block. Raises InputError for names that cannot be built, and for networks that give no
+    features.
     """
     with seeded(seed):
-        model = _create(kind, width, size)
+        model = _create(kind, width, size, channels)
         _leave_nothing_to_chance(model)
         if stem != "standard":
             _small_stem(model, kind, stride=2 if stem == "cifar_stride2" else 1)
         if norm != "batch":
             convert_norms(model, norm)
-    blocks = cut_network(model, size, cuts)
+    blocks = cut_network(model, (channels, size, size), cuts)
     notes = ()
     if blocks.uncut:
-        check_network(model, size, f"encoder.kind={kind}")
+        check_network(model, (channels, size, size), f"encoder.kind={kind}")
         notes = (f"{kind} is one block ({blocks.uncut})",)
     return Encoder(model, blocks, notes)
 
 
-def own_encoder(module: nn.Module, size: int, cuts: Cuts = "stages", norm: str = "batch") -> Encoder:
-    """A copy of a network of one's own, with its weights, cut into blocks; see `build_encoder` for `size` and `cuts`.
+def own_encoder(module: nn.Module, size: int, cuts: Cuts = "stages", norm: str = "batch", channels: int = 3) -> Encoder:
+    """A copy of a network of one's own, with its weights, cut into blocks; see `build_encoder` for the arguments.
 
     The features are those before the head: what averages the last map or tokens, and all that follows. Dropout and
     stochastic depth are off in the copy. `notes` of what this returns say both. What cannot be cut is one block.
@@ -145,11 +152,11 @@ def own_encoder(module: nn.Module, size: int, cuts: Cuts = "stages", norm: str =
     notes = []
     if off := _leave_nothing_to_chance(model):
         notes.append(f"{', '.join(off)} of {type(module).__name__} {'is' if len(off) == 1 else 'are'} off")
-    check_network(model, size, name)
+    check_network(model, (channels, size, size), name)
     if norm != "batch":
         convert_norms(model, norm)
     with seeded(0):
-        blocks = cut_network(model, size, cuts, both_modes=True)
+        blocks = cut_network(model, (channels, size, size), cuts, both_modes=True)
     if blocks.head:
         notes.append(f"the features are those before the head, which is left out: {', '.join(blocks.head)}")
     if blocks.uncut:
@@ -161,17 +168,20 @@ def own_encoder(module: nn.Module, size: int, cuts: Cuts = "stages", norm: str =
     return encoder
 
 
-def check_network(model: nn.Module, size: int, name: str) -> None:
-    """Raises InputError where a module does not give one finite tensor for images, or is left to chance in training."""
+def check_network(model: nn.Module, shape: tuple[int, int, int], name: str) -> None:
+    """Raises InputError where a module does not give one finite tensor for images of this shape (c, h, w), or is left
+    to chance in training.
+    """
     if not any(True for _ in model.parameters()):
         raise InputError(f"{name} has no parameters: there is nothing to train")
     outputs = []
     for mode, seed in (("evaluation", 0), ("training", 1), ("training", 2)):
         with seeded(seed), torch.no_grad():
             try:
-                y = copy.deepcopy(model).train(mode == "training")(probe_images(size))
+                y = copy.deepcopy(model).train(mode == "training")(probe_images(shape))
             except Exception as error:  # whatever a module of others raises
-                raise InputError(f"{name} fails for images of 3 x {size} x {size} ({first_line(error)})") from error
+                given = " x ".join(map(str, shape))
+                raise InputError(f"{name} fails for images of {given} ({first_line(error)})") from error
         if not isinstance(y, Tensor):
             raise InputError(f"{name} gives a {type(y).__name__} in {mode} mode: let its forward return one tensor")
         if not 2 <= y.ndim <= 4 or len(y) != 2:
@@ -186,13 +196,13 @@ def check_network(model: nn.Module, size: int, name: str) -> None:
         )
 
 
-def _create(kind: str, width: int | None, size: int) -> nn.Module:
+def _create(kind: str, width: int | None, size: int, channels: int) -> nn.Module:
     if kind in BASIC_RESNETS or (kind in RESNETS and width is None):
         name = "resnet18" if kind == "resnet10" else kind
         # timm starts residual targets at zero, torchvision does not: a shallow ResNet learns sooner without
-        model = timm.create_model(name, num_classes=0, zero_init_last=False, **_shape(kind, width))
+        model = timm.create_model(name, num_classes=0, zero_init_last=False, in_chans=channels, **_shape(kind, width))
         if width is not None:
-            _thin_stem(model, width)
+            _thin_stem(model, width, channels)
         return model
     library, _, name = kind.rpartition("/")
     names = torchvision.models.list_models(torchvision.models) if library == "torchvision" else timm.list_models()
@@ -204,16 +214,39 @@ def _create(kind: str, width: int | None, size: int) -> nn.Module:
     if width is not None:
         raise InputError(f"encoder.width is for resnet10, resnet18 and resnet34; leave it out for encoder.kind={kind}")
     if library == "torchvision":
-        return torchvision.models.get_model(name, weights=None)
+        return _of_channels(torchvision.models.get_model(name, weights=None), channels, kind)
     if not is_vit(name):
-        return timm.create_model(name, num_classes=0)
+        return _of_timm(name, channels)
     try:
-        model: Any = timm.create_model(name, num_classes=0, img_size=size)
+        model: Any = timm.create_model(name, num_classes=0, img_size=size, in_chans=channels)
         patch = model.patch_embed.patch_size[0]
     except (RuntimeError, ValueError, TypeError, AssertionError, AttributeError) as error:
         raise InputError(f"encoder.kind={kind} cannot be built for {size} px ({first_line(error)})") from error
     if size % patch:
         raise InputError(f"encoder.kind={kind} takes patches of {patch} px: set data.size to a multiple, not {size}")
+    return model
+
+
+def _of_timm(name: str, channels: int) -> nn.Module:
+    if channels == 3:
+        return timm.create_model(name, num_classes=0)
+    try:
+        return timm.create_model(name, num_classes=0, in_chans=channels)
+    except (TypeError, RuntimeError, AssertionError) as error:
+        raise InputError(f"encoder.kind={name} takes no {channels} channels ({first_line(error)})") from error
+
+
+def _of_channels(model: nn.Module, channels: int, kind: str) -> nn.Module:
+    """A network with a first convolution of so many channels, of weights that give as much variance as before."""
+    if channels == 3:
+        return model
+    path, old = next(((n, m) for n, m in model.named_modules() if isinstance(m, nn.Conv2d)), ("", None))
+    if old is None or old.in_channels != 3 or old.groups != 1:
+        raise InputError(f"encoder.kind={kind} has no first convolution to give {channels} channels; take one of timm")
+    how: Any = (old.kernel_size, old.stride, old.padding, old.dilation)
+    new = nn.Conv2d(channels, old.out_channels, *how, bias=old.bias is not None)
+    nn.init.normal_(new.weight, std=float(old.weight.detach().std()) * (3 / channels) ** 0.5)
+    model.set_submodule(path, new)
     return model
 
 
@@ -237,10 +270,10 @@ def _shape(kind: str, width: int | None) -> dict[str, Any]:
     return layers if width is None else {**layers, "channels": tuple(width * 2**i for i in range(4))}
 
 
-def _thin_stem(model: nn.Module, width: int) -> None:
+def _thin_stem(model: nn.Module, width: int, channels: int) -> None:
     """timm's stem has 64 channels whatever the stages have; give it those of the first stage."""
     first = model.get_submodule("layer1.0")
-    model.conv1 = nn.Conv2d(3, width, 7, 2, 3, bias=False)
+    model.conv1 = nn.Conv2d(channels, width, 7, 2, 3, bias=False)
     model.bn1 = nn.BatchNorm2d(width)
     first.conv1 = nn.Conv2d(width, width, 3, 1, 1, bias=False)
     first.downsample = None  # pyright: ignore[reportArgumentType]

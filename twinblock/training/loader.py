@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from twinblock.core.seeding import drawn, order
@@ -17,7 +17,7 @@ from twinblock.data import Images
 class Samples:
     """A process's part of a batch. Views draw by `aspect` on the CPU, and few ask for `index`: both stay there."""
 
-    pixels: UInt8[Tensor, "n h w c"]
+    pixels: Shaped[Tensor, "n h w c"]
     labels: Int[Tensor, " n"] | None
     aspect: Float[Tensor, " n"] | None
     index: Int[Tensor, " n"]

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from twinblock.assembly.resolve import resolve
+from twinblock.assembly.views import missing_operations
 from twinblock.config.recipes import compose
 from twinblock.config.schema import Config
 from twinblock.core.console import Reporter
@@ -19,6 +20,7 @@ from twinblock.core.settings import own_settings
 from twinblock.data.objects import describe as describe_images
 from twinblock.data.objects import is_object
 from twinblock.data.training import chosen, training
+from twinblock.data.values import in_words
 from twinblock.methods.parts import describe
 from twinblock.runs import checkpoint
 from twinblock.runs.environment import environment, recorded
@@ -102,9 +104,12 @@ def _train(run: Run, config: Config, fabric, reporter: Reporter) -> None:
     from twinblock.training.trainer import Trainer
 
     images = training(*chosen(config.data, held=run.objects.get("data")))
-    seen = held_out(config.data, images)
     config = resolve(config, images, fabric.device) if not run.begun else _as_begun(run.config, config)
+    seen = held_out(config.data, images)
     reporter.say(headline(config, images, fabric))
+    for words in (in_words(images, config.data), missing_operations(config)):
+        if words is not None:
+            reporter.say(f"images: {words}")
     trainer = Trainer(config, images, fabric, run, reporter, seen)
     for note in trainer.encoder.notes:
         reporter.say(f"encoder: {note}")

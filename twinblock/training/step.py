@@ -9,14 +9,14 @@ from torch import Tensor
 from twinblock.assembly.build import Objects, encoder_of, make_learners
 from twinblock.assembly.plan import Plan, make_plan
 from twinblock.assembly.precision import autocast_of
+from twinblock.assembly.views import views_of
 from twinblock.config.schema import Config, Optim
 from twinblock.core.distributed import share_buffers
 from twinblock.methods.learner import Batch, Signal, parts_of
-from twinblock.nn.encoders import MEAN, STD, Encoder
+from twinblock.nn.encoders import Encoder
 from twinblock.optim import make_optimizer, parameter_groups, set_lr, warmup_cosine
 from twinblock.training.compiled import compile_blocks
 from twinblock.training.loader import Samples
-from twinblock.views import Views
 
 
 class TrainStep:
@@ -38,7 +38,7 @@ class TrainStep:
         self.optims = [config.of_block(k + 1).optim for k in range(len(self.learners))]
         self.optimizers = [optimizer_of(*pair) for pair in zip(self.learners, self.optims, strict=True)]
         self.forwards = [fabric.setup_module(learner) for learner in self.learners]
-        self.views = Views(config.views, config.data.size, MEAN, STD)
+        self.views = views_of(config)
 
     def _place(self) -> None:
         """Bring all modules to the device, in the number type and memory layout that they train in."""

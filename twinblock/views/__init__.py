@@ -1,4 +1,6 @@
-"""Random views of whole uint8 batches, on the batch's device. Parameters are drawn apart from being applied.
+"""Random views of whole batches of any values and channels, on the batch's device.
+
+Parameters are drawn apart from being applied.
 
 What happens to a sample is a function of (seed, epoch, step, view, position in the global batch) alone, so
 one process or many, on the CPU or a GPU, see the same views.
@@ -7,22 +9,34 @@ one process or many, on the CPU or a GPU, see the same views.
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int, Shaped, UInt8
+from jaxtyping import Bool, Float, Int, Shaped
 from numpy import ndarray as Array
 from pydantic import BaseModel, Field, model_validator
 from torch import Tensor
 
+from twinblock.core.errors import InputError
 from twinblock.core.seeding import hashed
-from twinblock.views.operations import HUE, color_jitter_, gaussian_blur, grayscale_, resized_crop, solarize_, tensor
+from twinblock.views.operations import (
+    HUE,
+    color_jitter_,
+    gaussian_blur,
+    grayscale_,
+    intensity_jitter_,
+    resized_crop,
+    solarize_,
+    tensor,
+    unit,
+)
 
 TRIES = 10  # of a random box
 RATIO = (3 / 4, 4 / 3)  # width/height of a random box
 # uniform numbers of a sample: for the size of its box, its place, decisions, order, factors, sigma
 UNIFORM = (2 * TRIES, 2, 5, 4, 4, 1)
+EIGHT_BITS = (0.0, 255.0)  # the values that are black and white
 CHUNK = 1_200_000  # values worked on at once on the CPU, so that they stay in its cache
 
 Probability = Annotated[float, Field(ge=0, le=1)]
@@ -38,15 +52,15 @@ class View(BaseModel, extra="forbid", frozen=True, use_attribute_docstrings=True
     flip: Probability = 0.5
     """Probability of a horizontal flip."""
     jitter: tuple[Strength, Strength, Strength, HueStrength] = (0.4, 0.4, 0.2, 0.1)
-    """Strengths of the jitter of brightness, contrast, saturation and hue."""
+    """Strengths of the jitter of brightness, contrast, saturation and hue; the last two are of 3 channels."""
     jitter_p: Probability = 0.8
     """Probability of the jitter."""
     gray: Probability = 0.2
-    """Probability of no colour."""
+    """Probability of no colour; of 3 channels."""
     blur: Probability = 0.0
     """Probability of a Gaussian blur."""
     solarize: Probability = 0.0
-    """Probability of solarisation."""
+    """Probability of solarisation; of 1 or 3 channels."""
     interpolation: Literal["bilinear", "bicubic"] = "bilinear"
     """How pixels are interpolated."""
     size: Annotated[int, Field(ge=8, le=1024)] | None = None
@@ -61,16 +75,46 @@ class View(BaseModel, extra="forbid", frozen=True, use_attribute_docstrings=True
         return self
 
 
-class Views:
-    """Makes a batch for each view of each spec, normalised by `mean` and `std` of images in [0, 1]."""
+def left_out(spec: View, channels: int) -> dict[str, Any]:
+    """What a view of so many channels goes without, as the fields that say so: colour is of 3, solarisation of 1 or 3
+    channels.
+    """
+    fields: dict[str, Any] = {}
+    if channels != 3 and spec.jitter_p and any(spec.jitter[2:]):
+        fields["jitter"] = (*spec.jitter[:2], 0, 0)
+    if channels != 3 and spec.gray:
+        fields["gray"] = 0
+    if channels not in (1, 3) and spec.solarize:
+        fields["solarize"] = 0
+    return fields
 
-    def __init__(self, specs: Sequence[View], size: int, mean: Sequence[float], std: Sequence[float]) -> None:
+
+class Views:
+    """Makes a batch for each view of each spec, normalised by `mean` and `std` of images in [0, 1].
+
+    There are as many channels as means. `value_range`: the values that become 0 and 1; what lies beyond is cut off.
+    Brightness is one factor for all channels; contrast is of each channel alone where they are not 3. Raises InputError
+    for operations that mean nothing for these channels.
+    """
+
+    def __init__(
+        self,
+        specs: Sequence[View],
+        size: int,
+        mean: Sequence[float],
+        std: Sequence[float],
+        value_range: tuple[float, float] = EIGHT_BITS,
+    ) -> None:
         self.specs = tuple(spec for spec in specs for _ in range(spec.count))
-        self.size, self.mean, self.std = size, tuple(mean), tuple(std)
+        self.size, self.mean, self.std, self.value_range = size, tuple(mean), tuple(std), value_range
+        for i, spec in enumerate(specs):
+            if fields := left_out(spec, len(self.mean)):
+                given = ", ".join(f"{name}={value}" for name, value in fields.items())
+                raise InputError(f"view {i}: colour has no meaning for {len(self.mean)} channels; set {given}")
 
     def __call__(
         self,
-        images: UInt8[Tensor, "n h w 3"],
+        images: Shaped[Tensor, "n h w c"],
         *,
         seed: int,
         epoch: int,
@@ -78,36 +122,37 @@ class Views:
         batch: int,
         offset: int = 0,
         aspect: Float[Tensor, "n"] | None = None,
-    ) -> list[Float[Tensor, "n 3 _ _"]]:
+    ) -> list[Float[Tensor, "n c _ _"]]:
         """Contiguous views of the images at positions `offset` to `offset + n` of a global batch of `batch`.
 
         `step` counts within the epoch. `aspect`: width/height of images before they were squashed, on the CPU.
         """
-        assert images.ndim == 4 and images.shape[3] == 3, f"images are (n, h, w, 3), not {tuple(images.shape)}"
-        n, height, width, _ = images.shape
-        assert images.dtype == torch.uint8, f"views are made of uint8 images, not {images.dtype}"
+        n, height, width, channels = images.shape
+        assert channels == len(self.mean), f"images of {channels} channels, and {len(self.mean)} means"
         assert offset + n <= batch, f"positions {offset} to {offset + n} in a batch of {batch}"
         views = []
         for index, spec in enumerate(self.specs):
             generator = np.random.Generator(np.random.PCG64(hashed("view", seed, epoch, step, index)))
             uniform = generator.random((batch, sum(UNIFORM)))[offset : offset + n]
             params = draw(spec, uniform, height, width, aspect)
-            views.append(apply(images, params, spec.size or self.size, self.mean, self.std, spec.interpolation))
+            how = (spec.size or self.size, self.mean, self.std, spec.interpolation, self.value_range)
+            views.append(apply(images, params, *how))
         return views
 
 
 def centre(
-    images: UInt8[Tensor, "n h w 3"],
+    images: Shaped[Tensor, "n h w c"],
     size: int,
     mean: Sequence[float],
     std: Sequence[float],
     aspect: Float[Tensor, "n"] | None = None,
-) -> Float[Tensor, "n 3 s s"]:
+    value_range: tuple[float, float] = EIGHT_BITS,
+) -> Float[Tensor, "n c s s"]:
     """The view for evaluation: the largest central square, resized with antialiasing and normalised."""
     n, height, width, _ = images.shape
     plain = View(crop=None, flip=0, jitter_p=0, gray=0)
     params = draw(plain, np.zeros((n, sum(UNIFORM))), height, width, aspect)
-    return apply(images, params, size, mean, std, plain.interpolation)
+    return apply(images, params, size, mean, std, plain.interpolation, value_range)
 
 
 @dataclass(frozen=True)
@@ -184,32 +229,36 @@ def square_box(full: Int[Array, "2"], aspect: Float[Array, "n"]) -> Float[Array,
 
 @torch.no_grad()
 def apply(
-    images: UInt8[Tensor, "n h w 3"],
+    images: Shaped[Tensor, "n h w c"],
     params: Params,
     size: int,
     mean: Sequence[float],
     std: Sequence[float],
     interpolation: str,
-) -> Float[Tensor, "n 3 s s"]:
+    value_range: tuple[float, float] = EIGHT_BITS,
+) -> Float[Tensor, "n c s s"]:
     """Crops and flips, jitters, grays, blurs, solarizes and normalises, in this order.
 
     Samples are sorted so that those with the same operations are neighbours: each operation works on slices.
     """
-    n, device = len(images), images.device
+    n, channels, device = len(images), images.shape[3], images.device
+    plain = images.dtype == torch.uint8 and value_range == EIGHT_BITS  # these are scaled once they are small
+    jitter_ = color_jitter_ if channels == 3 else intensity_jitter_
     hue_place = np.where(params.jitter, (params.order == HUE).argmax(1), 4)
     sort = np.lexsort((params.solarize, params.gray, hue_place, params.blur))
-    shift, scale = (tensor(np.array(value), images).view(3, 1, 1) for value in (mean, std))
+    shift, scale = (tensor(np.array(value), images).view(-1, 1, 1) for value in (mean, std))
     radius = max(1, size // 20)
-    chunk = max(1, CHUNK // (3 * size * size)) if device.type == "cpu" else n
-    out = torch.zeros(n, 3, size, size, device=device)
+    chunk = max(1, CHUNK // (channels * size * size)) if device.type == "cpu" else n
+    out = torch.zeros(n, channels, size, size, device=device)
     with torch.autocast(device.type, enabled=False):
         for start in range(0, n, chunk):
             rows = sort[start : start + chunk]
             p, index = params[rows], tensor(rows, images)
-            x = resized_crop(images.index_select(0, index), p.box, size, interpolation, p.flip)
+            x = images.index_select(0, index)
+            x = resized_crop(x if plain else unit(x, value_range), p.box, size, interpolation, p.flip)
             for place, run in runs(hue_place[rows]):
                 if place < 4:
-                    color_jitter_(x[run], p.order[run], p.factor[run])
+                    jitter_(x[run], p.order[run], p.factor[run])
             for _, run in runs(p.gray, only=1):
                 grayscale_(x[run])
             for _, run in runs(p.blur, only=1):

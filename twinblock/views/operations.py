@@ -8,11 +8,11 @@ import math
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int, Shaped, UInt8
+from jaxtyping import Bool, Float, Int, Shaped
 from numpy import ndarray as Array
 from torch import Tensor
 
-CONTRAST, SATURATION, HUE = 1, 2, 3  # operations of the colour jitter; 0 is brightness
+BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)  # operations of the colour jitter
 LUMA = np.array([0.2989, 0.587, 0.114], np.float32)  # gray from red, green and blue
 BLOCK = 16  # outputs that share a window of inputs, where images are much larger than a window
 
@@ -23,14 +23,26 @@ def tensor(values: Shaped[Array, "..."], like: Tensor) -> Tensor:
     return torch.from_numpy(values).to(like.device, non_blocking=True)
 
 
+def unit(images: Shaped[Tensor, "n h w c"], value_range: tuple[float, float]) -> Float[Tensor, "n h w c"]:
+    """Values of which `value_range` becomes 0 to 1; what lies beyond is cut off, and NaN becomes 0."""
+    low, high = value_range
+    x = images.float()
+    if images.is_floating_point():
+        x = x.nan_to_num(low, high, low)
+    return ((x - low) / (high - low)).clamp_(0, 1)
+
+
 def resized_crop(
-    images: UInt8[Tensor, "n h w c"],
+    images: Shaped[Tensor, "n h w c"],
     box: Float[Array, "n 4"],
     size: int,
     interpolation: str = "bilinear",
     flip: Bool[Array, "n"] | None = None,
 ) -> Float[Tensor, "n c s s"]:
-    """Crops to a box (top, left, height, width), resizes with antialiasing, mirrors where `flip` says so."""
+    """Crops to a box (top, left, height, width), resizes with antialiasing, mirrors where `flip` says so.
+
+    Images are bytes, or floats in [0, 1].
+    """
     n, h, w, c = images.shape
     top, left, height, width = box.T
     cubic = interpolation == "bicubic"
@@ -39,7 +51,8 @@ def resized_crop(
     x = resample(x.view(n, rows, w, c * row), left, width, size, cubic, flip)
     columns, column = x.shape[1], x.shape[3]
     x = x.view(n, columns, rows, c, row, column).permute(0, 3, 2, 4, 1, 5)
-    x = x.reshape(n, c, rows * row, columns * column)[:, :, :size, :size].contiguous().div_(255)
+    x = x.reshape(n, c, rows * row, columns * column)[:, :, :size, :size].contiguous()
+    x = x.div_(255) if images.dtype == torch.uint8 else x
     return x.clamp_(0, 1) if cubic else x
 
 
@@ -115,6 +128,22 @@ def color_jitter_(
             anchor = torch.bmm(flat[place], planes.mean(2, keepdim=True))
             anchor = torch.baddbmm(anchor, local[place], planes)
             torch.addcmul(anchor, planes, f[place], out=planes).clamp_(0, 1)
+    return x
+
+
+def intensity_jitter_(
+    x: Float[Tensor, "n c h w"], order: Int[Array, "n p"], factor: Float[Array, "n 4"]
+) -> Float[Tensor, "n c h w"]:
+    """Brightness and contrast in each sample's `order`, for channels that are no colours.
+
+    clip(f x + (1 - f) a) with a = 0, and with a = the mean of the channel.
+    """
+    f = np.take_along_axis(factor, order, 1)
+    for place, kind in enumerate(order.T):
+        here = np.where(kind <= CONTRAST, f[:, place], 1.0)
+        brighter, anchored = (tensor(value, x).view(-1, 1, 1, 1) for value in (here, (1 - here) * (kind == CONTRAST)))
+        mean = x.mean((2, 3), keepdim=True)
+        x.mul_(brighter).add_(mean.mul_(anchored)).clamp_(0, 1)
     return x
 
 

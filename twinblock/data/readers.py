@@ -1,0 +1,301 @@
+"""Files of any values, channels and pages: what they hold, by their headers, and their values as they are."""
+
+import logging
+import os
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from io import BytesIO
+from typing import Any
+
+import numpy as np
+from jaxtyping import Shaped
+from numpy import ndarray as Array
+from PIL import Image
+
+from twinblock.data.pillow import ANIMATED, frames, is_picture, is_shortened, opened
+
+
+@dataclass(frozen=True)
+class Page:
+    """One page of a file of several."""
+
+    file: str | bytes
+    number: int
+
+
+# the path of an encoded image, its content, its values (h, w, c), a page; or why its source could not give it
+File = str | bytes | np.ndarray | Page | Exception
+
+MOST_CHANNELS = 32  # of an array: a longer axis is of pages
+GDAL_NODATA, GEO_KEYS = 42113, 34735  # tags of GeoTIFF
+ALPHA = (1, 2)  # what TIFF's ExtraSamples calls opacity
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What an image file holds, by its header.
+
+    `dtype`: NumPy's name of its type; `shape`: (pages, height, width, channels). `picture`: of 8 bits in gray or
+    colours, which Pillow reads. `opacity`: whether the last channel is said to be that. `missing`: the value that
+    stands for none.
+    """
+
+    kind: str
+    dtype: str
+    shape: tuple[int, int, int, int]
+    picture: bool = False
+    opacity: bool = False
+    missing: float | None = None
+
+
+def facts(file: File) -> Facts:
+    """What a file holds; raises anything for an unreadable one."""
+    if isinstance(file, Exception):
+        raise file
+    if isinstance(file, Page):
+        whole = facts(file.file)
+        return Facts(whole.kind, whole.dtype, (1, *whole.shape[1:]), whole.picture, whole.opacity, whole.missing)
+    if isinstance(file, np.ndarray):
+        picture = file.dtype == np.uint8 and file.shape[2] == 3
+        return Facts("array", file.dtype.name, (1, *file.shape), picture)
+    return READERS[kind_of(file)][0](file)
+
+
+def planes(file: File) -> Shaped[Array, "pages h w c"]:
+    """The values of a file as they are; raises anything for an unreadable one."""
+    if isinstance(file, Exception):
+        raise file
+    if isinstance(file, Page):
+        return planes(file.file)[file.number][None]
+    return file[None] if isinstance(file, np.ndarray) else READERS[kind_of(file)][1](file)
+
+
+def kind_of(file: str | bytes) -> str:
+    """Which of the readers a file is for, by its first bytes."""
+    if isinstance(file, bytes):
+        head = file[:132]
+    else:
+        with open(file, "rb") as first:
+            head = first.read(132)
+    if not head:
+        raise ValueError("empty file")
+    if head[128:] == b"DICM":  # its first bytes may be those of a TIFF
+        return "DICOM"
+    if head[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
+        return "TIFF"
+    return "npy" if head[:6] == b"\x93NUMPY" else "picture"
+
+
+# ---- what Pillow reads
+
+
+def _picture_facts(file: str | bytes) -> Facts:
+    with opened(file) as image:
+        kind, mode, size = image.format or "", image.mode, (image.height, image.width)
+        pages = getattr(image, "n_frames", 1) if image.format in ANIMATED else 1
+        if is_shortened(image):
+            dtype, channels = "uint16", {"LA": 2, "RGB": 3, "RGBA": 4}[mode]
+        else:
+            dtype = "float32" if mode == "F" else "uint16" if mode.startswith("I;16") else "int32"
+            dtype = dtype if mode.startswith("I") or mode == "F" else "uint8"
+            transparent = mode == "P" and "transparency" in image.info
+            channels = {"L": 1, "1": 1, "LA": 2, "RGBA": 4}.get(mode, 4 if transparent else 3)
+            channels = 1 if dtype != "uint8" else channels
+        # Pillow gives 16-bit gray of some formats as 32-bit integers
+        dtype = "uint16" if dtype == "int32" and kind in ("PNG", "PPM") else dtype
+        picture = is_picture(image, first=True)
+        channels = 3 if picture and pages > 1 else channels
+        return Facts(kind, dtype, (pages, *size, channels), picture, channels in (2, 4))
+
+
+def _picture_planes(file: str | bytes) -> np.ndarray:
+    with opened(file) as image:
+        shortened, kind = is_shortened(image), image.format
+        integers = image.mode == "I" and kind in ("PNG", "PPM")
+    if shortened and kind == "PNG":
+        return _png(file)[None]
+    if shortened:
+        raise ValueError(f"16 bits with several samples, of which this {kind} gives 8: convert it to TIFF or PNG")
+    found = [frame if frame.ndim == 3 else frame[..., None] for frame in frames(file)]
+    return np.stack([frame.astype(np.uint16) for frame in found] if integers else found)
+
+
+def _png(file: str | bytes) -> np.ndarray:
+    """(h, w, c) uint16 of a PNG of 16 bits and several samples, of which Pillow gives 8 bits."""
+    import torch
+    from torchvision.io import decode_png
+
+    if isinstance(file, str):
+        with open(file, "rb") as whole:
+            file = whole.read()
+    return decode_png(torch.frombuffer(bytearray(file), dtype=torch.uint8)).numpy().transpose(1, 2, 0)
+
+
+# ---- TIFF
+
+
+@contextmanager
+def _tiff(file: str | bytes) -> Iterator[tuple[Any, Any]]:
+    """A TIFF file and the series of its pages; smaller copies and masks of the image are none."""
+    import tifffile
+
+    logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # it says of odd tags what no pixel needs
+    with tifffile.TiffFile(BytesIO(file) if isinstance(file, bytes) else file) as opened_:
+        full = [series for series in opened_.series if not series.keyframe.subfiletype & 0b101]
+        if not full or 0 in full[0].shape:
+            raise ValueError("no pixels")
+        if len({series.shape for series in full}) > 1:
+            raise ValueError(f"{len(full)} pages of other sizes: save each in a file of its own")
+        yield full[0].keyframe, full
+
+
+def _tiff_facts(file: str | bytes) -> Facts:
+    with _tiff(file) as (page, series):
+        shape = _ordered(np.broadcast_to(np.empty((), page.dtype), series[0].shape), series[0].axes).shape
+        nodata = page.tags.get(GDAL_NODATA)
+        opacity = bool(page.extrasamples) and page.extrasamples[-1] in ALPHA
+        plain = page.dtype == np.uint8 or page.bitspersample <= 8
+        colours = 4 if page.photometric == 5 else 3  # 5: CMYK
+        dtype = "uint8" if page.bitspersample <= 8 and page.dtype.kind in "bu" else page.dtype.name
+        return Facts(
+            "GeoTIFF" if GEO_KEYS in page.tags else "TIFF",
+            dtype,
+            (shape[0] * len(series), *shape[1:]),
+            plain and dtype == "uint8" and shape[3] in (1, colours),
+            opacity,
+            _number(nodata.value) if nodata else None,
+        )
+
+
+def _tiff_planes(file: str | bytes) -> np.ndarray:
+    with _tiff(file) as (page, series):
+        try:
+            return np.concatenate([_ordered(one.asarray(), one.axes) for one in series])
+        except (ValueError, ImportError) as error:
+            if "imagecodecs" not in str(error):
+                raise
+            if page.samplesperpixel > 1:
+                raise ValueError(
+                    f'its compression ({page.compression.name}) needs: pip install "twinblock[tiff]"'
+                ) from None
+    return _picture_planes(file)  # libtiff, in Pillow, knows the usual compressions, and gives gray as it is
+
+
+def _ordered(values: np.ndarray, axes: str) -> np.ndarray:
+    """(pages, h, w, channels) of an array whose axes tifffile names: all but samples and channels are pages."""
+    y, x = axes.index("Y"), axes.index("X")
+    channels = [i for i, axis in enumerate(axes) if axis in "SC"]
+    pages = [i for i in range(len(axes)) if i not in (y, x, *channels)]
+    values = values.transpose(*pages, y, x, *channels)
+    height, width = values.shape[len(pages) : len(pages) + 2]
+    return values.reshape(-1, height, width, int(np.prod(values.shape[len(pages) + 2 :], dtype=int)))
+
+
+def _number(text: Any) -> float | None:
+    try:
+        return float(re.sub(r"[\0\s]+$", "", str(text)))
+    except ValueError:
+        return None
+
+
+# ---- NumPy
+
+
+def _npy(file: str | bytes) -> np.ndarray:
+    if isinstance(file, bytes):
+        values = np.load(BytesIO(file), allow_pickle=False)
+    else:
+        values = np.load(file, mmap_mode="r", allow_pickle=False)
+    if values.ndim == 2:
+        return values[None, :, :, None]
+    if values.ndim not in (3, 4) or 0 in values.shape:
+        raise ValueError(f"an array of shape {values.shape}; an image is (h, w), (h, w, c) or (c, h, w)")
+    if values.ndim == 3 and min(values.shape[0], values.shape[2]) > MOST_CHANNELS:
+        return values[..., None]
+    return channels_last(values if values.ndim == 4 else values[None])
+
+
+def channels_last(stack: Shaped[Array, "n a b c"]) -> Shaped[Array, "n h w k"]:
+    """Images whose channels are the shorter of the first and the last axis; ValueError where these are of one size."""
+    first, last = stack.shape[1], stack.shape[3]
+    if first == last:
+        raise ValueError(f"of shape {stack.shape[1:]} either end may be the channels; give (height, width, channels)")
+    return stack if last < first else stack.transpose(0, 2, 3, 1)
+
+
+def _npy_facts(file: str | bytes) -> Facts:
+    values = _npy(file)
+    picture = values.dtype == np.uint8 and values.shape[3] in (1, 3)
+    return Facts("npy", values.dtype.name, values.shape, picture)
+
+
+# ---- DICOM
+
+
+def _dicom(file: str | bytes) -> Any:
+    try:
+        import pydicom
+    except ImportError:
+        raise ValueError('DICOM files need: pip install "twinblock[dicom]"') from None
+    return pydicom.dcmread(BytesIO(file) if isinstance(file, bytes) else os.fspath(file))
+
+
+def _dicom_facts(file: str | bytes) -> Facts:
+    image = _dicom(file)
+    pages, channels = int(image.get("NumberOfFrames") or 1), int(image.SamplesPerPixel)
+    dtype = "uint8" if image.BitsAllocated <= 8 else "int16"  # what rescaling leaves
+    return Facts("DICOM", dtype, (pages, image.Rows, image.Columns, channels))
+
+
+def _dicom_planes(file: str | bytes) -> np.ndarray:
+    """Values as the file's own slope and intercept have them: Hounsfield units of a CT; white is high."""
+    from pydicom.pixels.processing import apply_rescale
+    from pydicom.pixels.utils import pixel_array
+
+    image = _dicom(file)
+    shape = _dicom_facts(file).shape
+    values = pixel_array(image).reshape(shape)
+    if image.PhotometricInterpretation == "MONOCHROME1":
+        values = (2**image.BitsStored - 1) - values.astype(np.int32)
+    values = np.asarray(apply_rescale(values, image))
+    if image.BitsAllocated <= 8 and values.dtype == np.uint8:
+        return values
+    rounded = np.rint(values)
+    exact = np.array_equal(rounded, values) and rounded.min() >= -(2**15) and rounded.max() < 2**15
+    return rounded.astype(np.int16) if exact else values.astype(np.float32)
+
+
+READERS: dict[str, tuple[Callable[[str | bytes], Facts], Callable[[str | bytes], np.ndarray]]] = {
+    "picture": (_picture_facts, _picture_planes),
+    "TIFF": (_tiff_facts, _tiff_planes),
+    "npy": (_npy_facts, _npy),
+    "DICOM": (_dicom_facts, _dicom_planes),
+}
+
+
+def resized(values: Shaped[Array, "h w c"], height: int, width: int) -> Shaped[Array, "height width c"]:
+    """The values at another size, by Pillow's bicubic, channel by channel; NaN is where most of a place is NaN."""
+    if values.shape[:2] == (height, width):
+        return values
+    out = np.empty((height, width, values.shape[2]), values.dtype)
+    for channel in range(values.shape[2]):
+        x = values[..., channel].astype(np.float32)
+        missing = np.isnan(x)
+        if missing.all():
+            out[..., channel] = np.nan
+            continue
+        small = _bicubic(np.where(missing, 0, x), height, width)
+        if missing.any():
+            share = _bicubic((~missing).astype(np.float32), height, width)
+            small = np.where(share > 0.5, small / np.maximum(share, 0.5), np.nan)
+        if values.dtype.kind in "iu":
+            top = np.iinfo(values.dtype)
+            small = np.rint(small).clip(top.min, top.max)
+        out[..., channel] = small
+    return out
+
+
+def _bicubic(x: np.ndarray, height: int, width: int) -> np.ndarray:
+    return np.asarray(Image.fromarray(x).resize((width, height), Image.Resampling.BICUBIC, reducing_gap=3.0))

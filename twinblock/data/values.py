@@ -1,0 +1,150 @@
+"""The values of a set of images: which of them become 0 and 1, and the mean and spread of each channel."""
+
+from typing import Any
+
+import numpy as np
+from jaxtyping import Shaped
+from numpy import ndarray as Array
+
+from twinblock.config.schema import Config, Data
+from twinblock.core.errors import InputError
+from twinblock.data import Images
+from twinblock.nn.imagenet import MEAN, STD
+from twinblock.views import EIGHT_BITS
+
+SAMPLED, VALUES = 256, 2**24  # images, and values of all channels, that are looked at
+FULL = {"uint": (255, 1023, 4095, 16383, 65535), "int": (), "float": (1, 255, 65535)}  # usual values of white
+USED = 1 / 8  # a smaller part of the full range, and the range is that of the values
+PERCENTILES = (0.1, 99.9)
+MOSTLY = 0.5  # a larger share of values that a run does not see, and images are refused
+
+
+def sample(images: Images) -> Shaped[Array, "n h w c"]:
+    """Some of the images, spread over all; the same ones each time."""
+    count = max(1, min(len(images), SAMPLED, VALUES // max(1, images.pixels[0].size)))
+    return images.batch(np.linspace(0, len(images) - 1, count).astype(int)).numpy()
+
+
+def fitted(data: Data, images: Images) -> Data:
+    """The fields `channels`, `range`, `mean` and `std` with what these images make of them.
+
+    Raises InputError where they do not fit the images.
+    """
+    channels = images.channels
+    if data.channels not in ("auto", channels):
+        raise InputError(f"data.channels={data.channels}, but the images have {channels}; leave data.channels out")
+    for name, default in (("mean", MEAN), ("std", STD)):
+        given = getattr(data, name)
+        wanted = len(default) if given == "imagenet" else channels if isinstance(given, str) else len(given)
+        if wanted != channels:
+            raise InputError(f"data.{name} has {wanted} values, and the images have {channels} channels: give as many")
+    some = sample(images) if images.pixels.dtype != np.uint8 or _open(data, channels) else None
+    low, high = EIGHT_BITS if some is None else value_range(some, data.range)
+    mean, std = (MEAN, STD) if some is None else moments(some, (low, high))
+    photographs = channels == 3 and (low, high) in (EIGHT_BITS, (0.0, 1.0))
+    pairs = {"mean": (MEAN, mean), "std": (STD, std)}
+    update: dict[str, Any] = {"channels": channels, "range": (low, high)}
+    for name, (published, measured) in pairs.items():
+        given = getattr(data, name)
+        if isinstance(given, str):
+            update[name] = published if given == "imagenet" or (given == "auto" and photographs) else measured
+    return data.model_copy(update=update)
+
+
+def _open(data: Data, channels: int) -> bool:
+    """Whether bytes need to be looked at."""
+    measured = "measured" in (data.mean, data.std) or (channels != 3 and "auto" in (data.mean, data.std))
+    return measured or data.range not in ("auto", "dtype")
+
+
+def value_range(some: Shaped[Array, "n h w c"], wanted: Any = "auto") -> tuple[float, float]:
+    """The values that become 0 and 1.
+
+    `dtype`: all that the type holds, 0 to 1 for floats. `percentile`: 0.1 % and 99.9 % of the values. `auto`: 0 and the
+    smallest usual full scale that holds them, of 8, 10, 12, 14 or 16 bits, or 1 for floats; the percentiles where they
+    fill less than an eighth of that, and where values are signed.
+    """
+    if not isinstance(wanted, str):
+        return wanted
+    kind = some.dtype
+    if wanted == "dtype":
+        return (0.0, 1.0) if kind.kind == "f" else (float(np.iinfo(kind).min), float(np.iinfo(kind).max))
+    if wanted == "auto" and kind == np.uint8:
+        return EIGHT_BITS
+    values = some[np.isfinite(some)] if kind.kind == "f" else some.ravel()
+    if not values.size:
+        raise InputError("the images hold no values, only NaN: has data.range or the nodata value gone wrong?")
+    low, high = (float(value) for value in np.percentile(values, PERCENTILES))
+    least, most = float(values.min()), float(values.max())
+    full = next((top for top in FULL[kind.name.rstrip("0123456789")] if least >= 0 and most <= top), None)
+    if wanted == "auto" and full is not None and high - low >= USED * full:
+        return 0.0, float(full)
+    if low == high:
+        low, high = (least, most) if least < most else (low, low + 1)
+    return float(f"{low:.6g}"), float(f"{high:.6g}")
+
+
+def moments(
+    some: Shaped[Array, "n h w c"], value_range: tuple[float, float]
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of each channel in [0, 1], without missing values; 1 for a channel that is even."""
+    low, high = value_range
+    means, stds = [], []
+    for channel in range(some.shape[3]):
+        x = ((some[..., channel].astype(np.float64) - low) / (high - low)).clip(0, 1)
+        missing = np.isnan(x).all()
+        means.append(0.0 if missing else float(f"{np.nanmean(x):.6g}"))
+        stds.append(1.0 if missing else float(f"{np.nanstd(x):.6g}") or 1.0)
+    return tuple(means), tuple(stds)
+
+
+def in_words(images: Images, data: Data) -> str | None:
+    """What the images hold and how it is seen, for a line of text; None for pictures of 8 bits and three colours."""
+    dtype, channels = images.pixels.dtype, images.channels
+    if dtype == np.uint8 and channels == 3 and data.range == EIGHT_BITS:
+        return None
+    some = sample(images)
+    seen = _finite(some)
+    low, high = data.seen["value_range"]
+    beyond = float(((seen < low) | (seen > high)).mean())
+    kind = images.kind or {"uint8": "8-bit", "uint16": "16-bit", "int16": "signed 16-bit"}.get(dtype.name, "float")
+    words = f"{kind}, {channels} channel{'s' * (channels > 1)}, values {_number(seen.min())} to {_number(seen.max())}: "
+    words += f"range [{low:.6g}, {high:.6g}]"
+    if beyond >= 0.0005:
+        words += f", {beyond:.1%} of the values lie beyond it and are cut off"
+    if seen.size < some.size:
+        words += f", {1 - seen.size / some.size:.1%} are missing and become {low:.6g}"
+    return f"{words}; data.range=[low, high] changes it"
+
+
+def seen_as(config: Config, data: Data, images: Images) -> Config:
+    """The config of a trained run that looks at these images, whose fields are `data`: another range of values where
+    they say one.
+
+    Raises InputError for images that its encoder cannot take, or that it would see as nearly black or white.
+    """
+    channels, size, _ = config.image_shape
+    if images.channels != channels:
+        raise InputError(
+            f"{data.source} has images of {images.channels} channels, and the run was trained on {channels}"
+        )
+    if data.channels != "auto":  # a run of before 0.3 says nothing of values
+        data = fitted(data, images)
+    seen = config.data.model_copy(update={name: getattr(data, name) for name in ("range", "mean", "std")})
+    low, high = seen.seen["value_range"]
+    if images.pixels.dtype != np.uint8 or (low, high) != EIGHT_BITS:
+        some = _finite(sample(images))
+        if some.size and float(((some < low) | (some > high)).mean()) > MOSTLY:
+            raise InputError(
+                f"{data.source} has values from {_number(some.min())} to {_number(some.max())}, and the run sees "
+                f"{_number(low)} to {_number(high)}: give data.range=[low, high] of these images"
+            )
+    return config.model_copy(update={"data": seen.model_copy(update={"size": size})})
+
+
+def _finite(some: Array) -> Array:
+    return some[np.isfinite(some)] if some.dtype.kind == "f" else some
+
+
+def _number(value: Any) -> str:
+    return f"{float(value):.6g}"
