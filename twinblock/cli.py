@@ -283,7 +283,7 @@ def reproduce(
 @app.command()
 def cache(
     action: Annotated[str, typer.Argument(metavar="[list|verify|clear]", help="What to do.")] = "list",
-    name: Annotated[str | None, typer.Argument(help="A name that `twinblock cache` shows, or a source.")] = None,
+    name: Annotated[str | None, typer.Argument(help="What `twinblock cache` shows as a name, or a source.")] = None,
 ):
     """List, verify or clear the packed images in the cache.
 
@@ -294,7 +294,10 @@ def cache(
     from twinblock.data.stores import cache
 
     rows = cache(action, name)
-    shown = [{**row, "bytes": f"{row['bytes'] / 1e6:,.1f} MB", "images": row["images"] or ""} for row in rows]
+    shown = [
+        {**row, "name": row["name"][:12], "bytes": f"{row['bytes'] / 1e6:,.1f} MB", "images": row["images"] or ""}
+        for row in rows
+    ]
     if rows:
         print_table(f"packed images in {folder()}", shown)
     typer.echo(f"{len(rows)} in {folder()}, {sum(row['bytes'] for row in rows) / 1e9:,.2f} GB")

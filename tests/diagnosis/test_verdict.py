@@ -384,19 +384,19 @@ def test_learned_is_not_said_below_raw_pixels():
 
 def test_classes_that_nothing_tells_apart_say_nothing_of_the_encoder():
     """Images dealt at random into folders: a tenth is right by chance."""
-    folders = "the top folders a, b"
+    folders = "top folder: a, b"
     dealt = accuracy(30, 20, both=40, pixels=55, classes_from=folders)
     for rows, expected in ((LEARNED_BY_VIEWS, "learned"), (NOT_BY_VIEWS, "not collapsed")):
         found = verdict(rows, True, compose("simclr"), accuracy=dealt)
         assert found.headline == expected
         assert "say nothing of the encoder" in found.evidence
-        assert found.evidence.endswith(f"classes are {folders}")
+        assert found.evidence.endswith("classes are the top folders: a, b")
     assert verdict(LEARNED_BY_VIEWS, True, compose("supervised"), accuracy=dealt).headline != "learned"
 
 
 def test_a_verdict_that_rests_on_names_of_folders_says_so():
-    found = verdict(LEARNED_BY_VIEWS, True, accuracy=accuracy(0, 60, both=131, classes_from="the top folders a, b"))
-    assert found.evidence.endswith("classes are the top folders a, b")
+    found = verdict(LEARNED_BY_VIEWS, True, accuracy=accuracy(0, 60, both=131, classes_from="top folder: a, b"))
+    assert found.evidence.endswith("classes are the top folders: a, b")
     named = verdict(LEARNED_BY_VIEWS, True, accuracy=accuracy(0, 60, both=131, classes_from="column label"))
     assert "classes are" not in named.evidence
 

@@ -20,6 +20,7 @@ from twinblock.data.store import opened, sealed
 ACTIONS = ("list", "verify", "clear")
 STORE = re.compile(r"([0-9a-f]{32}|object-[0-9a-f]{32})(-\w+)+(\.\d+\.part)?")
 WHOLE, DAMAGED, UNFINISHED, OTHER = "whole", "damaged", "unfinished", "of another version"
+SHORT = 8  # letters of a name that will do for all
 ROWS = 64  # images compared at a time
 
 
@@ -27,8 +28,8 @@ def cache(action: str = "list", name: str | None = None) -> list[dict[str, Any]]
     """The packed images in the cache, one row each: name, source, images, bytes, date and state.
 
     `action`: `list`; `verify` compares every image, name and label with its checksum, and damaged ones are packed anew
-    when they are next used; `clear` removes them. `name`: only those of this name, or of this source. What is packed at
-    the moment stays. State is whole, damaged, unfinished (the next packing goes on there), of another version; after
+    when they are next used; `clear` removes them. `name`: only those whose name begins so, or of this source. What is
+    packed at the moment stays. State is whole, damaged, unfinished (the next packing goes on there), of another version; after
     `clear`, removed or why not. Raises InputError where nothing has that name.
     """
     if action not in ACTIONS:
@@ -87,7 +88,8 @@ def _begun(folder: Path) -> dict[str, Any]:
 
 
 def _is_meant(row: dict[str, Any], name: str) -> bool:
-    return row["name"] == name or row["source"] in (name, str(Path(name).expanduser().absolute()))
+    begins = len(name) >= SHORT and row["name"].startswith(name)
+    return begins or row["source"] in (name, str(Path(name).expanduser().absolute()))
 
 
 def _verified(folder: Path) -> str:

@@ -56,7 +56,8 @@ class Accuracy:
 
 def by_accuracy(headline: str, evidence: str, accuracy: Accuracy, config: Config | None) -> dict[str, str]:
     """Headline and evidence of a finished run with the accuracy of its encoder beside what its views show."""
-    resting = "" if not _of_folders(accuracy) else f"; classes are {accuracy.classes_from}"
+    folders = (accuracy.classes_from or "").replace("top folder", "the top folders", 1)
+    resting = f"; classes are {folders}" if _of_folders(accuracy) else ""
     if not accuracy.tells and not (config is not None and config.labelled):
         at_chance = "no features tell the classes apart better than chance, so they say nothing of the encoder"
         return {"headline": headline, "evidence": f"{evidence}; {at_chance}{resting}"}
