@@ -29,8 +29,8 @@ def cache(action: str = "list", name: str | None = None) -> list[dict[str, Any]]
 
     `action`: `list`; `verify` compares every image, name and label with its checksum, and damaged ones are packed anew
     when they are next used; `clear` removes them. `name`: only those whose name begins so, or of this source. What is
-    packed at the moment stays. State is whole, damaged, unfinished (the next packing goes on there), of another version;
-    after `clear`, removed or why not. Raises InputError where nothing has that name.
+    packed at the moment stays. State is whole, damaged, unfinished (the next packing goes on there), or of another
+    version; after `clear`, removed or why not. Raises InputError where nothing has that name.
     """
     if action not in ACTIONS:
         near = nearest(action, ACTIONS, cutoff=0.4)

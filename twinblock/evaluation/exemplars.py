@@ -83,10 +83,12 @@ def exemplars(
     ranking = np.argsort(-scores["moved"], kind="stable")
     _write_tables(run, images, scores, ranking)
     with optional_picture(run.path / "exemplars.png"):
-        title = f"{run.path}: pruning-identified exemplars of {source.source}"
+        title = f"{run.path}: pruning-identified exemplars of {source.source_name}"
         run.write("exemplars.png", _picture(images, ranking, title, seen.seen["value_range"]))
     findings = _judge(scores, images.labels)
-    run.write_json("exemplars.json", {"data": source.source, "images": len(images), "ratio": ratio, "scores": findings})
+    run.write_json(
+        "exemplars.json", {"data": source.source_name, "images": len(images), "ratio": ratio, "scores": findings}
+    )
     return findings
 
 
