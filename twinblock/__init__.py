@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from twinblock.evaluation.embedding import Embeddings, embed
     from twinblock.evaluation.evaluate import evaluate
     from twinblock.evaluation.exemplars import exemplars
+    from twinblock.evaluation.search import duplicates, search
     from twinblock.runs.run import Run, load_encoder
     from twinblock.studies import reproduce
     from twinblock.training.pretrain import pretrain
@@ -32,6 +33,7 @@ _HOMES = {
     "compose": "config.recipes",
     "diagnose": "diagnosis.diagnose",
     "draw_views": "assembly.draw",
+    "duplicates": "evaluation.search",
     "embed": "evaluation.embedding",
     "evaluate": "evaluation.evaluate",
     "exemplars": "evaluation.exemplars",
@@ -39,6 +41,7 @@ _HOMES = {
     "pretrain": "training.pretrain",
     "recipes": "config.recipes",
     "reproduce": "studies",
+    "search": "evaluation.search",
     "show": "config.recipes",
 }
 __all__ = [
@@ -50,6 +53,7 @@ __all__ = [
     "compose",
     "diagnose",
     "draw_views",
+    "duplicates",
     "embed",
     "evaluate",
     "exemplars",
@@ -57,6 +61,7 @@ __all__ = [
     "pretrain",
     "recipes",
     "reproduce",
+    "search",
     "show",
 ]
 

@@ -76,9 +76,11 @@ def kind_of(file: str | bytes) -> str:
             head = first.read(132)
     if not head:
         raise ValueError("empty file")
+    if head[128:] == b"DICM":  # its first bytes may be those of a TIFF
+        return "DICOM"
     if head[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
         return "TIFF"
-    return "npy" if head[:6] == b"\x93NUMPY" else "DICOM" if head[128:] == b"DICM" else "picture"
+    return "npy" if head[:6] == b"\x93NUMPY" else "picture"
 
 
 # ---- what Pillow reads
