@@ -62,7 +62,7 @@ class Form:
     missing: tuple[float, ...] = ()
     kind: str = ""
 
-    def fit(self, values: Shaped[Array, "pages h w c"]) -> Shaped[Array, "h w c"]:
+    def fit(self, values: Shaped[Array, "pages h w c"]) -> Shaped[Array, "h w k"]:
         """An image in this form; ValueError, which says why, for one of another kind."""
         if len(values) > 1 and self.pages == "channels":
             values = values.transpose(1, 2, 0, 3).reshape(1, *values.shape[1:3], -1)

@@ -13,7 +13,8 @@ from twinblock.nn.imagenet import MEAN, STD
 from twinblock.views import EIGHT_BITS
 
 SAMPLED, VALUES = 256, 2**24  # images, and values of all channels, that are looked at
-FULL = {"uint": (255, 1023, 4095, 16383, 65535), "int": (), "float": (1, 255, 65535)}  # usual values of white
+FULL = (255, 1023, 4095, 16383, 65535)  # usual values of white, of whole numbers
+FULL_FLOAT = (1, 255, 65535)
 USED = 1 / 8  # a smaller part of the full range, and the range is that of the values
 PERCENTILES = (0.1, 99.9)
 MOSTLY = 0.5  # a larger share of values that a run does not see, and images are refused
@@ -62,7 +63,7 @@ def value_range(some: Shaped[Array, "n h w c"], wanted: Any = "auto") -> tuple[f
 
     `dtype`: all that the type holds, 0 to 1 for floats. `percentile`: 0.1 % and 99.9 % of the values. `auto`: 0 and the
     smallest usual full scale that holds them, of 8, 10, 12, 14 or 16 bits, or 1 for floats; the percentiles where they
-    fill less than an eighth of that, and where values are signed.
+    fill less than an eighth of that, and where some are negative.
     """
     if not isinstance(wanted, str):
         return wanted
@@ -76,7 +77,8 @@ def value_range(some: Shaped[Array, "n h w c"], wanted: Any = "auto") -> tuple[f
         raise InputError("the images hold no values, only NaN: has data.range or the nodata value gone wrong?")
     low, high = (float(value) for value in np.percentile(values, PERCENTILES))
     least, most = float(values.min()), float(values.max())
-    full = next((top for top in FULL[kind.name.rstrip("0123456789")] if least >= 0 and most <= top), None)
+    whole = kind.kind == "u" or (most > 1 and bool((values == np.rint(values)).all()))
+    full = next((top for top in (FULL if whole else FULL_FLOAT) if least >= 0 and most <= top), None)
     if wanted == "auto" and full is not None and high - low >= USED * full:
         return 0.0, float(full)
     if low == high:

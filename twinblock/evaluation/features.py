@@ -12,6 +12,8 @@ from twinblock.assembly.precision import autocast_here
 from twinblock.config.schema import Config
 from twinblock.core.errors import InputError
 from twinblock.data import Images
+from twinblock.data.values import sample
+from twinblock.data.values import value_range as found_range
 from twinblock.nn.modes import evaluating
 from twinblock.views import EIGHT_BITS, centre
 
@@ -81,9 +83,13 @@ def at_size(config: Config, encoder: nn.Module, size: int | None) -> Config:
 
 
 def pixels(
-    images: Images, size: int, batch: int | None = None, value_range: tuple[float, float] = EIGHT_BITS
+    images: Images, size: int, batch: int | None = None, value_range: tuple[float, float] | None = None
 ) -> Float[Tensor, "n d"]:
-    """The central view of each image as one row of pixels in [0, 1]: features that need no encoder."""
+    """The central view of each image as one row of pixels in [0, 1]: features that need no encoder.
+
+    `value_range` None: 0 to 255 of bytes, else by a sample of the images.
+    """
+    value_range = value_range or found_range(sample(images))
     seen = {"mean": (0.0,) * images.channels, "std": (1.0,) * images.channels, "value_range": value_range}
     return torch.cat([view.flatten(1) for view in _central(images, size, seen, "cpu", batch)])
 

@@ -14,9 +14,10 @@ from torch.nn.functional import normalize
 from twinblock.core.device import best_device
 from twinblock.core.errors import InputError
 from twinblock.core.files import replacing, write_table
-from twinblock.core.pictures import literal, optional_picture
+from twinblock.core.pictures import colours, literal, optional_picture
 from twinblock.core.settings import own_settings
 from twinblock.data import Images, columns_of, take
+from twinblock.data.forms import Wanted
 from twinblock.data.objects import images_from
 from twinblock.evaluation.embedding import embed
 from twinblock.evaluation.features import features, pixels, seen_by
@@ -53,7 +54,7 @@ def search(
         raise InputError("search: give at least one picture")
     if k < 1:
         raise InputError(f"k={k}: should be at least 1")
-    asked = images_from(files, run.config.data.size)
+    asked = images_from(files, run.config.data.size, wanted=Wanted(run.config.image_shape[0]))
     if asked.skipped:
         raise InputError(f"{asked.skipped[0][0]} cannot be read ({asked.skipped[0][1]}); give another picture")
     searched = embed(run, data)
@@ -169,7 +170,7 @@ def _picture(rows: Sequence[Sequence[tuple[Images, int]]], title: str) -> bytes:
         for axis in axes:
             axis.set_axis_off()
         for axis, (images, i) in zip(axes, row, strict=False):
-            thumbnail = pixels(take(images, np.array([i])), TILE).view(-1, TILE, TILE).permute(1, 2, 0).clamp(0, 1)
+            thumbnail = colours(pixels(take(images, np.array([i])), TILE).view(1, -1, TILE, TILE))[0]
             axis.imshow(thumbnail.numpy(), interpolation="nearest")
             name = "" if images.names is None else Path(images.names[i]).name
             axis.set_title(literal(name if len(name) <= 18 else f"{name[:8]}…{name[-8:]}"), fontsize=6, y=-0.16)
