@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from twinblock.evaluation.embedding import Embeddings, embed
     from twinblock.evaluation.evaluate import evaluate
     from twinblock.evaluation.exemplars import exemplars
+    from twinblock.evaluation.search import duplicates, search
     from twinblock.runs.run import Run, load_encoder
     from twinblock.studies import reproduce
     from twinblock.training.pretrain import pretrain
@@ -30,6 +31,7 @@ _HOMES = {
     "Run": "runs.run",
     "compose": "config.recipes",
     "diagnose": "diagnosis.diagnose",
+    "duplicates": "evaluation.search",
     "embed": "evaluation.embedding",
     "evaluate": "evaluation.evaluate",
     "exemplars": "evaluation.exemplars",
@@ -37,6 +39,7 @@ _HOMES = {
     "pretrain": "training.pretrain",
     "recipes": "config.recipes",
     "reproduce": "studies",
+    "search": "evaluation.search",
     "show": "config.recipes",
 }
 __all__ = [
@@ -47,6 +50,7 @@ __all__ = [
     "__version__",
     "compose",
     "diagnose",
+    "duplicates",
     "embed",
     "evaluate",
     "exemplars",
@@ -54,6 +58,7 @@ __all__ = [
     "pretrain",
     "recipes",
     "reproduce",
+    "search",
     "show",
 ]
 

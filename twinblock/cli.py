@@ -13,6 +13,7 @@ from twinblock.core.version import __version__
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None)
 UNREAD = 128 + 13  # the exit code of a command whose reader has left, as of one that SIGPIPE ends
+LISTED = 50  # rows that a command prints; all are in its file
 Overrides = Annotated[
     list[str] | None,
     typer.Argument(metavar="[a.b=c]...", help="Fields of the run to change; `twinblock show RECIPE` prints them."),
@@ -97,13 +98,13 @@ def evaluate(
     elif run_.failed:
         reporter.warn(f"{run} ended in failure: {(run_.result or {})['headline']}")
     rows = evaluate(run, data, published=published, baselines=not no_baselines, **how)
-    found = run_.evaluation
-    if found is None or found["rows"] != rows:  # the run may not be written to: nothing but the rows is at hand
+    measured = run_.evaluation
+    if measured is None or measured["rows"] != rows:  # the run may not be written to: nothing but the rows is at hand
         print_table(run, rows)
         return
-    print_table(run, report.table(rows, found["test"]))
-    typer.echo(report.sizes(found))
-    if hint := report.better_block(found):
+    print_table(run, report.table(rows, measured["test"]))
+    typer.echo(report.sizes(measured))
+    if hint := report.better_block(measured):
         typer.echo(hint)
     if groups := report.group_rows(run_):
         print_table("accuracy of the groups of classes, in %; std: their standard deviation", groups)
@@ -158,6 +159,63 @@ def exemplars(
         shown = [{"score": r["score"], "AUROC": f"{r['AUROC']:.3f}", "lift": f"{r['lift']:.2f}"} for r in rows]
         print_table("how well each score finds the rare third of the classes (chance: 0.500 and 1.00)", shown)
     typer.echo(f"{run}/exemplars.csv and exemplars.png: images in order of how far pruning moves them")
+
+
+@app.command()
+def search(
+    run: Annotated[str, typer.Argument(help="The folder of a run.")],
+    words: Annotated[
+        list[str],
+        typer.Argument(metavar="PHOTO... [data=...] [k=10]", help="Pictures; where to search; how many images each."),
+    ],
+):
+    """Find the images most like a picture.
+
+    Among the run's images or those of data=...; writes similar.csv and similar.png into the run. For example
+    `twinblock search runs/a photo.jpg`.
+    """
+    from twinblock.core.console import print_table
+    from twinblock.evaluation.search import search
+
+    photos = [word for word in words if os.path.isfile(word) or "=" not in word]
+    fields = _fields([word for word in words if word not in photos], "data", "k")
+    if not isinstance(fields.get("k", 1), int):
+        raise InputError(f"k={fields['k']}: give a whole number")
+    rows = search(run, photos, **fields)
+    shown = [
+        {"query": r["query"], "rank": r["rank"], "image": r.get("name", r["image"])} | _hundredths(r) for r in rows
+    ]
+    print_table("the most similar images", shown[:LISTED])
+    typer.echo(f"{run}/similar.csv and similar.png")
+
+
+def _hundredths(row: dict[str, Any]) -> dict[str, str]:
+    return {"similarity": f"{row['similarity']:.2f}"}
+
+
+@app.command()
+def duplicates(
+    run: Annotated[str, typer.Argument(help="The folder of a run.")],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[data=...] [same=0.97]", help="Other images; how alike pixels of duplicates are."),
+    ] = None,
+):
+    """Find near-duplicates: one picture in other sizes, encodings or brightness, mirrored or not.
+
+    Writes duplicates.csv and duplicates.png into the run.
+    """
+    from twinblock.evaluation.search import duplicates
+
+    fields = _fields(overrides, "data", "same")
+    if not isinstance(fields.get("same", 1), int | float):
+        raise InputError(f"same={fields['same']}: give a number, more than 0 and at most 1")
+    rows = duplicates(run, **fields)
+    if not rows:
+        typer.echo("no near-duplicates")
+        return
+    groups = rows[-1]["group"]
+    typer.echo(f"{run}/duplicates.csv and duplicates.png: {len(rows):,} images in {groups:,} groups of near-duplicates")
 
 
 @app.command(hidden=True, context_settings={"ignore_unknown_options": True, "allow_extra_args": True})

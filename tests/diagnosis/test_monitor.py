@@ -17,6 +17,11 @@ from twinblock.diagnosis.monitor import Monitor, held_out, leave_one_out
 from twinblock.runs import checkpoint
 
 
+def diagnosed(monitor, step):
+    """The row for the metrics of a measurement taken now."""
+    return monitor.note(step, monitor.measure(step))
+
+
 def pretend(monitor, spread_at):
     """Embeddings whose spread at each look is chosen, for all blocks or for each; everything else as measured."""
     true = monitor.measure
@@ -67,7 +72,7 @@ def test_looks_of_a_long_run_and_of_many_processes_are_fewer(tmp_path):
 def test_the_bar_shows_every_block_in_training(tmp_path, scope, shown):
     monitor = tiny.trainer(tiny.config("simclr", scope, train={"length": "100steps"}), tmp_path).monitor
     assert monitor.words() == ""
-    monitor.look(30)  # of the sequential plan the second phase
+    diagnosed(monitor, 30)  # of the sequential plan the second phase
     for k, row in enumerate(monitor.rows[-1]["diagnosis"]):
         assert {"encoder", "projector", "sample_knn"} <= row.keys()
         row["sample_knn"] = 10.0 * (k + 1)
@@ -81,7 +86,7 @@ def test_a_collapse_is_confirmed_within_five_percent_and_200_steps(tmp_path, ste
     pretend(monitor, lambda looks: 0.2 if looks == 0 else 0.001)
     for step in range(steps):
         if monitor.due(step):
-            monitor.look(step)
+            diagnosed(monitor, step)
         if monitor.collapsed:
             break
     assert step <= min(0.05 * steps, 200)
@@ -92,14 +97,14 @@ def test_a_collapse_between_the_first_looks_is_confirmed_at_five_percent(tmp_pat
     monitor = tiny.trainer(config, tmp_path).monitor
     pretend(monitor, lambda _: 0.2 if step <= 50 else 0.001)
     for step in (step for step in range(101) if monitor.due(step)):
-        monitor.look(step)
+        diagnosed(monitor, step)
     assert monitor.collapsed
 
 
 def test_a_resumed_monitor_knows_what_was_seen(tmp_path):
     monitor = tiny.trainer(tiny.config("byol", train={"length": "1000steps"}), tmp_path / "a").monitor
     pretend(monitor, lambda looks: 0.2 if looks == 0 else 0.001)
-    rows = [json.loads(json.dumps(monitor.look(step))) for step in (0, 10, 15)]
+    rows = [json.loads(json.dumps(diagnosed(monitor, step))) for step in (0, 10, 15)]
     assert monitor.due(30)  # asked for at step 10, before the look at step 15 settled it
     other = tiny.trainer(tiny.config("byol", train={"length": "1000steps"}), tmp_path / "b").monitor
     assert not other.due(30)
@@ -115,7 +120,7 @@ def test_a_monitor_of_blocks_asks_for_the_looks_that_it_would_ask_for_after_a_re
     rows, early = [], set(straight.due_at)
     for step, fallen in ((0, ()), (10, (3,)), (20, (3,)), (31, (0, 3)), (35, ()), (37, ())):
         pretend(straight, lambda _, fallen=fallen: [0.001 if i in fallen else 0.2 for i in range(4)])
-        rows.append(json.loads(json.dumps(straight.look(step))))
+        rows.append(json.loads(json.dumps(diagnosed(straight, step))))
     resumed.recall(rows)
     assert resumed.due_at == straight.due_at == early | {10 + straight.again}
     assert resumed.verdicts == straight.verdicts
@@ -134,9 +139,9 @@ def test_blocks_trained_later_are_judged_from_their_own_start(tmp_path):
     assert all(trainer.monitor.due(step) for step in (0, 100, 200, 300))
     pretend(trainer.monitor, lambda looks: 0.2 if looks == 0 else 0.001)
     for step in (0, 50, 60):
-        trainer.monitor.look(step)
+        diagnosed(trainer.monitor, step)
     assert [v.state for v in trainer.monitor.verdicts] == ["complete collapse", *["not started"] * 3]
-    trainer.monitor.look(100)
+    diagnosed(trainer.monitor, 100)
     assert not trainer.monitor.collapsed
 
 
@@ -173,7 +178,7 @@ def test_without_test_images_those_trained_on_are_looked_at(tmp_path, monkeypatc
 def test_words_for_the_bar(tmp_path):
     trainer = tiny.trainer(tiny.config("simclr"), tmp_path / "a")
     assert trainer.monitor.words() == ""
-    row = trainer.monitor.look(0)
+    row = diagnosed(trainer.monitor, 0)
     knn = row["diagnosis"][0]["sample_knn"]
     assert trainer.monitor.words() == f"sample kNN {knn:.0f} % · not started"
     assert knn > 50  # the mean colour is the class, and three classes make a third by chance
@@ -241,21 +246,21 @@ def test_untrained_is_measured_once_batch_norms_have_seen_images(tmp_path):
     """And nothing is left of it: the statistics are as they were."""
     monitor = tiny.trainer(tiny.config("simclr"), tmp_path).monitor
     before = {name: t.clone() for name, t in monitor.learners[0].state_dict().items()}
-    row = monitor.look(0)
+    row = diagnosed(monitor, 0)
     for name, tensor in monitor.learners[0].state_dict().items():
         assert torch.equal(tensor, before[name]), name
     (untrained,), (agreement,) = row["untrained"], row["agreement"]
     assert untrained["agreement"] != agreement
-    assert "untrained" not in monitor.look(3)
+    assert "untrained" not in diagnosed(monitor, 3)
     assert "agreement" not in row["diagnosis"][0]
 
 
 def test_of_blocks_in_turn_each_is_untrained_when_its_turn_comes(tmp_path):
     monitor = tiny.trainer(tiny.config("byol", "sequential", train={"length": "400steps"}), tmp_path).monitor
     for step, block in ((0, 0), (100, 1), (200, 2), (300, 3)):
-        row = monitor.look(step)
+        row = diagnosed(monitor, step)
         assert [found is not None for found in row["untrained"]] == [i == block for i in range(4)]
-    assert "untrained" not in monitor.look(350)
+    assert "untrained" not in diagnosed(monitor, 350)
 
 
 def test_each_phase_has_early_looks_of_its_own(tmp_path):

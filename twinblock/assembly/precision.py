@@ -23,16 +23,16 @@ def precision_of(config: Config, device: torch.device) -> str:
 def strides_over_a_pixel(encoder: nn.Module, size: int) -> bool:
     """Whether a convolution strides over a map of one pixel: torch 2.14 on a CPU leaves the weight gradient of such a
     one unwritten in bfloat16. The encoder keeps what looks at it: give one that nobody needs."""
-    found = []
+    strided = []
 
     def look(conv: Any, inputs: tuple[Tensor, ...]) -> None:
-        found.append(max(conv.stride) > 1 and inputs[0].shape[-2:] == (1, 1))
+        strided.append(max(conv.stride) > 1 and inputs[0].shape[-2:] == (1, 1))
 
     for module in encoder.modules():
         if isinstance(module, nn.Conv2d):
             module.register_forward_pre_hook(look)
     encoder.eval()(torch.zeros(1, 3, size, size))
-    return any(found)
+    return any(strided)
 
 
 def precision(wanted: str, device: torch.device) -> str:

@@ -31,7 +31,7 @@ def differences(saved: Config, wanted: Config) -> list[str]:
     ]
 
 
-def foreign(config: Config, meta: Mapping[str, Any]) -> str:
+def not_of_this_run(config: Config, meta: Mapping[str, Any]) -> str:
     """In which fields a file, by what it says of itself, is of another config; nothing where it is of this one."""
     try:
         return "; ".join(differences(from_yaml(meta["config"]), config)) if "config" in meta else ""

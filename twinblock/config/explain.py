@@ -43,8 +43,8 @@ def explain(error: ValidationError, model: type[BaseModel], prefix: str = "") ->
     where = prefix + ".".join(p for i, p in enumerate(location) if _is_written(model, location[:i], p))
     if fault["type"] == "extra_forbidden":
         where = prefix + ".".join([*where.removeprefix(prefix).split("."), location[-1]]).lstrip(".")
-        known = sorted({name for m in _models_at(model, location[:-1]) for name in m.model_fields})
-        return unknown_field(where, known, ELSEWHERE)
+        fields = sorted({name for m in _models_at(model, location[:-1]) for name in m.model_fields})
+        return unknown_field(where, fields, ELSEWHERE)
     if fault["type"] == "union_tag_not_found" and not isinstance(fault["input"], Mapping):
         return f"{where}: should be a mapping of fields (got {fault['input']!r})"
     if fault["type"] in ("union_tag_invalid", "union_tag_not_found"):
@@ -68,14 +68,14 @@ def explain(error: ValidationError, model: type[BaseModel], prefix: str = "") ->
     return f"{where}: should be {message}{value}" if fault["msg"].startswith("Input") else f"{where}: {message}{value}"
 
 
-def unknown_field(where: str, known: Iterable[str], elsewhere: Mapping[str, str] = MappingProxyType({})) -> str:
+def unknown_field(where: str, fields: Iterable[str], elsewhere: Mapping[str, str] = MappingProxyType({})) -> str:
     """What is said of a field that there is not, with the nearest of those that there are.
 
     `elsewhere`: what other libraries' words for a field are here; they come before near words.
     """
-    word, known = where.rpartition(".")[2], list(known)
-    here = elsewhere.get(word.lower().replace("-", "_")) or next(iter(nearest(word, known, cutoff=0.5)), "")
-    return f"{where}: unknown field; " + (f"did you mean {here}?" if here else f"known: {', '.join(known)}")
+    word, fields = where.rpartition(".")[2], list(fields)
+    here = elsewhere.get(word.lower().replace("-", "_")) or next(iter(nearest(word, fields, cutoff=0.5)), "")
+    return f"{where}: unknown field; " + (f"did you mean {here}?" if here else f"known: {', '.join(fields)}")
 
 
 def _models_at(model: type[BaseModel], path: list[str]) -> list[type[BaseModel]]:

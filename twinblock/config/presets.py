@@ -32,12 +32,12 @@ def preset(presets: Any, length: Any, recipe: str) -> dict[str, float]:
         return table[near]
     low, high = next((a, b) for a, b in pairwise(sorted(table)) if a < epochs < b)
     part = math.log(epochs / low) / math.log(high / low)
-    found = {name: float(f"{a + part * (table[high][name] - a):.4g}") for name, a in table[low].items()}
-    values = ", ".join(f"{name}={value:g}" for name, value in found.items())
+    settings = {name: float(f"{a + part * (table[high][name] - a):.4g}") for name, a in table[low].items()}
+    values = ", ".join(f"{name}={value:g}" for name, value in settings.items())
     log.warning(
         f"{recipe}: no settings are published for {length}; interpolated between {low:g} and {high:g} epochs: {values}"
     )
-    return found
+    return settings
 
 
 def _checked(presets: Any, recipe: str) -> dict[float, dict[str, float]]:

@@ -85,12 +85,12 @@ def _laid_over(tree: Any, fields: Mapping[str, Any] | None, overrides: Iterable[
 
 
 def _read(recipe: str | Path) -> Any:
-    known = recipes()
-    path = known.get(str(recipe), Path(recipe))
+    names = recipes()
+    path = names.get(str(recipe), Path(recipe))
     if not path.is_file():
-        near = nearest(recipe, known, cutoff=0.4)
+        near = nearest(recipe, names, cutoff=0.4)
         hint = f"; did you mean {near[0]}?" if near else "."
-        raise InputError(f"no recipe {str(recipe)!r}{hint} Known: {', '.join(sorted(known))}, or a path to a YAML file")
+        raise InputError(f"no recipe {str(recipe)!r}{hint} Known: {', '.join(sorted(names))}, or a path to a YAML file")
     try:
         tree = parse(path.read_text(encoding="utf-8"), str(path))
     except (OSError, UnicodeDecodeError) as error:

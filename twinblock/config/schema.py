@@ -261,12 +261,12 @@ class Config(Part):
 
     def of_block(self, number: int) -> "Config":
         """The run as its block `number`, from 1 on, trains it: the block's own fields laid over the common ones."""
-        own = self.scope.per_block.get(number)
-        if own is None:
+        settings = self.scope.per_block.get(number)
+        if settings is None:
             return self
         tree = self.model_dump()
         tree["scope"]["per_block"] = {}
-        for name, fields in own.model_dump().items():
+        for name, fields in settings.model_dump().items():
             if fields:
                 merge(tree, name, fields)
         return Config.model_validate(tree)

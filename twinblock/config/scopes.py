@@ -84,7 +84,7 @@ class Overlapping(InBlocks):
 
     @model_validator(mode="after")
     def _one_optimizer(self):
-        for number, own in self.per_block.items():
-            if own.optim:
+        for number, settings in self.per_block.items():
+            if settings.optim:
                 raise ValueError(f"per_block.{number}.optim: blocks that overlap share one optimizer; set optim itself")
         return self

@@ -14,12 +14,12 @@ def first_line(error: BaseException) -> str:
     return one_line(str(error).strip().partition("\n")[0]) if str(error).strip() else type(error).__name__
 
 
-def nearest(word: object, known: Iterable[str], count: int = 1, cutoff: float = 0.6) -> list[str]:
-    """The known words most like this one, whatever its case, best first; none where all are too different.
+def nearest(word: object, names: Iterable[str], count: int = 1, cutoff: float = 0.6) -> list[str]:
+    """The names most like this word, whatever its case, best first; none where all are too different.
 
     `cutoff`: how alike at least, from 0 to 1 (difflib's ratio).
     """
-    by_lower = {name.lower(): name for name in known}
+    by_lower = {name.lower(): name for name in names}
     return [by_lower[name] for name in get_close_matches(str(word).lower(), by_lower, count, cutoff)]
 
 

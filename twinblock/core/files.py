@@ -95,7 +95,7 @@ def _write_csv(file: BinaryIO, columns: Columns) -> None:
     writer.writerow(head for name, column in columns.items() for head in _heads(name, column))
     for part in _parts(columns):
         cells = [_cells(column) for column in part.values()]
-        writer.writerows([cell for own in row for cell in own] for row in zip(*cells, strict=True))
+        writer.writerows([cell for group in row for cell in group] for row in zip(*cells, strict=True))
     text.detach()
 
 

@@ -105,8 +105,8 @@ def quiet() -> Iterator[None]:
 def _formats() -> list[str]:
     """Formats told by their first bytes and decoded by Pillow itself (EPS, say, would start Ghostscript)."""
     Image.init()
-    known = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "PPM", "AVIF", "JPEG2000")
-    return [name for name in known if name in Image.OPEN]
+    formats = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "PPM", "AVIF", "JPEG2000")
+    return [name for name in formats if name in Image.OPEN]
 
 
 def _open(file: File) -> Image.Image:

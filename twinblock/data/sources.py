@@ -130,11 +130,11 @@ def _folder(source: str, path: str, split: str) -> Encoded | None:
         say_once(f"{source}: {_few(classes)} are named as splits and not taken for classes")
         classes = []
     if split == "test":
-        found = [(test, inside) for test in tests if (inside := listing(test)).files]
-        if not found:
+        filled = [(test, inside) for test in tests if (inside := listing(test)).files]
+        if not filled:
             return None
-        alike = [one for one in found if set(_first_level(one[1].files)) & set(classes)]
-        folder, inside = (alike or found)[0]
+        alike = [one for one in filled if set(_first_level(one[1].files)) & set(classes)]
+        folder, inside = (alike or filled)[0]
         # A class that is not in training keeps a label of its own, so that its images count as missed.
         classes = classes + sorted(set(_first_level(inside.files)) - set(classes)) if alike else []
     label = {name: i for i, name in enumerate(classes)}
@@ -170,7 +170,7 @@ def listing(folder: str) -> Listing:
     Hidden files are left out. Links are followed, but never to a folder that we are in. A folder or link that
     leads nowhere is listed as a file, so that it is counted as unreadable.
     """
-    found, runs, unread, total = [], [], Counter(), blake2b(digest_size=16)
+    files, runs, unread, total = [], [], Counter(), blake2b(digest_size=16)
     waiting: list[tuple[str, tuple]] = [("", ())]  # folders, and those above them
     while waiting:
         inner, above = waiting.pop()
@@ -178,7 +178,7 @@ def listing(folder: str) -> Listing:
             names = sorted(os.listdir(os.path.join(folder, inner)))
             status = os.stat(os.path.join(folder, inner))
         except OSError:
-            found.append(inner)
+            files.append(inner)
             continue
         if (here := (status.st_dev, status.st_ino)) in above:
             continue
@@ -194,17 +194,17 @@ def listing(folder: str) -> Listing:
             try:
                 status = os.stat(f"{folder}{os.sep}{path}")
             except OSError:  # a link to nowhere, or to itself
-                found.extend([path] if image else [])
+                files.extend([path] if image else [])
                 continue
             if stat.S_ISDIR(status.st_mode):
                 folders.append((path, (*above, here)))
             elif image and stat.S_ISREG(status.st_mode):
-                found.append(path)
+                files.append(path)
                 total.update(os.fsencode(f"{path}\0{status.st_size} {status.st_mtime_ns}\n"))
             elif (ending := os.path.splitext(name.lower().removesuffix(".gz"))[1]) in UNREAD:
                 unread[ending] += 1
         waiting.extend(reversed(folders))
-    return Listing(found, digest(total.hexdigest(), len(found)), runs, unread)
+    return Listing(files, digest(total.hexdigest(), len(files)), runs, unread)
 
 
 def _is_run(names: list[str]) -> bool:

@@ -68,10 +68,10 @@ def few_shot(labels: Int[np.ndarray, " n"], shots: int, seed: int = 0) -> Int[np
 
 def by_class(labels: Int[np.ndarray, " n"], seed: int, classes: int = 0) -> list[Int[np.ndarray, " k"]]:
     """The rows of each class, shuffled."""
-    found = [np.flatnonzero(labels == label) for label in range(max(classes, int(labels.max()) + 1))]
+    rows_of = [np.flatnonzero(labels == label) for label in range(max(classes, int(labels.max()) + 1))]
     return [
         np.random.Generator(np.random.PCG64(hashed("subset", seed, label))).permutation(rows)
-        for label, rows in enumerate(found)
+        for label, rows in enumerate(rows_of)
     ]
 
 

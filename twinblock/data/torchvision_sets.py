@@ -39,7 +39,7 @@ def stl10(root: Path, split: str, download: bool) -> Images:
 
     def write(temporary: Path) -> None:
         _official("stl10", STL10, root, download, split="test")
-        known = np.fromfile(labels, np.uint8).astype(np.int64) - 1
+        labelled = np.fromfile(labels, np.uint8).astype(np.int64) - 1
         count = 0
         with Pixels(temporary) as out:
             for file in files:
@@ -47,8 +47,8 @@ def stl10(root: Path, split: str, download: bool) -> Images:
                 for start in range(0, len(planes), 1000):
                     out.write(planes[start : start + 1000].transpose(0, 3, 2, 1))
                 count += len(planes)
-        known = np.pad(known, (0, count - len(known)), constant_values=-1)
-        finish(temporary, (count, 96, 96, 3), known, np.ones(count), [], out.sums)
+        labelled = np.pad(labelled, (0, count - len(labelled)), constant_values=-1)
+        finish(temporary, (count, 96, 96, 3), labelled, np.ones(count), [], out.sums)
 
     if (images := read(store, "stl10", classes)) is None:
         build(store, write)

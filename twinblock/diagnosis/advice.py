@@ -17,7 +17,7 @@ LONGER = "train for longer (train.length)"
 OF_HEADLINES = {  # of healthy runs, where one has something to mend
     "too early to tell": f"{LONGER}: at least some hundred steps",
     "too close to tell": "train for longer (train.length), or measure on more test images (twinblock evaluate)",
-    "perhaps collapsing": "let it run; the next look tells",
+    "perhaps collapsing": "let it run; the next measurement will show it",
     "not collapsed": LONGER,
     "no better than untrained": LONGER,
     "no better than raw pixels": LONGER,
@@ -46,8 +46,8 @@ def advice(state: str, config: Config | None = None, headline: str = "") -> str:
         return "; ".join([*itertools.islice(too_fast_or_slow(config), 1), LONGER, *what_helps(config)])
     if config is None or state in ("not started", "leaving collapse"):
         return GENERAL[state]
-    found = list(causes(state, config))
-    return "; ".join(found[:2] or [GENERAL[state], *in_general(state, config)])
+    steps = list(causes(state, config))
+    return "; ".join(steps[:2] or [GENERAL[state], *in_general(state, config)])
 
 
 def in_general(state: str, config: Config) -> Iterator[str]:

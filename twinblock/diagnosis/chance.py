@@ -58,8 +58,8 @@ def by_accuracy(headline: str, evidence: str, accuracy: Accuracy, config: Config
     """Headline and evidence of a finished run with the accuracy of its encoder beside what its views show."""
     resting = "" if not _of_folders(accuracy) else f"; classes are {accuracy.classes_from}"
     if not accuracy.tells and not (config is not None and config.labelled):
-        told = "no features tell the classes apart better than chance, so they say nothing of the encoder"
-        return {"headline": headline, "evidence": f"{evidence}; {told}{resting}"}
+        at_chance = "no features tell the classes apart better than chance, so they say nothing of the encoder"
+        return {"headline": headline, "evidence": f"{evidence}; {at_chance}{resting}"}
     found = LEARNED
     for name, (gain, error) in accuracy.gains.items():
         if name in (UNTRAINED, CALIBRATED) and gain <= SURE * error:

@@ -65,7 +65,7 @@ class Diagnosis:
 
     def tables(self) -> list[tuple[str, list[dict[str, str]]]]:
         """A title and rows for each Learner: one row an indicator, one column an output."""
-        return [(self._title(i), _rows(found)) for i, found in enumerate(self.outputs)]
+        return [(self._title(i), _rows(outputs)) for i, outputs in enumerate(self.outputs)]
 
     def __str__(self) -> str:
         lines = [f"{self._title(i)}: {_sentence(v)}" for i, v in enumerate(self.verdicts)]
@@ -113,17 +113,17 @@ def _of_run(
     """`held`: what the file holds; `last`: where the history of the run ends."""
     config = run.config
     monitor = _monitor(config, file, *held, data, run.objects)
-    found = _measure(monitor)
+    measures = _measure(monitor)
     name = str(run.path if last else file)
     if not last or data is not None:  # the history is of the run's end, and of its own images
-        return _of_rows(name, found, config)
-    if (judged := _judged(run, len(found))) is not None:
-        return Diagnosis(name, found, *judged)
+        return _of_rows(name, measures, config)
+    if (judged := _judged(run, len(measures))) is not None:
+        return Diagnosis(name, measures, *judged)
     rows = run.metrics()
     if not all(run.history(i, start, rows) for i, start in enumerate(monitor.starts)):
-        return _of_rows(name, found, config)
+        return _of_rows(name, measures, config)
     parts = judge(rows, monitor.starts, config, finished=run.finished)
-    return Diagnosis(name, found, parts, worst(parts))
+    return Diagnosis(name, measures, parts, worst(parts))
 
 
 def _judged(run: Run, learners: int) -> tuple[list[Verdict], Verdict] | None:
@@ -140,10 +140,10 @@ def _judged(run: Run, learners: int) -> tuple[list[Verdict], Verdict] | None:
     return parts, whole
 
 
-def _of_rows(name: str, found: list[dict[str, Any]], config: Config | None) -> Diagnosis:
+def _of_rows(name: str, measures: list[dict[str, Any]], config: Config | None) -> Diagnosis:
     """By what was measured just now, with no history."""
-    verdicts = [verdict([row], finished=True, config=config) for row in found]
-    return Diagnosis(name, found, verdicts, worst(verdicts))
+    verdicts = [verdict([row], finished=True, config=config) for row in measures]
+    return Diagnosis(name, measures, verdicts, worst(verdicts))
 
 
 def _of_encoder(file: Path, data: Any, objects: Objects) -> Diagnosis:
@@ -157,12 +157,12 @@ def _of_encoder(file: Path, data: Any, objects: Objects) -> Diagnosis:
     monitor = _monitor(
         config, file, {f"encoder.{name}": tensor for name, tensor in tensors.items()}, meta, data, objects
     )
-    found = [{name: row[name] for name in ("encoder", "sample_knn") if name in row} for row in _measure(monitor)]
+    measures = [{name: row[name] for name in ("encoder", "sample_knn") if name in row} for row in _measure(monitor)]
     run = Run(file.parent)
     of_run = data is None and file.name == "encoder.safetensors" and run.begun
-    if of_run and (judged := _judged(run, len(found))) is not None:
-        return Diagnosis(str(file), found, *judged)
-    return _of_rows(str(file), found, config)
+    if of_run and (judged := _judged(run, len(measures))) is not None:
+        return Diagnosis(str(file), measures, *judged)
+    return _of_rows(str(file), measures, config)
 
 
 def _monitor(
@@ -190,14 +190,14 @@ def _monitor(
 
 
 def _measure(monitor: Monitor) -> list[dict[str, Any]]:
-    found = [{name: value for name, value in row.items() if name not in BESIDE} for row in monitor.measure()]
+    measures = [{name: value for name, value in row.items() if name not in BESIDE} for row in monitor.measure()]
     images, views = LIDAR
     with torch.no_grad():
-        for row, outputs in zip(found, monitor.outputs(range(views), images), strict=True):
+        for row, outputs in zip(measures, monitor.outputs(range(views), images), strict=True):
             for name, z in outputs.items():
                 rows = torch.stack(z, 1).flatten(0, 1).cpu().double()
                 row[name]["lidar"] = float(lidar(rows, views)) if rows.isfinite().all() else math.nan
-    return found
+    return measures
 
 
 def _of_features(z: Tensor, name: str) -> Diagnosis:
@@ -213,8 +213,8 @@ def _of_features(z: Tensor, name: str) -> Diagnosis:
         raise InputError(f"{name}: {bad} of {views.shape[0] * views.shape[1]} rows hold NaN or infinity")
     if views.shape[1] > MOST:
         views = views[:, np.sort(order(0, 0, views.shape[1])[:MOST])]
-    found = {"encoder": indicators(*views)}
-    return _of_rows(name, [found], None)
+    measures = {"encoder": indicators(*views)}
+    return _of_rows(name, [measures], None)
 
 
 def _read_features(path: Path) -> Tensor:
@@ -227,13 +227,13 @@ def _read_features(path: Path) -> Tensor:
         raise InputError(f"cannot read {path} as an array of numbers ({one_line(error)})") from None
 
 
-def _rows(found: Mapping[str, Any]) -> list[dict[str, str]]:
-    outputs = {name: values for name, values in found.items() if isinstance(values, Mapping)}
+def _rows(measures: Mapping[str, Any]) -> list[dict[str, str]]:
+    outputs = {name: values for name, values in measures.items() if isinstance(values, Mapping)}
     rows = []
     for key, (title, collapsed) in MEANINGS.items():
         cells = {name: values.get(key) for name, values in outputs.items()}
         if key == "sample_knn":
-            cells["encoder"] = found.get(key)
+            cells["encoder"] = measures.get(key)
         if any(value is not None for value in cells.values()):
             shown = {name: "-" if value is None else f"{value:.4g}" for name, value in cells.items()}
             rows.append({"indicator": title, **shown, "collapsed": collapsed})

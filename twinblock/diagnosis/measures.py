@@ -137,5 +137,5 @@ def indicators(z1: Float[Tensor, "n d"], z2: Float[Tensor, "n d"] | None = None)
         measures["positive_cosine"] = lambda: positive_cosine(a, b)
         measures["alignment"] = lambda: alignment(u, v)
     finite = bool(a.isfinite().all() and b.isfinite().all())
-    found = {name: float(measure()) if finite else math.nan for name, measure in measures.items()}
-    return {"samples": float(n), "dimensions": float(d), **found}
+    values = {name: float(measure()) if finite else math.nan for name, measure in measures.items()}
+    return {"samples": float(n), "dimensions": float(d), **values}

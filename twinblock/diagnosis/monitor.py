@@ -1,4 +1,4 @@
-"""The diagnosis that is always on: a fixed sample of images, looked at now and then, for about 1 % of the time."""
+"""The diagnosis that is always on: a fixed sample of images, measured now and then, for about 1 % of the time."""
 
 import math
 from collections import defaultdict
@@ -25,15 +25,15 @@ from twinblock.views import Views
 
 SAMPLE = 64, 256  # images looked at: within these bounds, two batches, or fewer where a short run cannot afford them
 SHARE = 0.009  # of the training time, counted in forward passes; by the clock it is up to a twentieth more
-LEAST, MOST = 8, 500  # looks at equal distances: very short runs then spend more than that share, long ones less
-EARLY = 0.0, 0.01, 0.025, 0.05  # parts of a phase at which to look in any case, to see a collapse early
+LEAST, MOST = 8, 500  # measurements at equal distances: very short runs then spend more than that share, long ones less
+EARLY = 0.0, 0.01, 0.025, 0.05  # parts of a phase at which to measure in any case, to see a collapse early
 LONG = 4_000  # steps; of a longer phase those are parts of its first steps, so that the last is at step 200
-CONFIRM = 0.02, 50  # a look that finds a collapse is repeated after this part of the run, at most so many steps
+CONFIRM = 0.02, 50  # a measurement that finds a collapse is repeated after this part of the run, at most so many steps
 NEIGHBOURS, TEMPERATURE = 5, 0.1  # of the sample, which has few images a class
 
 
 def held_out(data: Data, images: Images) -> Images:
-    """Images to look at: a source's test images where it has them, with labels if `images` have; else `images`."""
+    """Images to measure on: a source's test images where it has them, with labels if `images` have; else `images`."""
     try:
         test = load(data.source, data.root, "test", data.size)
     except InputError:  # a test split that cannot be read is no reason not to train
@@ -46,9 +46,9 @@ def held_out(data: Data, images: Images) -> Images:
 class Monitor:
     """Looks at what each Learner gives for two views of the same images, in evaluation mode, and changes nothing.
 
-    A look costs two forward passes of the sample, a step three times two of a batch (backward counts double), which
-    `world` processes share while one of them looks for all: the interval follows from that and from `SHARE`. `rows`
-    holds what was seen, `verdicts` one for each Learner.
+    A measurement costs two forward passes of the sample, a step three times two of a batch, since backward counts
+    double. `world` processes share a step while one of them measures for all. The interval follows from that and from
+    `SHARE`. `rows` holds what was seen, `verdicts` one for each Learner.
     """
 
     def __init__(
@@ -69,7 +69,7 @@ class Monitor:
         # of all looks, in images of one: a block costs one pass where it only passes on, three where it learns
         passes = sum(phase.steps * (min(phase.trained) + 3 * len(phase.trained)) for phase in plan.phases)
         cost = SHARE * passes / len(learners) * batch / world
-        self.piece = max(1, batch // world)  # images at a time: a look takes no more memory than a step
+        self.piece = max(1, batch // world)  # images at a time: a measurement takes no more memory than a step
         affordable = round(cost / (LEAST + len(EARLY) + 1))
         count = min(len(images), max(SAMPLE[0], min(SAMPLE[1], 2 * batch, affordable)))
         index = np.sort(order(config.train.seed, -1, len(images))[:count])
@@ -78,7 +78,7 @@ class Monitor:
         self.aspect = images.aspects(index)
         self.starts = [next(_starts(plan, i)) for i in self.wholes]
         self.due_at = {start + round(part * min(phase.steps, LONG)) for start, phase in _phases(plan) for part in EARLY}
-        left = cost / count - len(self.due_at) - 3  # looks; one is for the end, two are for what is untrained
+        left = cost / count - len(self.due_at) - 3  # measurements; one is for the end, two are for what is untrained
         self.interval = max(1, math.ceil(plan.total / min(max(left, LEAST), MOST)))
         self.again = max(1, min(round(CONFIRM[0] * plan.total), CONFIRM[1]))
         self.rows: list[dict[str, Any]] = []
@@ -87,17 +87,13 @@ class Monitor:
     def due(self, step: int) -> bool:
         return step in self.due_at or step % self.interval == 0
 
-    def look(self, step: int) -> dict[str, Any]:
-        """Measure, judge, and give the row for the metrics."""
-        return self.note(step, self.measure(step))
-
-    def note(self, step: int, found: list[dict[str, Any]]) -> dict[str, Any]:
-        """Judge by what `measure` found as well, and give the row for the metrics."""
-        looks = [{name: value for name, value in look.items() if name not in BESIDE} for look in found]
-        row = {"step": step, "diagnosis": looks}
+    def note(self, step: int, measures: list[dict[str, Any]]) -> dict[str, Any]:
+        """Judge by what was measured as well, and give the row for the metrics."""
+        judged = [{name: value for name, value in row.items() if name not in BESIDE} for row in measures]
+        row = {"step": step, "diagnosis": judged}
         for name in BESIDE:
-            if any(name in look for look in found):
-                row[name] = [look.get(name) for look in found]
+            if any(name in measured for measured in measures):
+                row[name] = [measured.get(name) for measured in measures]
         self.recall([row])
         return row
 
@@ -134,8 +130,8 @@ class Monitor:
         """For the progress bar: kNN on the sample (no test accuracy) of each Learner in training, and the verdict."""
         if not self.rows:
             return ""
-        found = [self.rows[-1]["diagnosis"][i].get("sample_knn") for i in self.trained()]
-        knn = " ".join(f"{value:.0f}" for value in found if value is not None)
+        accuracies = [self.rows[-1]["diagnosis"][i].get("sample_knn") for i in self.trained()]
+        knn = " ".join(f"{value:.0f}" for value in accuracies if value is not None)
         return (f"sample kNN {knn} % · " if knn else "") + self.verdict().headline
 
     @torch.no_grad()
@@ -144,15 +140,15 @@ class Monitor:
 
         And its `agreement` with the error; of one whose training begins at this step also what it is `untrained`.
         """
-        found = []
+        measures = []
         for outputs in self.outputs(range(2)):
             row: dict[str, Any] = {name: indicators(*views) for name, views in outputs.items()}
             knn = None if self.labels is None else leave_one_out(torch.stack(outputs["encoder"]), self.labels)
             row |= {} if knn is None else {"sample_knn": knn}
-            found.append({**row, "agreement": agreement(*outputs["encoder"])})
+            measures.append({**row, "agreement": agreement(*outputs["encoder"])})
         for i, untrained in self.untrained(step).items():
-            found[i]["untrained"] = untrained
-        return found
+            measures[i]["untrained"] = untrained
+        return measures
 
     def untrained(self, step: int | None) -> dict[int, dict[str, Any]]:
         """Of each Learner that begins at this step, what its weights show once batch norms have seen images.
@@ -174,15 +170,15 @@ class Monitor:
         """By view, what each Learner says there is to diagnose."""
         pixels = self.pixels[:count].to(self.device)
         aspect = None if self.aspect is None else self.aspect[:count]
-        found: list[dict[str, list[Tensor]]] = [defaultdict(list) for _ in self.learners]
+        outputs_of: list[dict[str, list[Tensor]]] = [defaultdict(list) for _ in self.learners]
         for seed in views:
             (images,) = self.views(pixels, seed=seed, epoch=0, step=0, batch=len(pixels), aspect=aspect)
             images = images.double() if self.config.train.precision == "fp64" else images
             pieces = [self._outputs_of(piece) for piece in images.split(self.piece)]
-            for learner, parts in zip(found, zip(*pieces, strict=True), strict=True):
+            for learner, parts in zip(outputs_of, zip(*pieces, strict=True), strict=True):
                 for name in parts[0]:
                     learner[name].append(torch.cat([part[name] for part in parts]))
-        return found
+        return outputs_of
 
     def _outputs_of(self, x: Tensor) -> list[dict[str, Tensor]]:
         """For each Learner, of some images."""
@@ -198,9 +194,9 @@ def leave_one_out(views: Float[Tensor, "v n d"], labels: Int[Tensor, " n"]) -> f
 
     An image is the mean of its normalised views.
     """
-    known = labels >= 0
-    z = normalize(normalize(views.cpu(), dim=2).mean(0)[known])
-    labels = labels[known].unique(return_inverse=True)[1]  # numbers of classes may be any
+    labelled = labels >= 0
+    z = normalize(normalize(views.cpu(), dim=2).mean(0)[labelled])
+    labels = labels[labelled].unique(return_inverse=True)[1]  # numbers of classes may be any
     if len(labels) < 2 or not z.isfinite().all():
         return None
     cosine, nearest = (z @ z.T).fill_diagonal_(-2).topk(min(NEIGHBOURS, len(z) - 1))

@@ -94,38 +94,38 @@ def verdict(
 def worst(verdicts: Sequence[Verdict]) -> Verdict:
     """The worst of those of several Learners, of equals the last; a bad one says which Learner it is of."""
     i = max(range(len(verdicts)), key=lambda i: (STATES.index(verdicts[i].state), i))
-    found = verdicts[i]
-    if len(verdicts) == 1 or found.state == STATES[0]:
-        return found
-    return replace(found, evidence=f"Learner {i + 1} of {len(verdicts)}: {found.evidence}")
+    least = verdicts[i]
+    if len(verdicts) == 1 or least.state == STATES[0]:
+        return least
+    return replace(least, evidence=f"Learner {i + 1} of {len(verdicts)}: {least.evidence}")
 
 
 def _judge(history: Sequence[Mapping[str, Any]], finished: bool, at_chance: str = "") -> Verdict:
     history = [{"projector": row, **row} if "std" in row else row for row in history]  # indicators alone
-    looks = [row for row in history if "projector" in row or "encoder" in row]
+    measurements = [row for row in history if "projector" in row or "encoder" in row]
     losses = [row["loss"] for row in history if "loss" in row]
     if losses and not math.isfinite(losses[-1]):
         return _verdict("diverging", f"the loss is {losses[-1]}")
-    if not looks or (len(looks) == 1 and not finished):
+    if not measurements or (len(measurements) == 1 and not finished):
         return _verdict("not started", "nothing measured after the start yet")
-    z = [row["projector" if "projector" in row else "encoder"] for row in looks]
-    h = [row["encoder" if "encoder" in row else "projector"] for row in looks]
+    z = [row["projector" if "projector" in row else "encoder"] for row in measurements]
+    h = [row["encoder" if "encoder" in row else "projector"] for row in measurements]
     if math.isnan(z[-1]["std"]) or math.isnan(h[-1]["std"]):
         return _verdict("diverging", "embeddings hold NaN or infinity")
-    size = max(look["feature_norm"] / look["dimensions"] ** 0.5 for look in (z[-1], h[-1]))
+    size = max(row["feature_norm"] / row["dimensions"] ** 0.5 for row in (z[-1], h[-1]))
     if size > EXPLODED:
         return _verdict("diverging", f"the entries of embeddings have grown to {size:.2g}")
 
-    cosine = np.array([min(_positive(look), look["negative_cosine"]) for look in z])
-    spread = np.array([look["std"] * look["dimensions"] ** 0.5 for look in z])  # 0: one point; 1: isotropic
-    length = np.array([look["feature_norm"] for look in z])
+    cosine = np.array([min(_positive(row), row["negative_cosine"]) for row in z])
+    spread = np.array([row["std"] * row["dimensions"] ** 0.5 for row in z])  # 0: one point; 1: isotropic
+    length = np.array([row["feature_norm"] for row in z])
     apart = spread * length
     shrunk = (cosine > LEFT) & (apart < SHRUNK * apart[0])
     gone = length <= GONE * length[0]  # zero has no direction, and its cosines are 0
     alike = (cosine > ALIKE) | shrunk | gone
     alone = ALONE if finished and spread[-1] <= RISING * spread[0] else 0.0
     fallen = alike & (shrunk | gone | (spread < max(FALLEN * spread[0], alone)))
-    was_collapsed = (fallen[:-1] & fallen[1:]).any()  # one look may be a stumble of the first steps
+    was_collapsed = (fallen[:-1] & fallen[1:]).any()  # one measurement may be a stumble of the first steps
     cosines = _cosines(z[-1])
     rising = spread[-1] > RISING * spread.min() and spread[-1] >= spread[-2]
     if was_collapsed and (rising if alike[-1] else z[-1]["negative_cosine"] > LEFT):
@@ -139,31 +139,31 @@ def _judge(history: Sequence[Mapping[str, Any]], finished: bool, at_chance: str 
 
     most = min(h[-1]["samples"] - 1, h[-1]["dimensions"])
     few = min(most / 2, max(FEW[0], FEW[1] * most))
-    steps = [row.get("step", i) for i, row in enumerate(looks)]
-    late = [look["centred_rank"] for look, step in zip(h, steps, strict=True) if step >= steps[-1] / 2]
+    steps = [row.get("step", i) for i, row in enumerate(measurements)]
+    late = [row["centred_rank"] for row, step in zip(h, steps, strict=True) if step >= steps[-1] / 2]
     directions = f"{late[-1]:.1f} of {most:.0f} directions in use"
     lasting = finished or (len(late) > 1 and max(late) < FALLEN * h[0]["centred_rank"])
     if max(late) < few and lasting:
         return _verdict("dimensional collapse", f"{directions}, {h[0]['centred_rank']:.1f} at first")
-    if len(looks) == 1:
+    if len(measurements) == 1:
         return _verdict("healthy", f"{cosines}, {directions}", "not collapsed")
-    agreement, doubts = _doubts(looks, h)
+    agreement, doubts = _doubts(measurements, h)
     doubts += [at_chance] if at_chance else []
     evidence = f"{cosines}, {directions}, {agreement}{''.join(f'; {doubt}' for doubt in doubts)}"
     headline = "not collapsed" if doubts else LEARNED if finished else "learning"
-    if finished and "step" in looks[-1] and (length := steps[-1] - steps[0]) < EARLY:
+    if finished and "step" in measurements[-1] and (length := steps[-1] - steps[0]) < EARLY:
         headline, evidence = "too early to tell", f"{length} steps are too few: {evidence}"
     if fallen[-1]:
         headline = "perhaps collapsing"
     return _verdict("healthy", f"recovered from a collapse: {evidence}" if was_collapsed else evidence, headline)
 
 
-def _doubts(looks: Sequence[Mapping[str, Any]], h: Sequence[Mapping[str, float]]) -> tuple[str, list[str]]:
+def _doubts(measurements: Sequence[Mapping[str, Any]], h: Sequence[Mapping[str, float]]) -> tuple[str, list[str]]:
     """How much views agree, in words, and what speaks against having learned."""
-    untrained = looks[0].get("untrained") or {}
-    now = _agreement(looks[-1], h[-1])
+    untrained = measurements[0].get("untrained") or {}
+    now = _agreement(measurements[-1], h[-1])
     # both without and with statistics of batch norms: training has to be better than either
-    before = max(_agreement(row, h[0]) for row in (looks[0], untrained) if row)
+    before = max(_agreement(row, h[0]) for row in (measurements[0], untrained) if row)
     doubts = []
     if now[0] <= max(SURE * now[1], MORE):
         doubts.append("views of an image agree no more than those of different images")
@@ -179,25 +179,26 @@ def _show(value: float, error: float) -> str:
     return f"{value:.2f} ± {error:.2f}" if error else f"{value:.2f}"
 
 
-def _cosines(look: Mapping[str, float]) -> str:
+def _cosines(row: Mapping[str, float]) -> str:
     """In words; one view has no cosine within images."""
-    between = f"{look['negative_cosine']:.4f} between"
-    if "positive_cosine" not in look:
+    between = f"{row['negative_cosine']:.4f} between"
+    if "positive_cosine" not in row:
         return f"cosine {between} images (one view of each: none within images)"
-    return f"cosine {look['positive_cosine']:.4f} within images, {between}"
+    return f"cosine {row['positive_cosine']:.4f} within images, {between}"
 
 
-def _positive(look: Mapping[str, float]) -> float:
+def _positive(row: Mapping[str, float]) -> float:
     """One view alone has no cosine within images, but that is hardly ever below the one between them."""
-    return look.get("positive_cosine", look["negative_cosine"])
+    return row.get("positive_cosine", row["negative_cosine"])
 
 
-def _agreement(row: Mapping[str, Any], look: Mapping[str, float]) -> tuple[float, float]:
+def _agreement(measurement: Mapping[str, Any], outputs: Mapping[str, float]) -> tuple[float, float]:
     """Of the difference between images, the part that two views of one share: 0 chance, 1 invariance; and its error."""
-    if "agreement" in row:
-        value, error = row["agreement"]
+    if "agreement" in measurement:
+        value, error = measurement["agreement"]
         return value, error
-    return (_positive(look) - look["negative_cosine"]) / max(1 - look["negative_cosine"], 1e-12), 0.0
+    between = outputs["negative_cosine"]
+    return (_positive(outputs) - between) / max(1 - between, 1e-12), 0.0
 
 
 def _verdict(state: str, evidence: str, headline: str | None = None) -> Verdict:

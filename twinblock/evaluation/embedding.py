@@ -31,8 +31,10 @@ class Embeddings:
 
     def __repr__(self) -> str:
         count, width = self.features.shape
-        known = [name for name in ("names", "labels") if getattr(self.images, name) is not None]
-        return f"Embeddings({count:,} images, {width} features each{', with ' if known else ''}{' and '.join(known)})"
+        columns = [name for name in ("names", "labels") if getattr(self.images, name) is not None]
+        return (
+            f"Embeddings({count:,} images, {width} features each{', with ' if columns else ''}{' and '.join(columns)})"
+        )
 
 
 @own_settings()
@@ -66,19 +68,19 @@ def embed(
         raise InputError(f"split=test: {source.source} has no images for testing; leave split out")
     device = best_device()
     with progress("embedding images", len(images)) as advance:
-        found = features(trained.to(device), images, advance=advance, **seen_by(seen, device))
-    if not found.isfinite().all():
+        rows = features(trained.to(device), images, advance=advance, **seen_by(seen, device))
+    if not rows.isfinite().all():
         raise InputError(f"the features of {run.path} hold NaN or infinity: has the encoder diverged?")
     if out is not None and kind is not None:
         with replacing(Path(out)) as file:
-            write_table(file, kind, columns_of(images, np.arange(len(images))) | {"features": found.numpy()})
-    return Embeddings(found, images)
+            write_table(file, kind, columns_of(images, np.arange(len(images))) | {"features": rows.numpy()})
+    return Embeddings(rows, images)
 
 
 def _writable(file: Path, run: Run) -> str:
     kind = table_kind(file)
-    own = file.stem == OWN and file.parent.resolve() == run.path.resolve()
-    if file.is_dir() or (file.exists() and not own):
+    default = file.stem == OWN and file.parent.resolve() == run.path.resolve()
+    if file.is_dir() or (file.exists() and not default):
         raise InputError(f"out={file} is there already; delete it or choose another name")
     if not file.parent.is_dir():
         raise InputError(f"out={file}: there is no folder {file.parent}; make it or choose another")

@@ -52,7 +52,7 @@ MOST_PIXELS = 32  # a side: a linear probe of more would not fit into memory
 CALIBRATION = 500  # images that the batch norms of an untrained encoder see
 K, TEMPERATURE = 200, 0.1  # of the weighted kNN
 COPIES = 5  # of its features and scores that a linear probe holds at most
-QUICK_BANK, QUICK_QUERIES = 10_000, 5_000  # images that the look at the end of a training takes at most
+QUICK_BANK, QUICK_QUERIES = 10_000, 5_000  # images that the measurement at the end of a training takes at most
 Pair = tuple[Tensor, Tensor]  # features of the images to fit on, and of those to test on
 Measured = dict[str, Any]  # `rows` of the table and `groups` of classes, of one network and its blocks
 
@@ -87,8 +87,8 @@ class FeatureExtractor:
     def blocks(self, every: EveryBlock) -> dict[str, Pair]:
         """Of the encoder, and of every block whose features are not the encoder's own."""
         both = (rows.split(every.widths, 1) for rows in self.features(every))
-        *blocks, own = zip(*both, strict=True)
-        return {ENCODER: own, **{f"{BLOCK}{k}": pair for k, pair in enumerate(blocks, start=1)}}
+        *blocks, outputs = zip(*both, strict=True)
+        return {ENCODER: outputs, **{f"{BLOCK}{k}": pair for k, pair in enumerate(blocks, start=1)}}
 
     def of(self, network: nn.Module | None) -> Pair | dict[str, Pair]:
         """Of a network, of every block of an `EveryBlock`, or, for None, the pixels."""
@@ -116,11 +116,11 @@ class Protocol:
 
     def digest(self, network: nn.Module | None) -> str:
         """What the results for a network depend on; None stands for the pixels."""
-        found = blake2b(repr(self._conditions).encode(), digest_size=16)
+        hashed = blake2b(repr(self._conditions).encode(), digest_size=16)
         for name, tensor in {} if network is None else network.state_dict().items():
-            found.update(name.encode())
-            found.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-        return found.hexdigest()
+            hashed.update(name.encode())
+            hashed.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+        return hashed.hexdigest()
 
     @cached_property
     def _conditions(self) -> tuple[Any, ...]:
@@ -203,8 +203,8 @@ def _measure(
     passes = sum(network is not None for network in fresh.values())
     with progress("computing features", passes * len(protocol.sets), quiet) as advance:
         extractor = FeatureExtractor(protocol.config, protocol.sets.images, protocol.device, advance)
-        found = {name: extractor.of(network) for name, network in fresh.items()}
-    pairs = {name: pair if isinstance(pair, dict) else {name: pair} for name, pair in found.items()}
+        rows_of = {name: extractor.of(network) for name, network in fresh.items()}
+    pairs = {name: pair if isinstance(pair, dict) else {name: pair} for name, pair in rows_of.items()}
     measured = {}
     with progress("fitting probes", sum(map(len, pairs.values())), quiet) as advance:
         for name, network in networks.items():
@@ -231,13 +231,15 @@ def _worth(
     if protocol.published:
         scores |= {f"SGD {kind}": sgd.get(kind) for kind in ("linear", *protocol.few)}
     row: dict[str, Any] = {"features": name}
-    row |= {f"{kind} %": None if found is None else accuracy(found, labels) for kind, found in scores.items()}
+    row |= {
+        f"{kind} %": None if predicted is None else accuracy(predicted, labels) for kind, predicted in scores.items()
+    }
     if protocol.blocks:
         row["rank %"] = None if name == PIXELS else rank_share(pair[1])
     groups = [
-        {"features": name, "evaluator": kind, **_by_group(found, labels, sizes)}
-        for kind, found in scores.items()
-        if found is not None and sizes is not None
+        {"features": name, "evaluator": kind, **_by_group(predicted, labels, sizes)}
+        for kind, predicted in scores.items()
+        if predicted is not None and sizes is not None
     ]
     return {**row, "width": pair[0].shape[1]}, groups
 
@@ -265,12 +267,12 @@ def _probes(pair: Pair, protocol: Protocol) -> dict[str, Tensor]:
     classes = len(protocol.sets.classes)
     place = _place(protocol.device, pair, classes)
     bank, queries, labels = (rows.to(place) for rows in (*pair, torch.from_numpy(protocol.sets.train_labels)))
-    found = {
+    predictions = {
         "kNN": knn_scores(bank, labels, queries, classes, k=K, temperature=TEMPERATURE),
         "linear": linear_probe(bank, labels, queries, classes),
     }
     few = {kind: linear_probe(bank[some], labels[some], queries, classes) for kind, some in protocol.few.items()}
-    return found | few
+    return predictions | few
 
 
 def _place(device: torch.device, pair: Pair, classes: int) -> torch.device:
@@ -282,10 +284,10 @@ def _place(device: torch.device, pair: Pair, classes: int) -> torch.device:
     return device if needed < torch.cuda.mem_get_info(device)[0] else torch.device("cpu")
 
 
-def _unequal_sizes(runs: Sequence[Run], source: Data, known: np.ndarray, images: Images | None) -> np.ndarray | None:
+def _unequal_sizes(runs: Sequence[Run], source: Data, labels: np.ndarray, images: Images | None) -> np.ndarray | None:
     """Training images of each class of the first run whose classes are of unequal size, 2 to 1 or more; else None."""
     for config in (run.config for run in runs if same_place(run.config.data.source, source.source)):
-        sizes = class_sizes(config, known, images)
+        sizes = class_sizes(config, labels, images)
         if sizes.max() >= 2 * max(1, sizes.min()):
             return sizes
     return None
@@ -308,15 +310,15 @@ def _sgd_scores(network: nn.Module | None, protocol: Protocol, queries: Tensor) 
     """Scores of the published probes, which see augmented images; digits are not mirrored."""
     encoder = network.encoder if isinstance(network, EveryBlock) else network
     assert encoder is not None and protocol.config.data.size is not None
-    config, labels, found = protocol.config, protocol.sets.train_labels, {}
+    config, labels, predictions = protocol.config, protocol.sets.train_labels, {}
     size, seed, flip = protocol.config.data.size, config.train.seed, bool(config.views[0].flip)
     parts = {"linear": (np.arange(len(labels)), FULL_SHOT)}
     parts |= {kind: (rows, FEW_SHOT) for kind, rows in protocol.few.items()}
     for kind, (rows, (epochs, drops)) in parts.items():
         part, of_part = take(protocol.sets.train, rows), torch.from_numpy(labels[rows])
         seen = lambda epoch, part=part: augmented(encoder, part, size, epoch, seed, flip, protocol.device)  # noqa: E731
-        found[kind] = sgd_probe(seen, of_part, queries, int(labels.max()) + 1, epochs, drops, seed=seed)
-    return found
+        predictions[kind] = sgd_probe(seen, of_part, queries, int(labels.max()) + 1, epochs, drops, seed=seed)
+    return predictions
 
 
 def quick_knn(

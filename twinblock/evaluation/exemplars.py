@@ -82,9 +82,9 @@ def exemplars(
     with optional_picture(run.path / "exemplars.png"):
         title = f"{run.path}: pruning-identified exemplars of {source.source}"
         run.write("exemplars.png", _picture(images, ranking, title))
-    found = _judge(scores, images.labels)
-    run.write_json("exemplars.json", {"data": source.source, "images": len(images), "ratio": ratio, "scores": found})
-    return found
+    findings = _judge(scores, images.labels)
+    run.write_json("exemplars.json", {"data": source.source, "images": len(images), "ratio": ratio, "scores": findings})
+    return findings
 
 
 def measure(
@@ -101,8 +101,8 @@ def measure(
     dense = features(encoder.to(device), images, **how)
     pruned = _trained(run) if ratio is None else None
     if pruned is None:
-        own = config.target.ratio if config.target.kind == "pruned" else RATIO
-        pruned = _made(encoder, own if ratio is None else ratio).to(device)
+        of_run = config.target.ratio if config.target.kind == "pruned" else RATIO
+        pruned = _made(encoder, of_run if ratio is None else ratio).to(device)
         _calibrate(pruned, images, how)
     moved = 1 - cosine_similarity(dense, features(pruned.to(device), images, **how))
     apart = _views_apart(encoder, images, config, device)
@@ -156,24 +156,24 @@ def _views_apart(encoder: Encoder, images: Images, config: Config, device: torch
     """1 - cos of the features of two random views, as the loss of most objectives has it."""
     assert config.data.size is not None
     views = Views(config.views if len(config.views) == 2 else config.views * 2, config.data.size, MEAN, STD)
-    found, together = [], at_once(config.data.size)
+    distances, together = [], at_once(config.data.size)
     for step, index in enumerate(np.array_split(np.arange(len(images)), -(-len(images) // together))):
         where = {"seed": config.train.seed, "epoch": 0, "step": step, "batch": len(index)}
         pair = views(images.batch(index).to(device), aspect=images.aspects(index), **where)
         with torch.no_grad(), evaluating(encoder):
-            found.append(1 - cosine_similarity(*(encoder(view).float().cpu() for view in pair)))
-    return torch.cat(found)
+            distances.append(1 - cosine_similarity(*(encoder(view).float().cpu() for view in pair)))
+    return torch.cat(distances)
 
 
 def _distance_to_neighbours(rows: Float[Tensor, "n d"], seed: int) -> Float[Tensor, " n"]:
     unit = normalize(rows)
     banked = torch.as_tensor(order(seed, -4, len(rows))[:BANK])
     bank, k = unit[banked].T, min(NEIGHBOURS, len(banked) - 1)
-    found = []
-    for own in torch.arange(len(rows)).split(1000):
-        near = (unit[own] @ bank).masked_fill_(own[:, None] == banked, -torch.inf)  # no image is its own neighbour
-        found.append(1 - near.topk(k).values.mean(1))
-    return torch.cat(found)
+    distances = []
+    for index in torch.arange(len(rows)).split(1000):
+        near = (unit[index] @ bank).masked_fill_(index[:, None] == banked, -torch.inf)  # no image is its own neighbour
+        distances.append(1 - near.topk(k).values.mean(1))
+    return torch.cat(distances)
 
 
 def _judge(scores: Mapping[str, np.ndarray], labels: Int[np.ndarray, " n"] | None) -> list[dict[str, Any]]:

@@ -40,10 +40,10 @@ def features(
     rows = []
     with evaluating(encoder), torch.autocast(torch.device(device).type, autocast, enabled=autocast is not None):
         for view in _central(images, size, mean, std, device, batch):
-            found = encoder(view.to(dtype))
-            if found.ndim != 2:
-                raise InputError(f"the encoder gives shape {tuple(found.shape)}; pool it to (images, features)")
-            rows.append(found.float().cpu())
+            output = encoder(view.to(dtype))
+            if output.ndim != 2:
+                raise InputError(f"the encoder gives shape {tuple(output.shape)}; pool it to (images, features)")
+            rows.append(output.float().cpu())
             advance(len(view))
     return torch.cat(rows)
 

@@ -59,8 +59,8 @@ def class_accuracies(
 ) -> Float[np.ndarray, " c"]:
     """Accuracy of each class in percent, NaN without test images. Labels from `classes` on are of none."""
     tested = np.bincount(labels, minlength=classes)[:classes]
-    found = np.bincount(labels[predicted == labels], minlength=classes)[:classes]
-    return np.divide(100 * found, tested, out=np.full(classes, np.nan), where=tested > 0)
+    correct = np.bincount(labels[predicted == labels], minlength=classes)[:classes]
+    return np.divide(100 * correct, tested, out=np.full(classes, np.nan), where=tested > 0)
 
 
 def group_report(accuracies: Float[np.ndarray, " c"], sizes: Int[np.ndarray, " c"]) -> dict[str, dict[str, Any]]:
@@ -89,12 +89,12 @@ def classes_of(run: Run, source: str | None = None) -> ByClass:
     As the last `evaluate` of the run wrote them, on this source if one is given. Raises InputError where it was not
     evaluated by class.
     """
-    found = (run.evaluation if source is None else run.evaluation_of(source)) or {}
-    for group in found.get("groups", []):
+    evaluation = (run.evaluation if source is None else run.evaluation_of(source)) or {}
+    for group in evaluation.get("groups", []):
         if (group["features"], group["evaluator"]) == ("encoder", "linear"):
             accuracies = np.array(group["classes"], float)  # those not tested, None in JSON, become NaN
             tested = np.isfinite(accuracies)
-            return np.array(found["class sizes"])[tested], accuracies[tested]
+            return np.array(evaluation["class sizes"])[tested], accuracies[tested]
     raise InputError(
         f"{run.path} has no accuracy by class: evaluate it first; a balanced one --beside a long-tailed one"
     )

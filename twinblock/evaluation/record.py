@@ -16,12 +16,12 @@ def measured(run: Run, source: str) -> dict[str, Any]:
     return (run.evaluation_of(source) or {}).get("measured", {})
 
 
-def write(run: Run, source: str, report: Mapping[str, Any], found: Mapping[str, Any]) -> None:
-    """Write a report, and keep what it was made of beside what was found before."""
+def write(run: Run, source: str, report: Mapping[str, Any], measures: Mapping[str, Any]) -> None:
+    """Write a report, and keep what it was made of beside what was measured before."""
     file = evaluation_file(source)
     try:
         (run.path / file).parent.mkdir(exist_ok=True)
     except OSError as error:
         raise InputError(f"cannot write {run.path / file}: {error.strerror}") from None
-    run.write_json(file, {**report, "measured": {**measured(run, source), **found}})
+    run.write_json(file, {**report, "measured": {**measured(run, source), **measures}})
     run.write_json("evaluation.json", report)

@@ -51,10 +51,10 @@ def better_block(report: Mapping[str, Any]) -> str | None:
 
 def group_rows(run: Run) -> list[dict[str, Any]]:
     """The groups that the last `evaluate` wrote, of the encoder, as a table; none after training on equal classes."""
-    found = run.evaluation or {}
+    evaluation = run.evaluation or {}
     return [
         {"evaluator": group["evaluator"], "groups": name, **group["groups"][name]}
-        for group in found.get("groups", [])
+        for group in evaluation.get("groups", [])
         if group["features"] == ENCODER
         for name in group["groups"]
     ]

@@ -194,12 +194,12 @@ def _run(steps: Sequence[Step], x: Tensor) -> list[Tensor]:
 
 def _check_training(model: nn.Module, images: Tensor, steps: Sequence[Step]) -> None:
     """A traced forward has the mode of its tracing in it: what it does in training must be the same."""
-    own, in_steps = copy.deepcopy((model, [step.module for step in steps]))
+    copied, in_steps = copy.deepcopy((model, [step.module for step in steps]))
     x = images
-    own.train()
-    whole = own(images.clone())
-    own, in_steps = copy.deepcopy((model, [step.module for step in steps]))
-    own.train()
+    copied.train()
+    whole = copied(images.clone())
+    copied, in_steps = copy.deepcopy((model, [step.module for step in steps]))
+    copied.train()
     for module in in_steps:
         x = module.train()(x.clone())
     if not torch.equal(x, whole):
@@ -218,8 +218,8 @@ def _oriented(shapes: list[Shape]) -> tuple[list[Shape], list[bool]]:
     shown = [_channels_last(shape) for shape in shapes]
     last: list[bool] = []
     for i in range(len(shapes)):
-        known = [*(s for s in shown[i:] if s is not None), *(s for s in reversed(shown[:i]) if s is not None), False]
-        last.append(len(shapes[i]) == 3 and known[0])
+        fixed = [*(s for s in shown[i:] if s is not None), *(s for s in reversed(shown[:i]) if s is not None), False]
+        last.append(len(shapes[i]) == 3 and fixed[0])
     return [(s[2], *s[:2]) if turned else s for s, turned in zip(shapes, last, strict=True)], last
 
 

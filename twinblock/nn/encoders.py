@@ -195,9 +195,9 @@ def _create(kind: str, width: int | None, size: int) -> nn.Module:
             _thin_stem(model, width)
         return model
     library, _, name = kind.rpartition("/")
-    known = torchvision.models.list_models(torchvision.models) if library == "torchvision" else timm.list_models()
-    if name not in known or library not in ("", "timm", "torchvision"):
-        near = nearest(name, known, 3)
+    names = torchvision.models.list_models(torchvision.models) if library == "torchvision" else timm.list_models()
+    if name not in names or library not in ("", "timm", "torchvision"):
+        near = nearest(name, names, 3)
         near = [f"torchvision/{other}" for other in near] if library == "torchvision" else near
         hint = f"; did you mean {', '.join(near)}?" if near else ""
         raise InputError(f"encoder.kind: no backbone named {kind!r} in {library or 'timm'}{hint}")

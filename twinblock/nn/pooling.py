@@ -94,8 +94,8 @@ class Expansion(nn.Sequential):
 
         def part(x: Tensor, statistics: dict[str, Tensor], weight: Tensor, *of_norm: Tensor) -> Tensor:
             # the tensors are given: those of a pruned network lie in the modules in forward alone
-            own = dict(zip(parameters, of_norm, strict=True)) | statistics | uncounted
-            return pool(F.relu(functional_call(norm, own, F.conv2d(x, weight)), inplace=True))
+            tensors = dict(zip(parameters, of_norm, strict=True)) | statistics | uncounted
+            return pool(F.relu(functional_call(norm, tensors, F.conv2d(x, weight)), inplace=True))
 
         places = x.numel() // x.shape[1]
         size = len(weight) if isinstance(norm, nn.GroupNorm) else max(SLICE, PART // places)

@@ -99,35 +99,35 @@ def save(folder: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -
 def newest(folder: Path, *better: Path) -> tuple[Path, tuple[dict[str, Tensor], dict[str, Any]]]:
     """The newest whole checkpoint of a run, and what it holds; of the `better` files the first that is whole.
 
-    Those that are damaged are told, and passed over. Raises InputError where there is none.
+    Damaged ones are reported and skipped. Raises InputError where there is none.
     """
     problems = []
     for path in (*better, *(folder / name for name in (FRESH, LAST, PREVIOUS))):
         if path.is_file():
             try:
-                found = read(path)
+                checkpoint = read(path)
             except Damaged as error:
                 problems.append(error)
             else:
                 for problem in problems:
                     log.warning(f"{problem}; {path} is taken instead")
-                return path, found
+                return path, checkpoint
     nothing = InputError(f"{folder.parent} has no checkpoint yet; let the run get to its first one")
     raise problems[0] if problems else nothing
 
 
-def recover(folder: Path, foreign: Callable[[Mapping[str, Any]], str] = lambda meta: "") -> list[str]:
+def recover(folder: Path, not_of_this_run: Callable[[Mapping[str, Any]], str] = lambda meta: "") -> list[str]:
     """Make `last` the newest whole checkpoint, if there is one; set damaged files aside, with a line for each.
 
-    `foreign`: what makes a file one of another run, by what it says of itself; nothing where it is not. A crash between
-    the two renames of `save` leaves the newest under its first name: it is tried first.
+    `not_of_this_run(meta)`: why a file with this metadata is another run's; empty where it is not. A crash between the
+    two renames of `save` leaves the newest under its first name: it is tried first.
     """
     complaints: list[str] = []
     for name in (FRESH, LAST, PREVIOUS):
         path = folder / name
         if path.exists():
             try:
-                if why := foreign(read(path)[1]):
+                if why := not_of_this_run(read(path)[1]):
                     raise Damaged(f"{path} is of another run ({why})")
             except Damaged as error:
                 os.replace(path, path.with_name(name + ".damaged"))
@@ -187,7 +187,7 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Te
         p = params[int(i)]
         if tensor.shape not in (p.shape, ()):
             raise ValueError(f"{name} is {tuple(tensor.shape)} for a parameter of {tuple(p.shape)}")
-        laid_out = torch.empty_like(p, dtype=tensor.dtype).copy_(tensor) if tensor.shape == p.shape else tensor
+        laid_out = torch.empty_like(p).copy_(tensor) if tensor.shape == p.shape else tensor
         state.setdefault(int(i), {})[key] = laid_out
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 

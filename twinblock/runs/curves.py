@@ -60,13 +60,13 @@ def _titled(title: str, run: Run) -> str:
 
 def _draw_run(panels: Sequence[Any], run: Run) -> None:
     rows = run.metrics()
-    looks = [row for row in rows if "diagnosis" in row]
-    learners = len(looks[0]["diagnosis"]) if looks else 1
+    measured_rows = [row for row in rows if "diagnosis" in row]
+    learners = len(measured_rows[0]["diagnosis"]) if measured_rows else 1
     loss, knn, cosine, rank = panels
     _draw_losses(loss, [row for row in rows if "loss" in row], learners)
     for i in range(learners):
         last = i == learners - 1
-        steps, seen = [row["step"] for row in looks], [row["diagnosis"][i] for row in looks]
+        steps, seen = [row["step"] for row in measured_rows], [row["diagnosis"][i] for row in measured_rows]
         _draw_knn(knn, steps, seen, _shade(i, learners), band=last)
         for axes, style, output, key, meaning in (
             (cosine, "-", "projector", "positive_cosine", "within images"),
@@ -75,7 +75,7 @@ def _draw_run(panels: Sequence[Any], run: Run) -> None:
             (rank, "--", "projector", "effective_rank", "projector"),
         ):
             # a learner of one's own may have no projector
-            measured = [look.get(output, look["encoder"] if axes is cosine else {}) for look in seen]
+            measured = [row.get(output, row["encoder"] if axes is cosine else {}) for row in seen]
             values = [indicators.get(key, math.nan) for indicators in measured]
             label = meaning if last else None
             axes.plot(steps, values, style, color=_shade(i, learners), label=label, marker=".")
@@ -98,12 +98,12 @@ def _draw_losses(axes: Any, rows: Sequence[Mapping[str, Any]], learners: int) ->
 
 def _draw_knn(axes: Any, steps: Sequence[int], seen: Sequence[Mapping[str, Any]], color: Any, band: bool) -> None:
     """Accuracy on the sample of one Learner, and the standard error that a share of so many images has."""
-    known = [(step, found) for step, found in zip(steps, seen, strict=True) if "sample_knn" in found]
-    if not known:
+    measured = [(step, row) for step, row in zip(steps, seen, strict=True) if "sample_knn" in row]
+    if not measured:
         return
-    steps, values = [step for step, _ in known], [found["sample_knn"] for _, found in known]
+    steps, values = [step for step, _ in measured], [row["sample_knn"] for _, row in measured]
     axes.plot(steps, values, color=color, marker=".")
-    counts = [found["encoder"].get("samples", math.nan) for _, found in known]
+    counts = [row["encoder"].get("samples", math.nan) for _, row in measured]
     errors = [
         100 * math.sqrt(max(0.0, value / 100 * (1 - value / 100)) / n) for value, n in zip(values, counts, strict=True)
     ]

@@ -54,10 +54,10 @@ def recorded(run: Run, facts: Mapping[str, Any], step: Callable[[], int]) -> Ite
 def starts_of(run: Run) -> list[dict[str, Any]]:
     """The starts of a run so far; none where the file is missing or damaged."""
     try:
-        found = json.loads((run.path / FILE).read_text(encoding="utf-8"))["starts"]
+        starts = json.loads((run.path / FILE).read_text(encoding="utf-8"))["starts"]
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return []
-    return found if isinstance(found, list) else []
+    return starts if isinstance(starts, list) else []
 
 
 def _commit(checkout: Path) -> str | None:

@@ -84,10 +84,10 @@ class Run:
 
     def evaluation_of(self, source: str) -> dict[str, Any] | None:
         """What the last `evaluate` on the images of a source found; None before the first."""
-        found = self._json(evaluation_file(source))
-        if found is None and (last := self.evaluation) is not None and same_place(last.get("data"), source):
+        evaluation = self._json(evaluation_file(source))
+        if evaluation is None and (last := self.evaluation) is not None and same_place(last.get("data"), source):
             return last  # of an earlier version, which kept the last one only
-        return found
+        return evaluation
 
     @property
     def begun(self) -> bool:
@@ -118,15 +118,15 @@ class Run:
         """
         rows = self.metrics() if rows is None else rows
         losses = {row["step"]: row["loss"][-1] for row in rows if "loss" in row}
-        looks = history_of(rows, learner, start)
-        return [look if look["step"] not in losses else {**look, "loss": losses[look["step"]]} for look in looks]
+        measurements = history_of(rows, learner, start)
+        return [row if row["step"] not in losses else {**row, "loss": losses[row["step"]]} for row in measurements]
 
     @own_settings()
     def encoder(self) -> Encoder:
         """The trained encoder, in evaluation mode; of an unfinished run, as its last checkpoint has it."""
-        encoder, own = encoder_of(self.config, self.objects), self.path / "encoder.safetensors"
-        file, (tensors, _) = checkpoint.newest(self.checkpoints, own)
-        checkpoint.fill(encoder, tensors, file, "" if file == own else "encoder.")
+        encoder, weights = encoder_of(self.config, self.objects), self.path / "encoder.safetensors"
+        file, (tensors, _) = checkpoint.newest(self.checkpoints, weights)
+        checkpoint.fill(encoder, tensors, file, "" if file == weights else "encoder.")
         return encoder.eval()
 
     @own_settings()
@@ -230,10 +230,10 @@ class Run:
         file = self.path / name
         try:
             text = _text(file)
-            found = None if text is None else json.loads(text)
-            if found is not None and not (isinstance(found, dict) and found.keys() >= {*needed}):
+            content = None if text is None else json.loads(text)
+            if content is not None and not (isinstance(content, dict) and content.keys() >= {*needed}):
                 raise ValueError
-            return found
+            return content
         except InputError:
             raise
         except (ValueError, RecursionError):
@@ -270,7 +270,7 @@ def _row(line: str) -> dict[str, Any] | None:
         return None
     for name, valid in (
         ("loss", _is_number),
-        ("diagnosis", _is_look),
+        ("diagnosis", _is_measurement),
         ("agreement", _is_pair),
         ("untrained", _is_untrained),
     ):
@@ -284,13 +284,13 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float)
 
 
-def _is_look(look: Any) -> bool:
+def _is_measurement(row: Any) -> bool:
     """Whether it is what the monitor writes of a Learner: numbers of its outputs by name, and perhaps of its kNN."""
-    if not isinstance(look, dict) or "encoder" not in look:
+    if not isinstance(row, dict) or "encoder" not in row:
         return False
     return all(
         all(map(_is_number, value.values())) if isinstance(value, dict) else _is_number(value) and name == "sample_knn"
-        for name, value in look.items()
+        for name, value in row.items()
     )
 
 

@@ -25,13 +25,15 @@ def reproduce(name: str, overrides: Sequence[str] = ()) -> None:
         near = nearest(name, studies())
         hint = f"; did you mean {near[0]}?" if near else "."
         raise InputError(f"no study {name!r}{hint} Known: {', '.join(studies())}")
-    own = {key: value for key, _, value in (text.partition("=") for text in overrides) if key in ("seeds", "out")}
-    if not own.get("seeds", "3").isdigit():
-        raise InputError(f"seeds={own['seeds']}: give a whole number, such as seeds=3")
-    out = Path(own.get("out", f"runs/{name}"))
+    settings = {key: value for key, _, value in (text.partition("=") for text in overrides) if key in ("seeds", "out")}
+    if not settings.get("seeds", "3").isdigit():
+        raise InputError(f"seeds={settings['seeds']}: give a whole number, such as seeds=3")
+    out = Path(settings.get("out", f"runs/{name}"))
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"out={out}: cannot write there ({error.strerror}); choose another folder") from None
-    rest = tuple(text for text in overrides if text.partition("=")[0] not in own)
-    import_module(f"twinblock.studies.{name.replace('-', '_')}").reproduce(Options(out, int(own.get("seeds", 3)), rest))
+    rest = tuple(text for text in overrides if text.partition("=")[0] not in settings)
+    import_module(f"twinblock.studies.{name.replace('-', '_')}").reproduce(
+        Options(out, int(settings.get("seeds", 3)), rest)
+    )

@@ -132,12 +132,12 @@ def arms(options: Options) -> list[Arm]:
 def measure(run: Run) -> Mapping[str, float]:
     """Accuracies and effective rank of every block; `expanded`: linear probe of what its expansion gives."""
     scope = run.config.scope
-    found = {}
+    expanded = {}
     if scope.kind == "blockwise" and scope.expand is not None:
         seen = evaluate(run, quiet=True, baselines=False, pooling=True)
-        found = {f"expanded {row['features'].removeprefix(BLOCK)}": row["linear %"] for row in _blocks(seen)}
+        expanded = {f"expanded {row['features'].removeprefix(BLOCK)}": row["linear %"] for row in _blocks(seen)}
     rows = evaluate(run, quiet=True, baselines=False, blocks=True)  # after the other: its rows stay in the run
-    return found | {
+    return expanded | {
         f"{what} {row['features'].removeprefix(BLOCK)}": row[f"{what} %"] for what in MEASURED for row in _blocks(rows)
     }
 
@@ -155,8 +155,8 @@ def _blocks(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
 def with_gaps(rows: list[Row]) -> list[Row]:
     """Each row with its last block's distance to the end-to-end run of its method and seed."""
     last = {(row["arm"], row["seed"]): [v for k, v in row.items() if k.startswith("linear ")][-1:] for row in rows}
-    found = []
+    with_gap = []
     for row in rows:
         mine, whole = (last[arm, row["seed"]] for arm in (row["arm"], f"{row['arm'].partition(', ')[0]}, {WHOLE}"))
-        found.append({**row, "gap": whole[0] - mine[0]} if mine and whole else row)
-    return found
+        with_gap.append({**row, "gap": whole[0] - mine[0]} if mine and whole else row)
+    return with_gap

@@ -169,11 +169,11 @@ def draw_cosines(rows: list[Row], path: Path) -> None:
             s=18,
             label=f"{key} images",
         )
-        told = [(name, PUBLISHED[name][published]) for name in names if name in PUBLISHED]
-        told = [(name, float(value)) for name, value in told if value != "-"]
+        values = [(name, PUBLISHED[name][published]) for name in names if name in PUBLISHED]
+        values = [(name, float(value)) for name, value in values if value != "-"]
         axes.scatter(
-            [value for _, value in told],
-            [names.index(name) + shift for name, _ in told],
+            [value for _, value in values],
+            [names.index(name) + shift for name, _ in values],
             color=color,
             marker="x",
             s=30,

@@ -59,7 +59,7 @@ def reproduce(options: Options) -> None:
 def measure(run: Run) -> Mapping[str, float]:
     """Accuracies by evaluator and group, and how well the rank of exemplars finds the tail."""
     evaluate(run, quiet=True, baselines=False, shots=SHOTS.get(run.config.data.source, ()))
-    found = {
+    measures = {
         f"{row['evaluator']} {group}".removeprefix("linear "): row[group]
         for row in group_rows(run)
         if row["groups"] == "thirds"
@@ -67,8 +67,8 @@ def measure(run: Run) -> Mapping[str, float]:
     }
     for row in exemplars(run):  # a balanced set has no tail to find
         name = "exemplars" if row["score"] == "moved" else row["score"]
-        found |= {f"{name} AUROC": row["AUROC"], f"{name} lift": row["lift"]}
-    return found
+        measures |= {f"{name} AUROC": row["AUROC"], f"{name} lift": row["lift"]}
+    return measures
 
 
 def _arms(options: Options) -> tuple[Arm, ...]:

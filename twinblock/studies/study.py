@@ -79,11 +79,11 @@ def carry_out(arms: Sequence[Arm], measure: Callable[[Run], Mapping[str, float]]
         try:
             for done in as_completed(running):
                 row = rows[running[done]] = done.result()
-                found = "  ".join(f"{k} {_show(v)}" for k, v in row.items() if k not in LABELS)
+                numbers = "  ".join(f"{k} {_show(v)}" for k, v in row.items() if k not in LABELS)
                 spent = time.monotonic() - began
                 left = f", {clock(spent / len(rows) * (len(jobs) - len(rows)))} left" if len(rows) < len(jobs) else ""
                 reporter.say(
-                    f"{len(rows)}/{len(jobs)} after {clock(spent)}{left}: {row['arm']}, seed {row['seed']}: {found}"
+                    f"{len(rows)}/{len(jobs)} after {clock(spent)}{left}: {row['arm']}, seed {row['seed']}: {numbers}"
                 )
         except BaseException:  # what no arm should do is said at once, not after all the others
             pool.shutdown(cancel_futures=True)
@@ -159,8 +159,8 @@ def folder(arm: str, seed: int, options: Options) -> Path:
 
 
 def _overrides(arm: Arm, seed: int, options: Options) -> tuple[str, ...]:
-    own = (text.replace("{seed}", str(seed)) for text in arm.overrides)
-    return (*own, *options.overrides, f"train.seed={seed}")
+    overrides = (text.replace("{seed}", str(seed)) for text in arm.overrides)
+    return (*overrides, *options.overrides, f"train.seed={seed}")
 
 
 def _job(arm: Arm, seed: int, measure: Callable[[Run], Mapping[str, float]], options: Options) -> Row:

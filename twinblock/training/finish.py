@@ -108,10 +108,10 @@ def _accuracy(result: Mapping[str, Any]) -> str:
     if knn is None:
         return "no labels to measure accuracy with"
     others = ", ".join(f"{name} {value:.1f} %" for name, value in knn.items() if name != "encoder")
-    found = f"kNN {knn['encoder']:.1f} % ({others})"
+    accuracy = f"kNN {knn['encoder']:.1f} % ({others})"
     if measured is None:  # a run of an earlier version
-        return found
+        return accuracy
     gain, error = measured["gains"]["untrained encoder"]
     where = "above" if gain >= 0 else "below"
     sizes = f"{measured['test']:,} test images, {measured['train']:,} to compare with"
-    return f"{found}, {abs(gain):.1f} ± {error:.1f} points {where} untrained on {sizes}"
+    return f"{accuracy}, {abs(gain):.1f} ± {error:.1f} points {where} untrained on {sizes}"

@@ -50,8 +50,8 @@ def _launched(world: int, local: int):
     from lightning_fabric.strategies.ddp import DDPStrategy
 
     # each process keeps its own buffers: synchronised norms agree by themselves, others are local by definition
-    known = inspect.signature(DistributedDataParallel).parameters
-    name = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"  # from torch 2.15 on
+    parameters = inspect.signature(DistributedDataParallel).parameters
+    name = "forward_sync_buffers" if "forward_sync_buffers" in parameters else "broadcast_buffers"  # from torch 2.15 on
     strategy = DDPStrategy(**{name: False}) if world > 1 else "auto"  # pyright: ignore[reportArgumentType]
     # named, so that a SLURM job's variables do not make Fabric wait for tasks that nobody started
     started_by = TorchElasticEnvironment() if world > 1 else LightningEnvironment()
@@ -200,10 +200,10 @@ def stop_signals() -> Iterator[Stop]:
     except ValueError:  # not the main thread: the caller's program keeps its own handlers
         yield stop
         return
-    hear, tell = socket.socketpair()
-    tell.setblocking(False)
-    over, heard = threading.Event(), signals.set_wakeup_fd(tell.fileno(), warn_on_full_buffer=False)
-    watcher = threading.Thread(target=_watch, args=(hear, stop, at_once, over), daemon=True)
+    receiver, sender = socket.socketpair()
+    sender.setblocking(False)
+    over, heard = threading.Event(), signals.set_wakeup_fd(sender.fileno(), warn_on_full_buffer=False)
+    watcher = threading.Thread(target=_watch, args=(receiver, stop, at_once, over), daemon=True)
     watcher.start()
     try:
         yield stop
@@ -212,24 +212,24 @@ def stop_signals() -> Iterator[Stop]:
         signals.set_wakeup_fd(heard)
         for name, handler in old.items():
             signals.signal(name, handler)
-        tell.close()
+        sender.close()
         watcher.join()
-        hear.close()
+        receiver.close()
 
 
-def _watch(hear: socket.socket, stop: Stop, at_once: threading.Event, over: threading.Event) -> None:
+def _watch(receiver: socket.socket, stop: Stop, at_once: threading.Event, over: threading.Event) -> None:
     """See to it that Ctrl-C ends a long step.
 
     Python's own handler runs only between two calls of torch, and a backward pass is one call. The command line ends
     its process even then; another program gets Interrupted when the call returns.
     """
-    if not _ctrl_c(hear):
+    if not _ctrl_c(receiver):
         return
-    hear.settimeout(SHORT)
-    again = _ctrl_c(hear)
+    receiver.settimeout(SHORT)
+    again = _ctrl_c(receiver)
     if not again and (stop.saving or over.is_set()):
-        hear.settimeout(None)
-        again = _ctrl_c(hear)
+        receiver.settimeout(None)
+        again = _ctrl_c(receiver)
     if over.is_set() or (stop.saving and not again):
         return
     at_once.set()
@@ -239,10 +239,10 @@ def _watch(hear: socket.socket, stop: Stop, at_once: threading.Event, over: thre
         os._exit(128 + signals.SIGINT)
 
 
-def _ctrl_c(hear: socket.socket) -> bool:
+def _ctrl_c(receiver: socket.socket) -> bool:
     """Wait for Ctrl-C; False where the time is over, or the run."""
     try:
-        while got := hear.recv(1):
+        while got := receiver.recv(1):
             if got[0] == signals.SIGINT:
                 return True
     except TimeoutError:

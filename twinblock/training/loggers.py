@@ -17,29 +17,29 @@ def make_loggers(names: Sequence[Logger], path: Path, again_from: int | None = N
     `again_from`: the step from which on all numbers come once more; those of a killed start are dropped.
     """
     makers = {"tensorboard": _tensorboard, "wandb": _wandb}
-    found = []
+    loggers = []
     for name in names:
         try:
-            found.append(makers[name](path, again_from))
+            loggers.append(makers[name](path, again_from))
         except ImportError as error:
             raise InputError(f"train.loggers: {error.name} is not installed; pip install {error.name}") from None
         except Exception as error:  # a service has errors of its own
             raise InputError(
                 f"train.loggers: {name} cannot start ({_reason(error)}); mend that, or go on without: train.loggers=[]"
             ) from None
-    return found
+    return loggers
 
 
 def scalars(row: Mapping[str, Any]) -> dict[str, float]:
     """A row of `metrics.jsonl` as numbers by name: `loss/learner 1`, `encoder effective_rank/learner 1`."""
-    found = {f"loss/learner {i}": value for i, value in enumerate(row.get("loss", ()), start=1)}
-    for i, look in enumerate(row.get("diagnosis", ()), start=1):
-        for part, numbers in look.items():
+    values = {f"loss/learner {i}": value for i, value in enumerate(row.get("loss", ()), start=1)}
+    for i, measurement in enumerate(row.get("diagnosis", ()), start=1):
+        for part, numbers in measurement.items():
             if isinstance(numbers, Mapping):
-                found |= {f"{part} {name}/learner {i}": value for name, value in numbers.items()}
+                values |= {f"{part} {name}/learner {i}": value for name, value in numbers.items()}
             else:
-                found[f"{part}/learner {i}"] = numbers
-    return found
+                values[f"{part}/learner {i}"] = numbers
+    return values
 
 
 def _tensorboard(path: Path, again_from: int | None) -> Log:
@@ -63,7 +63,7 @@ def _wandb(path: Path, again_from: int | None) -> Log:
     return lambda numbers, step: run.log(dict(numbers), step=step)
 
 
-def tell(loggers: list[Log], rows: Iterable[Mapping[str, Any]], warn: Callable[[str], None]) -> None:
+def log_rows(loggers: list[Log], rows: Iterable[Mapping[str, Any]], warn: Callable[[str], None]) -> None:
     """Give the rows of the metrics to loggers; one that cannot write is let go: no training depends on it."""
     for log in list(loggers):
         try:

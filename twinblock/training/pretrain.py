@@ -129,8 +129,8 @@ def out_of_memory(error: RuntimeError | MemoryError) -> bool:
 
 def _as_begun(saved: Config, config: Config) -> Config:
     """The config of a run that goes on: what was left to data and machine stays as it was then."""
-    own = {"on_collapse": config.train.on_collapse, "loggers": config.train.loggers}
-    train = saved.train.model_copy(update=own)
+    settings = {"on_collapse": config.train.on_collapse, "loggers": config.train.loggers}
+    train = saved.train.model_copy(update=settings)
     return saved.model_copy(update={"out": config.out, "train": train})
 
 

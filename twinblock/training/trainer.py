@@ -12,7 +12,7 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor
 
-from twinblock.config.compare import foreign
+from twinblock.config.compare import not_of_this_run
 from twinblock.config.recipes import to_yaml
 from twinblock.config.schema import Config
 from twinblock.core.console import Reporter
@@ -26,10 +26,10 @@ from twinblock.runs.state import restore_state, state_of
 from twinblock.training.compiled import uncompiled
 from twinblock.training.launch import share, stop_signals
 from twinblock.training.loader import Loader
-from twinblock.training.loggers import Log, make_loggers, tell
+from twinblock.training.loggers import Log, log_rows, make_loggers
 from twinblock.training.step import TrainStep
 
-FLUSH_EVERY = 10  # at most so many steps between two looks at losses and signals, which make a GPU wait
+FLUSH_EVERY = 10  # at most so many steps between two reads of losses and signals, which make a GPU wait
 PATIENCE = 1.0  # seconds between them, where steps are long
 
 
@@ -147,7 +147,7 @@ class Trainer:
         rows.sort(key=lambda row: (row["step"], "loss" in row))
         if self.fabric.is_global_zero and rows:
             self.run.append_metrics(rows)
-            tell(self.loggers, rows, self.reporter.warn)
+            log_rows(self.loggers, rows, self.reporter.warn)
         if bad is not None:
             raise self.diverged(problem)
         self.reporter.update(self.step, rows, self.monitor.words())
@@ -193,7 +193,7 @@ class Trainer:
     def resume(self) -> None:
         """Go on from the newest whole checkpoint, if there is one."""
         if self.fabric.is_global_zero:
-            for line in checkpoint.recover(self.run.checkpoints, partial(foreign, self.config)):
+            for line in checkpoint.recover(self.run.checkpoints, partial(not_of_this_run, self.config)):
                 self.reporter.warn(f"{line}; going back to the checkpoint before it")
         self.fabric.barrier()
         last = self.run.checkpoints / checkpoint.LAST

@@ -170,9 +170,9 @@ def random_box(
     sizes = np.rint(full * np.sqrt(np.stack([share / ratio, share * ratio], 2)))
     fits = np.all((sizes > 0) & (sizes <= full), axis=2)
     central = np.rint(full * np.minimum(1, np.stack([aspect / RATIO[0], RATIO[1] / aspect], 1)))
-    found = np.any(fits, axis=1, keepdims=True)
-    size = np.where(found, sizes[np.arange(len(sizes)), fits.argmax(1)], np.maximum(1, central))
-    start = np.where(found, np.floor(place * (full - size + 1)), (full - size) // 2)
+    fitting = np.any(fits, axis=1, keepdims=True)
+    size = np.where(fitting, sizes[np.arange(len(sizes)), fits.argmax(1)], np.maximum(1, central))
+    start = np.where(fitting, np.floor(place * (full - size + 1)), (full - size) // 2)
     return np.concatenate([start, size], 1)
 
 

@@ -1,0 +1,178 @@
+"""The images most like a picture, and near-duplicates, by the features of a run."""
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from torch.nn.functional import normalize
+
+from twinblock.core.device import best_device
+from twinblock.core.errors import InputError
+from twinblock.core.files import replacing, write_table
+from twinblock.core.pictures import literal, optional_picture
+from twinblock.core.settings import own_settings
+from twinblock.data import Images, columns_of, take
+from twinblock.data.objects import images_from
+from twinblock.evaluation.embedding import embed
+from twinblock.evaluation.features import features, pixels, seen_by
+from twinblock.runs.run import Run
+
+CHUNK = 2**24  # similarities held at a time: 64 MiB in float32
+CANDIDATES = 20  # neighbours of an image that may be its duplicates
+SAME = 0.97  # correlation of their pixels at SIDE x SIDE, from which on they are
+SIDE = 32
+FLAT = 2.0  # levels of 255: images whose pixels vary less are all alike, and compared by their mean as well
+SHOWN, WIDE, TILE = 20, 8, 96  # rows of the picture, images in one of them, and their side in pixels
+
+
+@own_settings()
+def search(
+    run: Run | str | Path,
+    queries: str | Path | Sequence[str | Path],
+    data: Any = None,
+    *,
+    k: int = 10,
+    encoder: nn.Module | None = None,
+) -> list[dict[str, Any]]:
+    """The `k` images most like each query: by the cosine of features from which the mean of all is taken away.
+
+    `queries`: files of pictures. `data`: where to search, as `pretrain` takes it; by default the images of the run.
+    Without the mean, a cosine of 0 says that two images are as unlike as two images taken at random.
+    Returns rows with query, rank (from 1), image (its number), name, label and class where there are any, and
+    similarity; writes them to `similar.csv` in the run, and the images to `similar.png`.
+    Raises InputError for a query that cannot be read, and for `k` below 1.
+    """
+    run = Run.open(run, encoder=encoder)
+    files = [str(file) for file in ([queries] if isinstance(queries, str | Path) else queries)]
+    if not files:
+        raise InputError("search: give at least one picture")
+    if k < 1:
+        raise InputError(f"k={k}: should be at least 1")
+    asked = images_from(files, run.config.data.size)
+    if asked.skipped:
+        raise InputError(f"{asked.skipped[0][0]} cannot be read ({asked.skipped[0][1]}); give another picture")
+    searched = embed(run, data)
+    device = best_device()
+    vectors = features(run.encoder().to(device), asked, **seen_by(run.config, device))
+    mean = searched.features.mean(0)
+    similar, index = nearest(normalize(vectors - mean), normalize(searched.features - mean), k)
+    table = columns_of(searched.images, index.flatten().numpy())
+    rows = len(files), index.shape[1]
+    table = {
+        "query": np.repeat(np.array(files), rows[1]),
+        "rank": np.tile(np.arange(1, rows[1] + 1), rows[0]),
+        **table,
+        "similarity": similar.flatten().numpy(),
+    }
+    _write(run, "similar", table)
+    shown = index[:SHOWN, : WIDE - 1].numpy()
+    rows_of = [[(asked, i), *((searched.images, int(j)) for j in row)] for i, row in enumerate(shown)]
+    with optional_picture(run.path / "similar.png"):
+        run.write("similar.png", _picture(rows_of, "a picture, and the images most like it"))
+    return _rows(table)
+
+
+@own_settings()
+def duplicates(
+    run: Run | str | Path, data: Any = None, *, same: float = SAME, encoder: nn.Module | None = None
+) -> list[dict[str, Any]]:
+    """Groups of near-duplicates: one picture in other sizes, encodings, brightness or contrast, mirrored or not.
+
+    Features propose: an image may be the duplicate of each of its 20 nearest. Pixels decide: at 32 x 32 their
+    correlation, mirrored or not, is at least `same`. Groups are what such pairs connect.
+    Returns rows with group (from 1), image (its number), name, label and class where there are any; writes them to
+    `duplicates.csv` in the run, and the images to `duplicates.png`. Raises InputError unless 0 < `same` <= 1.
+    """
+    if not 0 < same <= 1:
+        raise InputError(f"same={same}: should be more than 0 and at most 1")
+    run = Run.open(run, encoder=encoder)
+    searched = embed(run, data)
+    vectors = normalize(searched.features - searched.features.mean(0))
+    _, index = nearest(vectors, vectors, CANDIDATES + 1)
+    first = torch.arange(len(vectors))[:, None].expand_as(index)
+    pairs = torch.stack([first[first != index], index[first != index]], 1)
+    groups = _groups(len(vectors), pairs[same_pixels(searched.images, pairs, same)].numpy())
+    members = np.concatenate([np.zeros(0, np.int64), *groups])
+    number = np.repeat(np.arange(1, len(groups) + 1), [len(group) for group in groups])
+    table = {"group": number, **columns_of(searched.images, members)}
+    _write(run, "duplicates", table)
+    rows_of = [[(searched.images, int(i)) for i in group[:WIDE]] for group in groups[:SHOWN]]
+    if rows_of:
+        with optional_picture(run.path / "duplicates.png"):
+            title = f"near-duplicates, a group in each row; {len(rows_of)} of {len(groups):,}"
+            run.write("duplicates.png", _picture(rows_of, title))
+    return _rows(table)
+
+
+def nearest(
+    queries: Float[Tensor, "q d"], rows: Float[Tensor, "n d"], k: int
+) -> tuple[Float[Tensor, "q k"], Int[Tensor, "q k"]]:
+    """Cosines and places of the k rows most like each query, best first; both are of length 1. Exact, in chunks."""
+    parts = [(part @ rows.T).topk(min(k, len(rows))) for part in queries.split(max(1, CHUNK // len(rows)))]
+    return torch.cat([part.values for part in parts]), torch.cat([part.indices for part in parts])
+
+
+def same_pixels(images: Images, pairs: Int[Tensor, "p 2"], same: float) -> Bool[Tensor, " p"]:
+    """Whether the pixels of two images correlate by at least `same`, one of them perhaps mirrored.
+
+    Where hardly anything varies in an image, correlation is noise: both must then be flat, and of one mean.
+    """
+    rows, places = pairs.unique(return_inverse=True)
+    x = pixels(take(images, rows.numpy()), SIDE)
+    mirrored = x.view(len(x), -1, SIDE, SIDE).flip(3).flatten(1)
+    flat = x.std(1) * 255 < FLAT
+    means = x.mean(1)
+    units, turned = (normalize(y - y.mean(1, keepdim=True)) for y in (x, mirrored))
+    decided = []
+    for first, second in (part.T for part in places.split(10_000)):
+        correlation = torch.maximum((units[first] * units[second]).sum(1), (units[first] * turned[second]).sum(1))
+        both = flat[first] & flat[second] & ((means[first] - means[second]).abs() * 255 < FLAT)
+        decided.append(both | ((correlation >= same) & ~flat[first] & ~flat[second]))
+    return torch.cat(decided) if decided else torch.zeros(0, dtype=torch.bool)
+
+
+def _groups(count: int, pairs: np.ndarray) -> list[np.ndarray]:
+    """What pairs connect, in order of the first member; those that are alone are no group."""
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    edges = coo_array((np.ones(len(pairs), bool), (pairs[:, 0], pairs[:, 1])), shape=(count, count))
+    _, group = connected_components(edges, directed=False)
+    order = np.argsort(group, kind="stable")
+    parts = np.split(order, np.flatnonzero(np.diff(group[order])) + 1)
+    return sorted((part for part in parts if len(part) > 1), key=lambda part: part[0])
+
+
+def _write(run: Run, name: str, table: dict[str, Any]) -> None:
+    with replacing(run.path / f"{name}.csv") as file:
+        write_table(file, "csv", table)
+
+
+def _rows(table: dict[str, Any]) -> list[dict[str, Any]]:
+    columns = {name: column.tolist() if hasattr(column, "tolist") else list(column) for name, column in table.items()}
+    return [dict(zip(columns, cells, strict=True)) for cells in zip(*columns.values(), strict=True)]
+
+
+def _picture(rows: Sequence[Sequence[tuple[Images, int]]], title: str) -> bytes:
+    """A PNG with a row of thumbnails for each of `rows`, the name of an image below it."""
+    from matplotlib.figure import Figure
+
+    columns = max(map(len, rows))
+    drawing = Figure(figsize=(1.4 * columns, 1.6 * len(rows) + 0.5), layout="constrained")
+    drawing.suptitle(literal(title), fontsize="medium")
+    for axes, row in zip(drawing.subplots(len(rows), columns, squeeze=False), rows, strict=True):
+        for axis in axes:
+            axis.set_axis_off()
+        for axis, (images, i) in zip(axes, row, strict=False):
+            thumbnail = pixels(take(images, np.array([i])), TILE).view(-1, TILE, TILE).permute(1, 2, 0).clamp(0, 1)
+            axis.imshow(thumbnail.numpy(), interpolation="nearest")
+            name = "" if images.names is None else Path(images.names[i]).name
+            axis.set_title(literal(name if len(name) <= 18 else f"{name[:8]}…{name[-8:]}"), fontsize=6, y=-0.16)
+    file = io.BytesIO()
+    drawing.savefig(file, format="png", dpi=110)
+    return file.getvalue()
