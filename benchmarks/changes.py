@@ -108,6 +108,8 @@ def functions_of(code: CodeType) -> dict[str, list[CodeType]]:
     """The functions and methods of a module or class, by name; those inside of them go with them."""
     functions: dict[str, list[CodeType]] = {}
     for inner in (constant for constant in code.co_consts if isinstance(constant, CodeType)):
+        if inner.co_name.startswith("<"):  # a comprehension, which has run
+            continue
         if inner.co_flags & 2:  # CO_NEWLOCALS: a function
             functions.setdefault(inner.co_qualname, []).append(inner)
         else:

@@ -137,7 +137,7 @@ class Collected:
             ran: set[tuple[int, int]] = set()
             builtins.ran_line = lambda file, line: ran.add((file, line))  # pyright: ignore[reportAttributeAccessIssue]
             for file, code in zip(self.files, self.noting, strict=True):
-                swap_code(file.live, code)
+                assert swap_code(file.live, code), file.path
             start = time.process_time()
             failed = self.run([item])
             out.write_text(json.dumps([time.process_time() - start, sorted(ran)]))

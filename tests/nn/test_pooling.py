@@ -9,6 +9,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from twinblock.core.distributed import world_size
+from twinblock.core.seeding import generator
 from twinblock.methods.learner import Network
 from twinblock.methods.targets.pruned import Pruned
 from twinblock.nn import pooling as pooling
@@ -228,3 +229,20 @@ def test_a_part_of_the_batch_has_its_part_of_the_noise_and_no_more_memory(layout
         part = Noise(0.25).draws(x[first:last].contiguous(memory_format=layout), (0, 1), first)
         assert torch.equal(part, draws[first:last])
         assert part.untyped_storage().nbytes() == part.nbytes
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_draws_fill_memory_in_its_order_sixteen_samples_a_generator(layout):
+    x = torch.empty(20, 3, 4, 5).contiguous(memory_format=layout)
+    last = layout == torch.channels_last
+    shape = (16, 4, 5, 3) if last else (16, 3, 4, 5)
+    chunks = [torch.empty(shape).normal_(generator=generator(7, 1, number)) for number in (0, 1)]
+    expected = torch.cat(chunks)[:20]
+    assert torch.equal(Noise(1.0).draws(x, (7, 1), 0), expected.permute(0, 3, 1, 2) if last else expected)
+
+
+def test_the_deviation_of_tokens_is_over_places_or_over_channels():
+    tokens = torch.randn(3, 5, 7, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(Noise(1.0, "hw").std(tokens), tokens.std(1, keepdim=True))
+    assert torch.equal(Noise(1.0, "c").std(tokens), tokens.std(2, keepdim=True))
+    torch.testing.assert_close(Noise(1.0, "all").std(tokens), tokens.std())

@@ -178,6 +178,7 @@ def test_a_state_of_another_optimizer_is_refused():
         ("2.step", torch.tensor(1.0), "of no parameter"),
         ("x.step", torch.tensor(1.0), "of no parameter"),
         ("0.other", torch.zeros(3, 2), "of no parameter"),
+        ("0.exp_avg.x", torch.zeros(3, 2), "of no parameter"),
         ("0.exp_avg", torch.zeros(2, 3), r"is \(2, 3\) for a parameter of \(3, 2\)"),
     ):
         with pytest.raises(ValueError, match=words):

@@ -4,6 +4,7 @@ import pytest
 import tiny
 import torch
 
+from twinblock.config.schema import check
 from twinblock.optim import warmup_cosine
 from twinblock.views import Views
 
@@ -112,3 +113,23 @@ def test_modules_and_views_are_of_the_precision(tmp_path, precision, dtype):
     step, batches, trainer = made(tmp_path, precision=precision)
     assert {p.dtype for p in trainer.learners[0].parameters()} == {dtype}
     assert step.signal_of(0, batches[0])[0].online[1].dtype == dtype
+
+
+def test_budgets_and_warm_up_may_be_in_epochs_and_shares(tmp_path):
+    """Three steps an epoch; two fifths of five steps are two."""
+    tree = tiny.config("simclr", "sequential", train={"length": "15steps"}).model_dump(mode="json")
+    tree["scope"]["budgets"] = ["1epochs", "2epochs", "1epochs", "3steps"]
+    step = tiny.trainer(check(tree), tmp_path / "a").train_step
+    assert [phase.steps for phase in step.plan.phases] == [3, 6, 3, 3]
+    step, *_ = made(tmp_path / "b", optim={"warmup": "40%"}, train={"length": "5steps"})
+    assert step.warmup(0, 5) == 2
+
+
+def test_the_queue_holds_the_targets_of_the_step(tmp_path):
+    step, batches, trainer = made(tmp_path, "moco_v2")
+    queues = []
+    for k in range(2):
+        queues += [b.clone() for b in trainer.learners[0].objective.buffers() if b.ndim == 2]
+        step(k, batches[k])
+    axis = queues[0].shape.index(40)
+    assert int((queues[0] != queues[1]).any(1 - axis).sum()) == 16

@@ -187,7 +187,7 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Te
         p = params[int(i)]
         if tensor.shape not in (p.shape, ()):
             raise ValueError(f"{name} is {tuple(tensor.shape)} for a parameter of {tuple(p.shape)}")
-        laid_out = torch.empty_like(p, dtype=tensor.dtype).copy_(tensor) if tensor.shape == p.shape else tensor
+        laid_out = torch.empty_like(p).copy_(tensor) if tensor.shape == p.shape else tensor
         state.setdefault(int(i), {})[key] = laid_out
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
