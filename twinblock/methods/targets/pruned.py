@@ -30,8 +30,8 @@ class Pruned(Target):
     """The network of the second view is the online one with masked weights and norms of its own (SDCLR).
 
     The dense network embeds view 0, the pruned one view 1; one backward trains both. The mask keeps the largest weights
-    of all convolutions and linear layers of the blocks, taken together, as the layers use them. Every `every`, after the
-    optimizer step, it is computed anew from the dense weights. Each weight that it keeps is then dropped with
+    of all convolutions and linear layers of the blocks, taken together, as the layers use them. Every `every`, after
+    the optimizer step, it is computed anew from the dense weights. Each weight that it keeps is then dropped with
     probability `random`. Jiang et al. 2021, Self-Damaging Contrastive Learning, section 3.2; there private statistics
     move twice a step, here once.
     """
