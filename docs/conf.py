@@ -20,4 +20,5 @@ html_css_files = ["wide.css"]
 copybutton_exclude = ".linenos, .gp"
 autodoc_member_order, autodoc_typehints = "bysource", "description"
 autodoc_preserve_defaults = True
+default_role = "literal"  # single backticks of docstrings are code
 nitpick_ignore_regex = [("py:.*", r".*")]  # types of torch and numpy: their inventories need the network

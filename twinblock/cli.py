@@ -52,9 +52,9 @@ def pretrain(
 ):
     """Pretrain an encoder, or go on where a run stopped.
 
-    For example `twinblock pretrain byol data=photos/ out=runs/a`; the same command again goes on. Without out=DIR the
-    run is written to runs/RECIPE, here runs/byol. Ctrl-C saves it after a step, or ends a long step and keeps the last
-    checkpoint.
+    For example: twinblock pretrain byol data=photos/ out=runs/a. The same command again goes on. Without out=DIR the
+    run is written to runs/RECIPE, here runs/byol. Ctrl-C saves the run after the step, or ends a long step and keeps
+    the last checkpoint.
     """
     from twinblock.training import launch
     from twinblock.training.pretrain import pretrain
@@ -90,24 +90,24 @@ def evaluate(
     run: Annotated[str, typer.Argument(help="The folder of a run.")],
     overrides: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[data=...] [data.size=N]", help="Other data; images of another size."),
+        typer.Argument(metavar="[data=...] [data.size=N]", help="Other labelled data, and another size of the images."),
     ] = None,
-    published: Annotated[bool, typer.Option("--published", help="Also the published SGD probes; slow.")] = False,
-    blocks: Annotated[bool, typer.Option("--blocks", help="Every block, also where none was trained alone.")] = False,
+    published: Annotated[bool, typer.Option("--published", help="Also fit the published SGD probes; slow.")] = False,
+    blocks: Annotated[bool, typer.Option("--blocks", help="Every block, of a run end to end too.")] = False,
     pooling: Annotated[
-        bool, typer.Option("--pooling", help="Every block through the pooling of its training.")
+        bool, typer.Option("--pooling", help="Measure every block through the pooling of its training.")
     ] = False,
     no_baselines: Annotated[
-        bool, typer.Option("--no-baselines", help="Only the encoder: no raw pixels, no untrained encoder.")
+        bool, typer.Option("--no-baselines", help="Leave out raw pixels and the untrained encoder.")
     ] = False,
-    beside: Annotated[list[str] | None, typer.Option(help="A run to draw in the same figure; repeatable.")] = None,
-    shots: Annotated[list[int] | None, typer.Option(help="A probe of so many images a class; repeatable.")] = None,
+    beside: Annotated[list[str] | None, typer.Option(help="Another run to draw in the figure; repeatable.")] = None,
+    shots: Annotated[list[int] | None, typer.Option(help="Also a probe of N images a class; repeatable.")] = None,
     taps: Annotated[bool, typer.Option("--taps", hidden=True, callback=_taps)] = False,  # its name in 0.1
 ):
     """Measure a run's encoder by kNN and linear probe.
 
-    Raw pixels and the untrained encoder stand beside it. Runs trained in blocks are measured block by block, and
-    drawn in depth.png; runs on classes of unequal size by class and group, and drawn in classes.png.
+    The table also has raw pixels and the untrained encoder. A run trained in blocks is measured block by block, and
+    drawn in depth.png. A run on classes of unequal size is measured by class and group, and drawn in classes.png.
     """
     from twinblock.core.console import Reporter, print_table
     from twinblock.evaluation import report
@@ -141,13 +141,14 @@ def embed(
         list[str] | None,
         typer.Argument(
             metavar="[data=...] [data.size=N] [split=test] [block=K] [out=FILE]",
-            help="Other images; of another size; what block K gives; the file, by its ending.",
+            help="Other images; their size; the features of block K; the file, whose ending chooses the format.",
         ),
     ] = None,
 ):
     """Write the features of images, with their names, to a file.
 
-    Of the run's images or of data=..., as .npz, .parquet or .csv; without out=FILE as embeddings.npz in the run.
+    The images are the run's own or data=..., the file is .npz, .parquet or .csv. Without out=FILE it is embeddings.npz
+    in the run.
     """
     from twinblock.evaluation.embedding import OWN, embed
 
@@ -164,14 +165,14 @@ def exemplars(
         list[str] | None,
         typer.Argument(
             metavar="[data=...] [data.size=N] [ratio=0.9]",
-            help="Other images; of another size; the share of the weights to prune.",
+            help="Other images; their size; the share of the weights to prune.",
         ),
     ] = None,
 ):
     """Find the images that a run learned least.
 
-    Their features move most when the encoder's weights are pruned: pruning-identified exemplars, as Hooker et al.
-    (2019) call them.
+    The features of these images move most when the encoder is pruned: pruning-identified exemplars (Hooker et al.
+    2019). Writes exemplars.csv and exemplars.png, with the images in this order.
     """
     from twinblock.core.console import print_table
     from twinblock.evaluation.exemplars import exemplars
@@ -250,7 +251,7 @@ def forgotten():
 
 @app.command()
 def diagnose(
-    what: Annotated[str, typer.Argument(metavar="RUN|CHECKPOINT|FEATURES.npy", help="What to look at.")],
+    what: Annotated[str, typer.Argument(metavar="RUN|CHECKPOINT|FEATURES.npy", help="What to measure.")],
     overrides: Annotated[list[str] | None, typer.Argument(metavar="[data=...]", help="Other data.")] = None,
 ):
     """Say whether a run or features have collapsed."""
@@ -273,7 +274,7 @@ def reproduce(
 ):
     """Carry out a published comparison.
 
-    Writes its table and figure, for example `twinblock reproduce blockwise seeds=1`.
+    For example: twinblock reproduce blockwise seeds=1. Writes a table and a figure to out=DIR, by default runs/STUDY.
     """
     from twinblock.studies import reproduce
 
@@ -321,7 +322,7 @@ def show(
 ):
     """Print a composed run as YAML.
 
-    Save it, change it, and pretrain from it.
+    Save it to a file, change it, and pretrain from it.
     """
     from twinblock.config.recipes import compose, to_yaml
 

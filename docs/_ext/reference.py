@@ -162,6 +162,8 @@ def command_page() -> Iterator[str]:
     group = typer.main.get_command(commands)
     assert isinstance(group, click.Group) or hasattr(group, "commands")
     for name, command in sorted(group.commands.items()):  # type: ignore[attr-defined]
+        if command.hidden:
+            continue
         context = command.make_context(name, [], parent=None, resilient_parsing=True)
         context.info_name = f"twinblock {name}"
         yield f"\n## `twinblock {name}`\n\n```text\n{command.get_help(context).strip()}\n```\n"

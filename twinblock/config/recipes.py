@@ -20,9 +20,10 @@ SIAMESE = ("projector", "predictor", "target", "objective")
 
 
 def compose(recipe: str | Path, fields: Mapping[str, Any] | None = None, overrides: Iterable[str] = ()) -> Config:
-    """A recipe by name or path, with nested `fields` and `a.b=c` overrides laid over it, checked.
+    """Compose the config of a run: a recipe by name or path, changed by nested `fields` and `a.b=c` overrides.
 
-    Parts of the caller's own, named `package.module:Class`, are imported, from the current folder too.
+    Your own parts, named `package.module:Class`, are imported, from the current folder too. Raises InputError for a
+    recipe or field that does not exist, and for a value out of range.
     """
     tree, overrides = _read(recipe), list(overrides)
     presets = tree.pop("presets", None) if isinstance(tree, dict) else None
@@ -96,7 +97,7 @@ def _read(recipe: str | Path) -> Any:
 
 
 def show(recipe: str | Path, overrides: Iterable[str] = ()) -> str:
-    """A composed run as YAML: save it, change it, and pretrain from it."""
+    """Return a composed run as YAML, to save, to change and to pretrain from."""
     return to_yaml(compose(recipe, overrides=overrides))
 
 

@@ -77,13 +77,13 @@ class Diagnosis:
 
 @own_settings()
 def diagnose(what: Run | str | Path | np.ndarray | Tensor, data: Any = None, **objects: Any) -> Diagnosis:
-    """Every indicator of collapse and a verdict, of a run, a checkpoint, a file of features, or features.
+    """Measure every indicator of collapse and give a verdict, for a run, a checkpoint, or features.
 
-    Of a run or `checkpoint/*.safetensors` in it: all outputs of all Learners, and a verdict on their history; of
-    `encoder.safetensors`: the encoder's output. Features: (rows, dimensions), or (2, rows, dimensions) for two views
-    of the same images, as `.npy` or in memory. `data`: other images than the run's, by source or as `pretrain` takes
-    them; `objects`: parts of your own that the run was made with, as `encoder=module` or `learner=MyLearner`. Nothing
-    is ever unpickled. Raises InputError for what cannot be read, for NaN, and for a checkpoint of another architecture.
+    `what`: a run, or `checkpoint/*.safetensors` in it, for all outputs of all Learners and a verdict on their history;
+    `encoder.safetensors`, for the output of the encoder; features (rows, dimensions), or (2, rows, dimensions) for two
+    views of the same images, as `.npy` or in memory. `data`: images other than the run's, by source or as `pretrain`
+    takes them. `objects`: your own parts that the run was made with, as `encoder=module` or `learner=MyLearner`.
+    Nothing is unpickled. Raises InputError for an unreadable file, for NaN, and for a checkpoint of another network.
     """
     if isinstance(what, np.ndarray | Tensor):
         return _of_features(torch.as_tensor(what), "features")

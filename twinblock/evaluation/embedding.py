@@ -25,7 +25,7 @@ OWN = "embeddings"  # files of this name in a run are its own, and are replaced
 
 @dataclass(frozen=True)
 class Embeddings:
-    """Row i of `features` is of image i of `images`, which has names, labels and classes where the source has them."""
+    """Row i of `features` is of image i of `images`, which has names, labels and classes if the source has them."""
 
     features: Float[Tensor, "n d"]
     images: Images
@@ -48,12 +48,12 @@ def embed(
     encoder: nn.Module | None = None,
     out: str | Path | None = None,
 ) -> Embeddings:
-    """Features of the frozen encoder, float32, for all images of a source, by default the run's, labelled or not.
+    """Compute the features of the frozen encoder, float32, for all images of a source, by default the run's.
 
-    `data`: another source, or images, as `pretrain` takes them. `encoder`: the module of your own that the run was made
-    with. `split`: train or test; `block`: of what this block gives, from 1 on, else of the last.
-    `out`: also write them, to a new .npz, .parquet or .csv file with the columns image (its number), name (of a file,
-    relative to the source), label, class, and features. `embeddings.*` in the run is replaced, another file never.
+    `data`: another source, or images, as `pretrain` takes them; labels are not needed. `encoder`: the module that the
+    run was made with. `split`: train or test. `block`: take the features of this block, from 1 on, not of the last.
+    `out`: also write a new .npz, .parquet or .csv file with the columns image (its number), name (of a file, relative
+    to the source), label, class, and features. It replaces `embeddings.*` in the run, and no other file.
     Raises InputError for a file that cannot be written, before the work, and for features that are not finite.
     """
     run, out = Run.open(run, encoder=encoder), None if out is None else expanded(out)

@@ -154,18 +154,18 @@ def evaluate(
     shots: Sequence[int] = (),
     quiet: bool = False,
 ) -> list[dict[str, Any]]:
-    """Weighted kNN and linear probe, top-1 in percent, of a run's encoder and of two baselines.
+    """Measure weighted kNN and a linear probe, top-1 in percent, of a run's encoder and of two baselines.
 
-    They are fitted to all training images of the source, also of those that the run did not train on; `data` names
-    other labelled data, or is images with labels, as `pretrain` takes them. `encoder`: the module of your own that the
-    run was made with. After training on classes of unequal size, or where the first run `beside` it did, there is a
-    few-shot probe too and accuracy by class and by group, drawn in `classes.png` with the runs `beside`. `shots`: the
-    images of each class for it, else 1 % of the smallest class. `published`: also SDCLR's SGD probes, and the few-shot
-    probe. `blocks`: also every block, with its effective rank in % of its width (None: where the run trained in
-    blocks), through the pooling of its training where `pooling`; drawn in `depth.png`, with the runs `beside` measured
-    so. All is written to `evaluation.json` in the run, and for each source to a file in `evaluations`; what lies there
-    of the same weights and images is not measured again. A run that may not be written to stays as it is, and that is
-    said. Raises InputError where there are no labels or no run.
+    Both are fitted to all training images of the source, even if the run trained on a part. `data`: other labelled
+    data, or images with labels, as `pretrain` takes them. `encoder`: the module that the run was made with. `shots`:
+    images of each class for a few-shot probe. `published`: also SDCLR's SGD probes and a few-shot probe. `blocks`: also
+    every block, with its effective rank in % of its width, drawn in `depth.png` (None: if the run trained in blocks);
+    `pooling`: through the pooling of its training. `beside`: evaluated runs to draw in the same figure. If this run or
+    the first one `beside` it trained on classes of unequal size, there is a few-shot probe too (without `shots`, of 1 %
+    of the smallest class) and accuracy by class and by group, drawn in `classes.png`.
+
+    Writes `evaluation.json` in the run, and a file for each source in `evaluations`, and measures nothing twice. A run
+    that may only be read stays unchanged, with a warning. Raises InputError without labels or without a run.
     """
     run, others = Run.open(run, encoder=encoder), [Run.open(other) for other in beside]
     source, images = chosen(whole(run.config.data), data, run.objects.get("data"))

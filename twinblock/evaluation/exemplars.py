@@ -61,13 +61,13 @@ def exemplars(
 ) -> list[dict[str, Any]]:
     """Rank images, the run's own or those of `data`, by the cosine distance of dense and pruned features.
 
-    `data`: another source, or images, as `pretrain` takes them; `encoder`: the module of your own that the run was made
-    with. A run with the pruned target has a pruned network of its own; elsewhere, or with `ratio`, the smallest weights
-    are masked and the statistics of batch norms measured anew. Writes exemplars.csv (and .parquet where pyarrow is
-    installed), exemplars.png (those that move most above those that move least) and exemplars.json into the run.
-    Where classes are of unequal size, returns for this and for two simple scores how well it finds the rare third:
-    AUROC (chance: 0.5) and lift in the top 5 % (chance: 1). Hooker et al. 2019, What Do Compressed Deep Neural
-    Networks Forget?
+    `data`: another source, or images, as `pretrain` takes them. `encoder`: the module that the run was made with.
+    `ratio`: the share of the smallest weights to mask, 0.9 by default; the statistics of batch norms are then measured
+    anew. Without `ratio`, a run with the pruned target uses its own pruned network. Writes exemplars.csv (and .parquet
+    if pyarrow is installed), exemplars.png (images that move most above those that move least) and exemplars.json into
+    the run. If classes are of unequal size, returns how well this score and two simple ones find the rare third: AUROC
+    (chance: 0.5) and lift in the top 5 % (chance: 1). Hooker et al. 2019, What Do Compressed Deep Neural Networks
+    Forget?
     """
     run = Run.open(run, encoder=encoder)
     config = run.config

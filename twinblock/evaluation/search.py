@@ -40,11 +40,11 @@ def search(
     k: int = 10,
     encoder: nn.Module | None = None,
 ) -> list[dict[str, Any]]:
-    """The `k` images most like each query: by the cosine of features from which the mean of all is taken away.
+    """Find the `k` images most like each query, by the cosine of features minus the mean of all features.
 
     `queries`: files of pictures. `data`: where to search, as `pretrain` takes it; by default the images of the run.
-    Without the mean, a cosine of 0 says that two images are as unlike as two images taken at random.
-    Returns rows with query, rank (from 1), image (its number), name, label and class where there are any, and
+    A cosine of 0 means that two images are as unlike as two random images.
+    Returns rows with query, rank (from 1), image (its number), name, label and class if it has them, and
     similarity; writes them to `similar.csv` in the run, and the images to `similar.png`.
     Raises InputError for a query that cannot be read, and for `k` below 1.
     """
@@ -82,11 +82,11 @@ def search(
 def duplicates(
     run: Run | str | Path, data: Any = None, *, same: float = SAME, encoder: nn.Module | None = None
 ) -> list[dict[str, Any]]:
-    """Groups of near-duplicates: one picture in other sizes, encodings, brightness or contrast, mirrored or not.
+    """Find groups of near-duplicates: one picture in other sizes, encodings, brightness or contrast, mirrored or not.
 
-    Features propose: an image may be the duplicate of each of its 20 nearest. Pixels decide: at 32 x 32 their
-    correlation, mirrored or not, is at least `same`. Groups are what such pairs connect.
-    Returns rows with group (from 1), image (its number), name, label and class where there are any; writes them to
+    The features propose the 20 nearest images of each image. The pixels at 32 x 32 decide: their correlation, mirrored
+    or not, is at least `same`. Such pairs connect the images of a group.
+    Returns rows with group (from 1), image (its number), name, label and class if it has them; writes them to
     `duplicates.csv` in the run, and the images to `duplicates.png`. Raises InputError unless 0 < `same` <= 1.
     """
     if not 0 < same <= 1:

@@ -33,9 +33,9 @@ log = logging.getLogger(__name__)
 class Run:
     """The folder of a run.
 
-    `config.yaml` the resolved config; `checkpoint/`; `metrics.jsonl` a row a step; `encoder.safetensors` and
-    `result.json` and `curves.png` when it is finished; `evaluation.json`, and `evaluations/` for each source;
-    `skipped.txt` the images left out; `environment.json` where and when it ran.
+    It holds `config.yaml`, the resolved config; `checkpoint/`; `metrics.jsonl`, a row for each step; `skipped.txt`, the
+    images left out; `environment.json`, where and when it ran. A finished run also has `encoder.safetensors`,
+    `result.json` and `curves.png`; an evaluated one `evaluation.json`, and a file for each source in `evaluations/`.
     `objects`: Python objects that its config names as parts, such as `encoder=module`.
     """
 
@@ -49,7 +49,7 @@ class Run:
 
     @classmethod
     def open(cls, run: "Run | str | Path", **objects: Any) -> "Run":
-        """An existing run, with the Python objects it was made with. Raises InputError where there is none."""
+        """Open an existing run, with the Python objects that it was made with. Raises InputError if there is none."""
         given = {part: one for part, one in objects.items() if one is not None}
         run = cls(run.path, **{**run.objects, **given}) if isinstance(run, Run) else cls(run, **objects)
         if not run.begun and not run.path.is_dir():
@@ -102,11 +102,11 @@ class Run:
 
     @property
     def failed(self) -> bool:
-        """Whether it ended in complete collapse, or diverged: its encoder is of no use."""
+        """Whether the run collapsed completely or diverged, so that its encoder is of no use."""
         return (self.result or {}).get("state") in ("complete collapse", "diverging")
 
     def metrics(self) -> list[dict[str, Any]]:
-        """The rows so far; a last line that is only half written, as beside a running training, is left out."""
+        """The rows of `metrics.jsonl` so far, without a last line that a running training has only half written."""
         return [row for row in map(_row, self._lines()) if row is not None]
 
     def history(
@@ -123,7 +123,7 @@ class Run:
 
     @own_settings()
     def encoder(self) -> Encoder:
-        """The trained encoder, in evaluation mode; of an unfinished run, as its last checkpoint has it."""
+        """The trained encoder, in evaluation mode; of an unfinished run, that of its last checkpoint."""
         encoder, weights = encoder_of(self.config, self.objects), self.path / "encoder.safetensors"
         file, (tensors, _) = checkpoint.newest(self.checkpoints, weights)
         checkpoint.fill(encoder, tensors, file, "" if file == weights else "encoder.")
@@ -308,11 +308,11 @@ def _is_untrained(value: Any) -> bool:
 
 
 def load_encoder(run: Run | str | Path, *, encoder: nn.Module | None = None, block: int | None = None) -> nn.Module:
-    """The encoder of a run, in evaluation mode: normalised images (n, 3, s, s) in, features (n, d) out.
+    """Load the encoder of a run, in evaluation mode: normalised images (n, 3, s, s) in, features (n, d) out.
 
-    `encoder`: the module of your own that the run was made with; its weights are replaced by the trained ones in a
-    copy. `block`: the encoder that ends with this block, from 1 on. Raises InputError where there is no such block, or
-    where the module is missing or of another architecture.
+    `encoder`: the module that the run was made with; a copy of it gets the trained weights. `block`: end the encoder
+    with this block, from 1 on. Raises InputError if there is no such block, or if the module is missing or of another
+    architecture.
     """
     trained = Run.open(run, encoder=encoder).encoder()
     return trained if block is None else encoder_of_block(trained, block)

@@ -19,7 +19,10 @@ def studies() -> list[str]:
 
 
 def reproduce(name: str, overrides: Sequence[str] = ()) -> None:
-    """Carry out a study. `seeds=N` and `out=DIR` are its own; any other `a.b=c` changes every arm."""
+    """Carry out the study `name`: blockwise, byol-norms or longtail. It writes a table and a figure.
+
+    `overrides`: `seeds=N`, by default 3; `out=DIR`, by default runs/NAME; any other `a.b=c` changes every arm.
+    """
     from twinblock.studies.study import Options
 
     if name not in studies():

@@ -42,17 +42,17 @@ def pretrain(
     quiet: bool = False,
     **fields: Any,
 ) -> Run:
-    """Pretrain an encoder by a recipe, or go on with the run that lies in `out`. A finished run does nothing.
+    """Pretrain an encoder by a recipe, or go on with the run in `out`. Return the `Run`; a finished one is left alone.
 
     `recipe`: a name, or a YAML file. `data`: a folder or another source, the fields of `data`, or images themselves: a
     map-style `Dataset` of images or (image, label), an array or tensor, a list of paths, or `Images`.
-    `encoder`: a name, fields, or a module of your own, trained from the weights that it has; `blocks`: the names of its
-    modules that begin a block. `objective`, `target`, `learner`: a name, fields, or a part of your own: an object, its
-    class, or a `functools.partial` of one. `fields`: any other part of the run, e.g. `train={"length": "10epochs"}`;
+    `encoder`: a name, fields, or your own module; training starts from its weights. `blocks`: the names of its modules
+    that begin a block. `objective`, `target`, `learner`: a name, fields, or your own part: an object, its class, or a
+    `functools.partial` of the class. `fields`: any other part of the run, such as `train={"length": "10epochs"}`.
     `overrides`: `a.b=c` texts, as on the command line. `out`: the folder of the run, by default runs/ and the recipe's
     name. `quiet`: print nothing.
 
-    Gives the `Run`. Raises InputError, one line, for everything that the caller can mend.
+    Raises InputError, with a message of one line, for everything that the caller can mend.
     """
     from twinblock.training.launch import make_fabric  # here, so that looking at a run does not need it
 

@@ -1,4 +1,4 @@
-"""The pruned target: the second view is seen by the same network with its smallest weights masked."""
+"""The pruned target: the same network without its smallest weights embeds the second view."""
 
 import copy
 import math
@@ -27,11 +27,11 @@ NORMS = (_NormBase, nn.GroupNorm, nn.LayerNorm)
 
 
 class Pruned(Target):
-    """The second view's network is the online one with masked weights and norms of its own (SDCLR).
+    """The network of the second view is the online one with masked weights and norms of its own (SDCLR).
 
-    View 0 meets the dense network, view 1 the pruned one; both are trained, in one backward. The mask keeps the
-    largest weights of all convolutions and linear layers of the blocks, taken together, as the layers use them; it is
-    drawn anew from the dense weights every `every`, after the optimizer step. Each weight it keeps is then dropped with
+    The dense network embeds view 0, the pruned one view 1; one backward trains both. The mask keeps the largest weights
+    of all convolutions and linear layers of the blocks, taken together, as the layers use them. Every `every`, after
+    the optimizer step, it is computed anew from the dense weights. Each weight that it keeps is then dropped with
     probability `random`. Jiang et al. 2021, Self-Damaging Contrastive Learning, section 3.2; there private statistics
     move twice a step, here once.
     """
