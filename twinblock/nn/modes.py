@@ -1,6 +1,7 @@
 """Training and evaluation mode of modules, and the running statistics that the latter needs."""
 
-from collections.abc import Callable, Iterator
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -29,17 +30,18 @@ def calibrated(module: nn.Module, show: Callable[[], Any]) -> Iterator[None]:
     evaluation mode, where each batch is normalised by its own statistics; their mean over the batches is then kept.
     """
     norms = [m for m in module.modules() if isinstance(m, _BatchNorm) and m.running_mean is not None]
-    before = [[buffer.clone() for buffer in _running(norm)] for norm in norms]
-    seen: dict[nn.Module, list[tuple[Tensor, ...]]] = {norm: [] for norm in norms}
+    buffers = {norm: _running(norm) for norm in norms}
+    before = {norm: [buffer.clone() for buffer in pair] for norm, pair in buffers.items()}
+    seen: dict[tuple[_BatchNorm, int], list[tuple[Tensor, ...]]] = defaultdict(list)
 
     def normalise_by_own(norm: Any, inputs: tuple[Tensor, ...]) -> None:
         x = inputs[0].detach().transpose(0, 1).flatten(1)
-        if len(x) != len(norm.running_mean):  # some channels of an expansion, which are made a few at a time
-            return
         n = x.shape[1]
         variance, mean = torch.var_mean(x.to(norm.running_mean.dtype), 1, correction=0)
-        seen[norm].append((mean, variance * n / max(n - 1, 1)))  # as torch keeps it; a batch is divided by the other
-        _set(norm, mean, variance)
+        # an expansion makes some channels at a time, and its norm has that part of its statistics for a while
+        start = norm.running_mean.storage_offset() - buffers[norm][0].storage_offset()
+        seen[norm, start].append((mean, variance * n / max(n - 1, 1)))  # as torch keeps it
+        _set(_running(norm), (mean, variance))  # a batch is divided by the other
 
     hooks = [norm.register_forward_pre_hook(normalise_by_own) for norm in norms]
     try:
@@ -48,13 +50,13 @@ def calibrated(module: nn.Module, show: Callable[[], Any]) -> Iterator[None]:
         finally:
             for hook in hooks:
                 hook.remove()
-        for norm, batches in seen.items():
-            if batches:
-                _set(norm, *(torch.stack(values).mean(0) for values in zip(*batches, strict=True)))
+        for (norm, start), batches in seen.items():
+            means = [torch.stack(values).mean(0) for values in zip(*batches, strict=True)]
+            _set([buffer[start : start + len(means[0])] for buffer in buffers[norm]], means)
         yield
     finally:
-        for norm, buffers in zip(norms, before, strict=True):
-            _set(norm, *buffers)
+        for norm, values in before.items():
+            _set(buffers[norm], values)
 
 
 def _running(norm: Any) -> tuple[Tensor, Tensor]:
@@ -62,6 +64,6 @@ def _running(norm: Any) -> tuple[Tensor, Tensor]:
 
 
 @torch.no_grad()
-def _set(norm: Any, *values: Tensor) -> None:
-    for buffer, value in zip(_running(norm), values, strict=True):
+def _set(buffers: Sequence[Tensor], values: Sequence[Tensor]) -> None:
+    for buffer, value in zip(buffers, values, strict=True):
         buffer.copy_(value)
