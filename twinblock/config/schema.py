@@ -53,6 +53,23 @@ class LongTail(Part):
     """Images of the most frequent class; null: as many as the smallest class has."""
 
 
+class Tile(Part):
+    """Tiles of large images, at their own resolution."""
+
+    size: Annotated[int, Field(ge=8, le=4096)]
+    """Side of a tile in pixels of the image."""
+    overlap: Annotated[int, Field(ge=0)] = 0
+    """Pixels that neighbouring tiles share."""
+    skip_empty: NotNegative | None = None
+    """Tiles whose values have a smaller standard deviation are left out; null: none are."""
+
+    @model_validator(mode="after")
+    def _moves_on(self) -> "Tile":
+        if self.overlap >= self.size:
+            raise ValueError(f"overlap: {self.overlap} should be less than the tile's size, {self.size}")
+        return self
+
+
 class Data(Part):
     """The images, and how many make a step."""
 

@@ -183,6 +183,30 @@ def _tiff_planes(file: str | bytes) -> np.ndarray:
     return _picture_planes(file)  # libtiff, in Pillow, knows the usual compressions, and gives gray as it is
 
 
+def tiff_bands(file: str | bytes) -> Iterator[tuple[Shaped[Array, "r w c"], int]]:
+    """The rows of a TIFF of one page, as many at a time as its strips or tiles are high; and its height."""
+    with _tiff(file) as (page, series):
+        if len(series) > 1 or len(series[0].pages) > 1:
+            raise ValueError("several pages; tiles are cut from files of one")
+        height, width, channels = page.imagelength, page.imagewidth, page.samplesperpixel
+        high, wide = (page.tilelength, page.tilewidth) if page.is_tiled else (page.rowsperstrip, width)
+        across, down = -(-width // wide), -(-height // high)
+        layers = channels if page.planarconfig == 2 else 1
+        for row in range(down):
+            band = np.zeros((min(high, height - row * high), width, channels), page.dtype)
+            for layer in range(layers):
+                for column in range(across):
+                    i = (layer * down + row) * across + column
+                    page.parent.filehandle.seek(page.dataoffsets[i])
+                    data = page.parent.filehandle.read(page.databytecounts[i])
+                    part = page.decode(data, i, jpegtables=page.jpegtables)[0]
+                    if part is not None:  # an empty place of a sparse file is zero
+                        channel = slice(layer, layer + 1) if layers > 1 else slice(None)
+                        place = band[:, column * wide : (column + 1) * wide, channel]
+                        place[:] = part[0, : place.shape[0], : place.shape[1]]
+            yield band, height
+
+
 def _ordered(values: np.ndarray, axes: str) -> np.ndarray:
     """(pages, h, w, channels) of an array whose axes tifffile names: all but samples and channels are pages."""
     y, x = axes.index("Y"), axes.index("X")
