@@ -7,8 +7,13 @@ import pytest
 import tifffile
 from PIL import Image
 
-from twinblock.config.schema import Tile
+import twinblock
+from twinblock.config.schema import Data, Tile
+from twinblock.core.errors import InputError
 from twinblock.data.tiles import starts, tiles
+from twinblock.data.training import training
+from twinblock.evaluation.features import by_image
+from twinblock.evaluation.labelled import LabelledSets, labelled
 
 WAYS = [
     {"tile": (128, 128)},
@@ -53,8 +58,17 @@ def test_other_formats_are_cut_alike():
     picture = (image >> 4).astype(np.uint8)
     png = io.BytesIO()
     Image.fromarray(picture).save(png, "PNG")
-    for top, left, values in tiles(png.getvalue(), Tile(size=256)):
-        assert (values == picture[top : top + 256, left : left + 256]).all()
+    for as_picture in (False, True):
+        for top, left, values in tiles(png.getvalue(), Tile(size=256), as_picture):
+            assert (values == picture[top : top + 256, left : left + 256]).all()
+
+
+def test_a_palette_is_seen_in_its_colours(tmp_path):
+    picture = Image.fromarray((scan() >> 4).astype(np.uint8)).quantize(16)
+    picture.save(tmp_path / "palette.tif")
+    colours = np.asarray(picture.convert("RGB"))
+    for top, left, values in tiles(str(tmp_path / "palette.tif"), Tile(size=256), picture=True):
+        assert (values == colours[top : top + 256, left : left + 256]).all()
 
 
 def test_empty_tiles_are_left_out():
@@ -87,3 +101,89 @@ def test_what_cannot_be_cut_says_why(tmp_path, shape, said):
     tifffile.imwrite(file, np.zeros(shape, np.uint16), photometric="minisblack")
     with pytest.raises(ValueError, match=said):
         list(tiles(file, Tile(size=200)))
+
+
+# ---- a run on tiles
+
+SMALL = [
+    *("encoder.kind=resnet10", "encoder.width=8", "data.batch=8", "train.length=1steps", "projector.dims=[16,8]"),
+    *("train.precision=fp32", "data.size=16"),
+]
+
+
+@pytest.fixture(scope="module")
+def slides(tmp_path_factory):
+    """Ten 16-bit scans of two classes, six tiles each, two of the first one empty; one file is smaller than a tile."""
+    folder = tmp_path_factory.mktemp("data") / "slides"
+    for i in range(10):
+        (folder / f"class{i % 2}").mkdir(parents=True, exist_ok=True)
+        values = np.random.default_rng(i).integers(100 * (i + 1), 100 * (i + 1) + 50, (64, 96)).astype(np.uint16)
+        if i == 0:
+            values[:32, :64] = 7
+        tifffile.imwrite(folder / f"class{i % 2}" / f"{i}.tif", values)
+    tifffile.imwrite(folder / "class0" / "small.tif", np.zeros((20, 96), np.uint16))
+    return folder
+
+
+def data(slides, **tile) -> Data:
+    return Data(source=str(slides), tile=Tile(size=32, **tile), size=16)
+
+
+def test_images_are_tiles_of_their_own_values(slides, caplog):
+    images = training(data(slides, skip_empty=1))
+    assert "2 of 60 tiles are empty and left out" in caplog.text
+    assert len(images) == 58 and images.tiled and len(np.unique(images.groups)) == 10
+    assert images.pixels.dtype == np.uint16 and images.pixels.shape[1:] == (32, 32, 1)
+    assert [name for name, _ in images.skipped] == ["class0/small.tif"]
+    for i in range(0, 58, 5):
+        name, _, place = images.names[i].partition("[")
+        top, left = map(int, place.rstrip("]").split(","))
+        held = images.batch([i]).numpy()[0, ..., 0]
+        assert (held == tifffile.imread(slides / name)[top : top + 32, left : left + 32]).all()
+
+
+def test_tiles_of_an_image_are_tested_together_and_judged_as_one(slides):
+    train, test = labelled(data(slides), seed=0)
+    assert not set(train.groups) & set(test.groups)
+    sets = LabelledSets.of(train, test)
+    assert len(sets.train_labels) + len(sets.test_labels) == 10
+    files = [name.partition("[")[0] for name in test.names]
+    values = test.batch(range(len(test))).numpy().reshape(len(test), -1).mean(1)
+    expected = [values[[one == file for one in files]].mean() for file in sorted(set(files))]
+    import torch
+
+    got = by_image(torch.from_numpy(values)[:, None], test)[:, 0]
+    assert np.allclose(got, expected)
+    assert [int(file[5]) for file in sorted(set(files))] == sets.classes[sets.test_labels].tolist()
+
+
+def test_a_run_on_tiles_trains_evaluates_and_embeds(slides, tmp_path):
+    overrides = [*SMALL, "data.tile={size: 32}"]
+    run = twinblock.pretrain("simclr", data=str(slides), out=tmp_path / "run", overrides=overrides, quiet=True)
+    assert twinblock.evaluate(run, quiet=True)
+    assert run.evaluation["train"] + run.evaluation["test"] == 10
+    embeddings = twinblock.embed(run, out=tmp_path / "run" / "embeddings.npz")
+    table = np.load(tmp_path / "run" / "embeddings.npz")
+    assert len(embeddings.features) == 60
+    assert sorted({*zip(table["top"].tolist(), table["left"].tolist(), strict=True)}) == [
+        (top, left) for top in (0, 32) for left in (0, 32, 64)
+    ]
+    assert set(table["name"]) == {f"class{i % 2}/{i}.tif" for i in range(10)}
+    with pytest.raises(InputError, match="published: these probes see whole images"):
+        twinblock.evaluate(run, published=True, quiet=True)
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"tile": {"size": 32, "overlap": 32}}, "overlap: 32 should be less than the tile's size"),
+        ({"tile": {"size": 4}}, "data.tile.size"),
+        ({"tile": {"size": 32, "skip_empty": 1e6}}, "all tiles are empty; lower data.tile.skip_empty"),
+        ({"source": "photodigits", "tile": {"size": 32}}, "data.tile is for image files, not for photodigits"),
+    ],
+)
+def test_bad_tiles_are_one_line(slides, tmp_path, fields, said):
+    given = {"source": str(slides), "size": 16, **fields}
+    with pytest.raises(InputError, match=said) as error:
+        twinblock.pretrain("simclr", data=given, out=tmp_path / "run", overrides=SMALL[:-1], quiet=True)
+    assert "\n" not in str(error.value)

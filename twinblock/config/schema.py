@@ -86,6 +86,8 @@ class Data(Part):
     """Images in a step, over all processes."""
     size: Annotated[int, Field(ge=8, le=1024)] | None = None
     """Side of a view in pixels; null: that of small images of one size, else 224."""
+    tile: Tile | None = None
+    """Tiles of each image file, at its own resolution, in place of the whole image; null: the image."""
     max_pixels: Annotated[int, Field(ge=1, le=2**40)] | None = None
     """Pixels of the largest image that is read; null: 89,478,485, Pillow's limit against files that fill the memory."""
     channels: Literal["auto"] | Annotated[int, Field(ge=1, le=256)] = "auto"

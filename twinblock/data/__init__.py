@@ -63,7 +63,7 @@ class Images:
     group, 0 or more, are tested together or not at all; -1: a group of its own. An epoch draws images by `weights`,
     with replacement.
     `check(rows, pixels)` raises InputError where stored images are damaged; `batch` calls it. `kind`: what files they
-    are of, as "16-bit TIFF".
+    are of, as "16-bit TIFF". `tiled`: they are tiles, and those of one image are a group.
     """
 
     pixels: np.ndarray  # (stored, h, w, c), the files' own values: uint8, uint16, int16 or float32; NaN: none
@@ -79,6 +79,7 @@ class Images:
     groups: np.ndarray | None = None  # (n,) int64
     weights: np.ndarray | None = None  # (n,) float64
     kind: str = ""
+    tiled: bool = False
 
     @property
     def channels(self) -> int:
@@ -133,6 +134,10 @@ def columns_of(images: Images, rows: np.ndarray) -> dict[str, Any]:
     columns: dict[str, Any] = {"image": rows}
     if images.names is not None:
         columns["name"] = images.names[rows]
+    if images.tiled and images.names is not None:
+        from twinblock.data.tiles import places
+
+        columns["name"], (columns["top"], columns["left"]) = places(images.names[rows])
     if images.labels is not None:
         columns["label"] = images.labels[rows]
         if images.classes:

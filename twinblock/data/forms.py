@@ -37,12 +37,14 @@ class Wanted:
     channels: int | None = None
     pages: str = "auto"
     max_pixels: int | None = None
+    tile: Any = None  # a `Tile` of the config
 
     @property
     def key(self) -> list[str]:
         """What other images follow from than without a wish, but for channels."""
-        pages = [] if self.pages == "auto" else [self.pages]
-        return pages if self.max_pixels is None else [*pages, f"{self.max_pixels}px"]
+        key = [] if self.pages == "auto" else [self.pages]
+        key += [] if self.max_pixels is None else [f"{self.max_pixels}px"]
+        return key if self.tile is None else [*key, "t".join(map(str, self.tile.model_dump().values()))]
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from twinblock.data import Images
 from twinblock.data.decode import printable
 from twinblock.data.store import say_once
 from twinblock.data.tables import GROUPS, LABELS, WEIGHTS, Table, is_table, read_table
+from twinblock.data.tiles import file_of
 
 AUTO, NONE = "auto", "none"
 
@@ -86,6 +87,8 @@ def with_columns(images: Images, table: Table) -> Images:
     if column := table.usual(GROUPS):
         cells = _by_name(table, table.columns[column])
         number = {cell: i for i, cell in enumerate(in_order(set(filter(None, cells.values()))))} | {"": -1}
+        if images.tiled:
+            raise InputError(f"{table.path}: column {column} cannot be used with data.tile, whose groups are images")
         groups = of_rows(images, table, {name: number[cell] for name, cell in cells.items()}, -1) or []
         images = replace(images, groups=np.array(groups, np.int64))
     if column := table.usual(WEIGHTS):
@@ -140,7 +143,7 @@ def of_rows(images: Images, table: Table, values: Mapping[str, float], missing: 
     """
     if images.names is None:
         raise InputError(f"{table.path} cannot be used for {images.name}: its images have no names")
-    names = list(images.names)
+    names = [file_of(name) for name in images.names]  # a tile is labelled as its image
     most, keys, known = 0, names, {}
     for form in FORMS:
         here, there = [form(name) for name in names], {form(name): value for name, value in values.items()}

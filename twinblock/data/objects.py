@@ -63,11 +63,13 @@ def images_from(given: Any, size: int | None = None, labels: Any = None, wanted:
     if isinstance(given, Images):
         return given if labels is None else _with_labels(given, labels, None, describe(given))
     name = describe(given)
-    if _is_array(given):
+    if _is_array(given) and wanted.tile is None:
         images = Images(_pixels(given, name, wanted.channels), name=name)
         return images if labels is None else _with_labels(images, labels, None, name)
     if isinstance(given, list | tuple) and given and all(map(_is_path, given)):
         return _files([os.fspath(path) for path in given], size, labels, name, wanted)
+    if wanted.tile is not None:
+        raise InputError(f"data.tile is for image files, not for data={name}; leave it out")
     if not hasattr(given, "__len__") or not hasattr(given, "__getitem__"):
         hint = "; give its .dataset" if hasattr(given, "dataset") else ""
         raise InputError(

@@ -183,11 +183,19 @@ def _tiff_planes(file: str | bytes) -> np.ndarray:
     return _picture_planes(file)  # libtiff, in Pillow, knows the usual compressions, and gives gray as it is
 
 
-def tiff_bands(file: str | bytes) -> Iterator[tuple[Shaped[Array, "r w c"], int]]:
-    """The rows of a TIFF of one page, as many at a time as its strips or tiles are high; and its height."""
+def tiff_bands(file: str | bytes) -> Iterator[tuple[Shaped[Array, "r w c"], int]] | None:
+    """The rows of a TIFF, as many at a time as its strips or tiles are high, and its height.
+
+    None where it has several pages, or values that are not those of the image: a palette, inks.
+    """
     with _tiff(file) as (page, series):
-        if len(series) > 1 or len(series[0].pages) > 1:
-            raise ValueError("several pages; tiles are cut from files of one")
+        plain = page.photometric in (1, 2) and page.imagedepth == 1
+        one = len(series) == 1 and len(series[0].pages) == 1
+    return _bands(file) if plain and one else None
+
+
+def _bands(file: str | bytes) -> Iterator[tuple[Shaped[Array, "r w c"], int]]:
+    with _tiff(file) as (page, _):
         height, width, channels = page.imagelength, page.imagewidth, page.samplesperpixel
         high, wide = (page.tilelength, page.tilewidth) if page.is_tiled else (page.rowsperstrip, width)
         across, down = -(-width // wide), -(-height // high)

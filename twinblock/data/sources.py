@@ -40,6 +40,8 @@ def load(
     if isinstance(source, str) and (images := _built_in(source, root, split, download)) is not None:
         if column_of(labels):
             raise no_columns(source, labels)
+        if wanted.tile is not None:
+            raise InputError(f"data.tile is for image files, not for {source}; leave it out")
         return labelled_by(images, labels, split == "test")
     if isinstance(source, str) and source.startswith("<") and source.endswith(">"):
         if split == "test":

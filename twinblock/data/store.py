@@ -29,6 +29,7 @@ from twinblock.data import Images, Names
 from twinblock.data.decode import File, decode, printable, quiet, reason, upright_size
 from twinblock.data.forms import Form, Wanted, by_pages, survey
 from twinblock.data.journal import Journal
+from twinblock.data.tiles import as_tiles, by_tiles
 
 log = logging.getLogger(__name__)
 
@@ -84,19 +85,27 @@ def packed(source: Encoded, size: int | None = None, wanted: Wanted = Wanted()) 
     asked = "" if wanted.channels is None else f"-{wanted.channels}c"
     for part in dict.fromkeys(("", asked)):  # what was packed without a wish may be what is wished for
         for folder in (cache() / f"{key}{part}-kept", cache() / f"{key}{part}-{side}"):
-            images = read(folder, source.name, source.classes, source.classes_from)
+            images = _read(folder, source, wanted)
             if images is not None and wanted.channels in (None, images.channels):
                 return images
     with quiet(wanted.max_pixels):
         form = survey(source.name, source.sample(), wanted)
         source = by_pages(source) if wanted.pages == "images" else source
-        height, width, same = _stored_shape(source.sample(), side)
+        if wanted.tile is None:
+            height, width, same = _stored_shape(source.sample(), side)
+        else:
+            source, (height, width), same = by_tiles(source, wanted.tile, form), [wanted.tile.size] * 2, True
         part = "" if form.picture else asked  # RGB is what is packed without a wish, too
         folder = cache() / f"{key}{part}-{'kept' if same else side}"
         build(folder, lambda temporary: _pack(source, temporary, height, width, form))
-    images = read(folder, source.name, source.classes, source.classes_from)
+    images = _read(folder, source, wanted)
     assert images is not None
     return images
+
+
+def _read(folder: Path, source: Encoded, wanted: Wanted) -> Images | None:
+    images = read(folder, source.name, source.classes, source.classes_from)
+    return images if images is None or wanted.tile is None else as_tiles(images)
 
 
 def build(folder: Path, write: Callable[[Path], None]) -> None:

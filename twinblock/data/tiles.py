@@ -1,5 +1,6 @@
 """Large images as tiles of their own resolution, read in bands: memory does not grow with an image's height."""
 
+import logging
 import re
 from collections.abc import Iterator
 from dataclasses import replace
@@ -10,35 +11,62 @@ from jaxtyping import Int, Shaped
 from numpy import ndarray as Array
 
 from twinblock.config.schema import Tile
-from twinblock.data import Names
-from twinblock.data.readers import File, kind_of, planes, tiff_bands
+from twinblock.core.errors import InputError
+from twinblock.data import Images, Names, pillow
+from twinblock.data.decode import upright_size
+from twinblock.data.forms import Form
+from twinblock.data.readers import File, facts, kind_of, planes, tiff_bands
 
+log = logging.getLogger(__name__)
+
+ROWS = 256  # of an image that lies in memory as a whole, at a time
 NAMED = re.compile(r"(.*)\[(\d+),(\d+)\]", re.DOTALL)
 
 
-def cut(source: Any, tile: Tile) -> Any:
+def by_tiles(source: Any, tile: Tile, form: Form) -> Any:
     """The source `Encoded` with tiles in place of its images: `scan.tif[512,0]` begins 512 rows down, 0 columns right.
 
     The tiles at the lower and right border end there, so that they overlap more. An image smaller than a tile is one
     of the files that could not be read.
     """
 
-    def items() -> Iterator[tuple[str, File | Exception, int]]:
+    def items() -> Iterator[tuple[str, File, int]]:
+        left_out = kept = 0
         for name, file, label in source.items():
+            here = 0
             try:
-                for top, left, values in tiles(file, tile):
+                for here, (top, left, values) in enumerate(tiles(file, tile, form.picture), start=1):
                     yield f"{name}[{top},{left}]", values, label
+                left_out += _count(file, tile) - here
             except Exception as error:  # damaged files make decoders raise anything: the store lists it
                 yield name, error, label
+            kept += here
+        if left_out and not kept:
+            raise InputError(f"{source.name}: all tiles are empty; lower data.tile.skip_empty={tile.skip_empty:g}")
+        if left_out:
+            log.warning(f"{source.name}: {left_out:,} of {left_out + kept:,} tiles are empty and left out")
 
-    return replace(source, items=items)
+    return replace(source, count=sum(_count(file, tile) for _, file, _ in source.items()), items=items)
 
 
-def tiles(file: Any, tile: Tile) -> Iterator[tuple[int, int, Shaped[Array, "s s c"]]]:
-    """(top, left, values) of the tiles of an image, row by row; those that `tile` calls empty are left out."""
+def _count(file: File, tile: Tile) -> int:
+    """Tiles of an image, by its header, empty or not; 1 of an image that has none or cannot be read."""
+    try:
+        _, height, width, _ = facts(file).shape
+    except Exception:  # counted and listed when it is packed
+        return 1
+    step = tile.size - tile.overlap
+    return max(1, len(starts(height, tile.size, step)) * len(starts(width, tile.size, step)))
+
+
+def tiles(file: File, tile: Tile, picture: bool = False) -> Iterator[tuple[int, int, Shaped[Array, "s s c"]]]:
+    """(top, left, values) of the tiles of an image, row by row; those that `tile` calls empty are left out.
+
+    `picture`: as 8-bit RGB, which Pillow gives.
+    """
     size, step = tile.size, tile.size - tile.overlap
     held, first, wanted = None, 0, 0  # rows that a tile to come needs, the first of them, and where the next row begins
-    for rows, height in bands(file):
+    for rows, height in bands(file, picture):
         if height < size or rows.shape[1] < size:
             raise ValueError(f"of {rows.shape[1]} x {height} pixels, smaller than a tile of {size}")
         held = rows if held is None else np.concatenate([held, rows])
@@ -59,21 +87,35 @@ def starts(length: int, size: int, step: int) -> list[int]:
     return sorted({*range(0, length - size + 1, step), length - size})
 
 
-def bands(file: File) -> Iterator[tuple[Shaped[Array, "r w c"], int]]:
-    """The rows of an image, some at a time, and its height; a TIFF of one page never lies in memory as a whole."""
-    if isinstance(file, str | bytes) and kind_of(file) == "TIFF":
-        yield from tiff_bands(file)
+def bands(file: File, picture: bool = False) -> Iterator[tuple[Shaped[Array, "r w c"], int]]:
+    """The rows of an image, some at a time, and its height; a plain TIFF never lies in memory as a whole."""
+    if isinstance(file, str | bytes) and kind_of(file) == "TIFF" and (parts := tiff_bands(file)) is not None:
+        yield from parts
         return
-    pages = planes(file)
-    if len(pages) > 1:
+    if picture and isinstance(file, str | bytes):
+        width, height = upright_size(file, 2**31)
+        whole = pillow.picture(file, height, width)[0]
+    elif len(pages := planes(file)) > 1:
         raise ValueError(f"{len(pages)} pages or frames; tiles are cut from files of one")
-    for start in range(0, pages.shape[1], 256):
-        yield pages[0, start : start + 256], pages.shape[1]
+    else:
+        whole = pages[0]
+    for start in range(0, len(whole), ROWS):
+        yield whole[start : start + ROWS], len(whole)
 
 
-def places(names: Names) -> tuple[list[str], Int[Array, "n 2"]] | None:
-    """The file of each tile, and where in it the tile begins (rows down, columns right); None where these are none."""
+def as_tiles(images: Images) -> Images:
+    """Images that are tiles, those of one file a group."""
+    assert images.names is not None
+    _, groups = np.unique(places(images.names)[0], return_inverse=True)
+    return replace(images, groups=groups.astype(np.int64), tiled=True)
+
+
+def file_of(name: str) -> str:
+    """The file that a tile is of; any other name is itself."""
+    return part[1] if (part := NAMED.fullmatch(name)) else name
+
+
+def places(names: Names) -> tuple[list[str], Int[Array, "2 n"]]:
+    """The file of each tile, and where in it the tile begins: rows down, columns right."""
     parts = [NAMED.fullmatch(name) for name in names]
-    if not all(parts):
-        return None
-    return [part[1] for part in parts if part], np.array([[int(part[2]), int(part[3])] for part in parts if part])
+    return [file_of(name) for name in names], np.array([[int(part[i]) for part in parts if part] for i in (2, 3)])

@@ -37,6 +37,7 @@ from twinblock.evaluation.depth import (
     rank_share,
     trained_pooling,
 )
+from twinblock.evaluation.features import by_image
 from twinblock.evaluation.groups import class_accuracies, class_sizes, classes_of, figure, group_report
 from twinblock.evaluation.labelled import LabelledSets, labelled
 from twinblock.evaluation.report import ENCODER, group_rows
@@ -69,13 +70,15 @@ class FeatureExtractor:
 
     def features(self, module: nn.Module) -> Pair:
         how = seen_by(self.config, self.device)
-        first, second = (features(module.to(self.device), s, advance=self.advance, **how) for s in self.sets)
+        rows = (features(module.to(self.device), s, advance=self.advance, **how) for s in self.sets)
+        first, second = map(by_image, rows, self.sets)
         return first, second
 
     def pixels(self) -> Pair:
         assert self.config.data.size is not None
         side = min(self.config.data.size, MOST_PIXELS)
-        first, second = (pixels(s, side, value_range=self.config.data.seen["value_range"]) for s in self.sets)
+        rows = (pixels(s, side, value_range=self.config.data.seen["value_range"]) for s in self.sets)
+        first, second = map(by_image, rows, self.sets)
         return first, second
 
     def calibrated(self, encoder: Encoder) -> Pair:
@@ -209,6 +212,8 @@ def _measure(
     networks: Mapping[str, nn.Module | None], protocol: Protocol, kept: Mapping[str, Measured], quiet: bool
 ) -> dict[str, Measured]:
     """What each network is worth; those of which `kept` holds it, by digest, are not looked at again."""
+    if protocol.published and protocol.sets.train.tiled:
+        raise InputError("published: these probes see whole images, and data.tile cuts them; leave it out")
     digests = {name: protocol.digest(network) for name, network in networks.items()}
     fresh = {name: network for name, network in networks.items() if digests[name] not in kept}
     passes = sum(network is not None for network in fresh.values())
@@ -263,8 +268,8 @@ def _report(protocol: Protocol, source: Data, measured: Sequence[Measured]) -> d
     if protocol.blocks and not protocol.pooling:
         rows.append({**first, "features": f"{BLOCK}{len(blocks) + 1}"})
     report: dict[str, Any] = {"data": source.source_name, "size": protocol.config.data.size}
-    report |= {"train": len(sets.train), "test": len(sets.test)}
-    report |= {"k": min(K, len(sets.train)), "temperature": TEMPERATURE, "pooling": protocol.pooling}
+    report |= {"train": len(sets.train_labels), "test": len(sets.test_labels)}
+    report |= {"k": min(K, len(sets.train_labels)), "temperature": TEMPERATURE, "pooling": protocol.pooling}
     if protocol.sizes is not None:
         report |= {"class labels": sets.classes.tolist(), "class sizes": protocol.sizes.tolist()}
         report["groups"] = [group for one in measured for group in one["groups"]]
@@ -360,7 +365,7 @@ def quick_knn(
     for name, (bank, queries) in measured.items():
         scores = knn_scores(bank, torch.from_numpy(sets.train_labels), queries, len(sets.classes))
         right[name] = scores.argmax(1).cpu().numpy() == sets.test_labels
-    return Accuracy.of(right, sets.test_labels, len(train), classes_from)
+    return Accuracy.of(right, sets.test_labels, len(sets.train_labels), classes_from)
 
 
 def _every(passes: int, advance: Callable[[int], None]) -> Callable[[int], None]:

@@ -94,6 +94,17 @@ def pixels(
     return torch.cat([view.flatten(1) for view in _central(images, size, seen, "cpu", batch)])
 
 
+def by_image(rows: Float[Tensor, "n d"], images: Images) -> Float[Tensor, "m d"]:
+    """The mean over the tiles of each image, in order of their groups; rows of other images are as they are."""
+    if not images.tiled:
+        return rows
+    assert images.groups is not None
+    groups, place, counts = np.unique(images.groups, return_inverse=True, return_counts=True)
+    sums = torch.zeros(len(groups), rows.shape[1], dtype=torch.float64)
+    sums.index_add_(0, torch.from_numpy(place), rows.double())
+    return (sums / torch.from_numpy(counts)[:, None]).to(rows.dtype)
+
+
 def check(train: Tensor, labels: Tensor, test: Tensor, classes: int) -> None:
     """Raises InputError where the features or labels of a classifier cannot be used."""
     for name, rows in (("training", train), ("test", test)):

@@ -16,6 +16,7 @@ from twinblock.data.training import split_of, training
 class LabelledSets:
     """Images to fit on and to test on, and the class of each: a place in `classes`, the labels in order.
 
+    Of tiles the labels are those of the images that they are of.
     A test image whose label is none of them has the number after the last, which no classifier gives.
     """
 
@@ -28,10 +29,10 @@ class LabelledSets:
     @classmethod
     def of(cls, train: Images, test: Images) -> "LabelledSets":
         """Number the labels of the training images in order."""
-        assert train.labels is not None and test.labels is not None
-        classes, train_labels = np.unique(train.labels, return_inverse=True)
-        place = np.searchsorted(classes, test.labels)
-        test_labels = np.where(np.isin(test.labels, classes), place, len(classes))
+        of_train, of_test = _labels_of(train), _labels_of(test)
+        classes, train_labels = np.unique(of_train, return_inverse=True)
+        place = np.searchsorted(classes, of_test)
+        test_labels = np.where(np.isin(of_test, classes), place, len(classes))
         return cls(train, test, classes, train_labels, test_labels)
 
     @property
@@ -41,6 +42,15 @@ class LabelledSets:
     def __len__(self) -> int:
         """Images of both sets."""
         return len(self.train) + len(self.test)
+
+
+def _labels_of(images: Images) -> np.ndarray:
+    """The labels; of tiles those of their images, in order of their groups."""
+    assert images.labels is not None
+    if not images.tiled:
+        return images.labels
+    assert images.groups is not None
+    return images.labels[np.unique(images.groups, return_index=True)[1]]
 
 
 def labelled(source: Data, seed: int, train: Images | None = None) -> tuple[Images, Images]:
