@@ -35,7 +35,8 @@ def by_tiles(source: Any, tile: Tile, form: Form) -> Any:
         for name, file, label in source.items():
             here = 0
             try:
-                for here, (top, left, values) in enumerate(tiles(file, tile, form.picture), start=1):
+                for top, left, values in tiles(file, tile, form.picture):
+                    here += 1
                     yield f"{name}[{top},{left}]", values, label
                 left_out += _count(file, tile) - here
             except Exception as error:  # damaged files make decoders raise anything: the store lists it
