@@ -7,7 +7,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from twinblock.data.decode import decode, quiet, upright_size
-from twinblock.data.store import packed
+from twinblock.data.packing import packed
 
 
 def palette(transparency: int | None) -> bytes:

@@ -4,7 +4,7 @@ import numpy as np
 from pictures import encoded, plain
 
 from twinblock.data import Images, Names
-from twinblock.data.store import packed
+from twinblock.data.packing import packed
 
 
 def test_a_batch_is_a_copy_of_these_rows_in_this_order():

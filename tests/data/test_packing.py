@@ -11,14 +11,16 @@ import numpy as np
 import pytest
 from pictures import encode, plain
 
-from twinblock.data import store
-from twinblock.data.store import Encoded, packed
+from twinblock.data import packing, store
+from twinblock.data.packing import packed
+from twinblock.data.store import Encoded
 
 # Packs 8,000 images of 64 px, each of another value, each 50th unreadable; and kills itself at one of them.
 PACK = """
 import os, signal, sys
 import numpy as np
-from twinblock.data.store import Encoded, packed
+from twinblock.data.packing import packed
+from twinblock.data.store import Encoded
 count, last = 8000, int(sys.argv[1])
 def items():
     for i in range(count):
@@ -78,7 +80,7 @@ def source(values: list[int], key: str = "0" * 32, stop: int | None = None, read
 @pytest.fixture
 def begun(cache, monkeypatch):
     """3 of 4 chunks of 16 images are packed."""
-    decoded = store._decoded
+    decoded = packing._decoded
 
     def few_at_a_time(items, *how):
         for pixels, names, labels, aspects, skipped in decoded(items, *how):
@@ -86,14 +88,14 @@ def begun(cache, monkeypatch):
                 some = slice(i, i + 16)
                 yield pixels[some], names[some], labels[some], aspects[some], skipped if i == 0 else []
 
-    monkeypatch.setattr(store, "_decoded", few_at_a_time)
+    monkeypatch.setattr(packing, "_decoded", few_at_a_time)
     values, finish = list(range(64)), store.finish
 
     def interrupted(*_):
         raise Stop
 
     with monkeypatch.context() as patch:
-        patch.setattr(store, "finish", interrupted)
+        patch.setattr(packing, "finish", interrupted)
         with pytest.raises(Stop):
             packed(source(values))
     assert store.finish is finish
@@ -109,8 +111,8 @@ def _cut(journal: Path, lines: int) -> None:
 
 def decoded_after(values, monkeypatch, **other) -> tuple[int, list[int]]:
     """How many are decoded when it is packed again, and what it is then."""
-    decoded, decode = [], store.decode
-    monkeypatch.setattr(store, "decode", lambda *what: decoded.append(1) or decode(*what))
+    decoded, decode = [], packing.decode
+    monkeypatch.setattr(packing, "decode", lambda *what: decoded.append(1) or decode(*what))
     images = packed(source(values, **other))
     return len(decoded), images.pixels[:, 0, 0, 0].tolist()
 
@@ -175,7 +177,7 @@ def test_unreadable_files_before_and_behind_the_interrupt_are_counted_once(cache
     files = [b"x" if i in (3, 90) else encode(np.full((8, 8, 3), i, np.uint8)) for i in range(100)]
     of = Encoded("some", "0" * 32, 100, lambda: iter([(f"{i}", f, -1) for i, f in enumerate(files)]), lambda: files[:1])
     with monkeypatch.context() as patch:
-        patch.setattr(store, "finish", lambda *_: (_ for _ in ()).throw(Stop))
+        patch.setattr(packing, "finish", lambda *_: (_ for _ in ()).throw(Stop))
         with pytest.raises(Stop):
             packed(of)
     assert packed(of).skipped == (("3", "not an image of a known format"), ("90", "not an image of a known format"))

@@ -18,7 +18,8 @@ from twinblock.core.errors import InputError
 from twinblock.data import Names, store, take
 from twinblock.data.decode import decode, quiet, reason
 from twinblock.data.forms import Form
-from twinblock.data.store import Encoded, packed
+from twinblock.data.packing import packed
+from twinblock.data.store import Encoded
 
 # ---- stored size
 
@@ -148,7 +149,7 @@ def test_names_stand_beside_the_pixels_of_the_same_file(cache):
 def test_images_are_decoded_once(monkeypatch):
     source = encoded([plain(i) for i in range(9)], labels=[0, 1, 2] * 3, classes=("a", "b", "c"))
     first = packed(source)
-    monkeypatch.setattr(store, "decode", lambda *_: pytest.fail("decoded again"))
+    monkeypatch.setattr(packing, "decode", lambda *_: pytest.fail("decoded again"))
     again = packed(source)
     assert isinstance(again.pixels, np.memmap)
     assert np.array_equal(again.pixels, first.pixels)
@@ -274,7 +275,7 @@ def test_stores_of_an_older_format_are_left_alone(monkeypatch):
 def test_a_build_that_fails_leaves_nothing(cache, monkeypatch):
     source = encoded([plain(1), plain(2)])
     with monkeypatch.context() as patch:
-        patch.setattr(store, "finish", lambda *_: (_ for _ in ()).throw(RuntimeError))
+        patch.setattr(packing, "finish", lambda *_: (_ for _ in ()).throw(RuntimeError))
         with pytest.raises(RuntimeError):
             packed(source)
     assert [path for path in cache.iterdir() if path.is_dir()] == []
@@ -289,7 +290,7 @@ def test_threads_that_ask_at_once_build_once(monkeypatch):
         time.sleep(0.005)
         return decode(*arguments)
 
-    monkeypatch.setattr(store, "decode", slow)
+    monkeypatch.setattr(packing, "decode", slow)
     results = []
     threads = [threading.Thread(target=lambda: results.append(packed(source))) for _ in range(4)]
     for thread in threads:
@@ -302,13 +303,13 @@ def test_threads_that_ask_at_once_build_once(monkeypatch):
 
 KILLED = """
 import sys, time
-from twinblock.data import store
+from twinblock.data import packing, store
 def items():
     for i in range(3000):
         yield str(i), open(sys.argv[1], "rb").read(), -1
     print("half", flush=True)
     time.sleep(60)
-store.packed(store.Encoded("killed", "killed", 6000, items, lambda: [sys.argv[1]]))
+packing.packed(store.Encoded("killed", "killed", 6000, items, lambda: [sys.argv[1]]))
 """
 
 
@@ -341,7 +342,7 @@ def test_only_a_few_encoded_images_are_in_memory_at_a_time():
 
     file = plain(1)
     with quiet():
-        chunks = store._decoded(items(), (8, 8, 3), Form())
+        chunks = packing._decoded(items(), (8, 8, 3), Form())
         first = next(chunks)
         chunks.close()
     assert len(first[0]) <= 1024

@@ -13,8 +13,8 @@ import pytest
 from pictures import encoded, one_line, plain, values
 
 from twinblock.core.errors import InputError
-from twinblock.data import store
-from twinblock.data.store import packed
+from twinblock.data import packing, store
+from twinblock.data.packing import packed
 
 # ---- Images
 
@@ -23,7 +23,7 @@ STRANGER = """
 import codecs, os, sys
 sys.path.insert(0, {tests!r})
 from pictures import encoded, plain, values
-from twinblock.data.store import packed
+from twinblock.data.packing import packed
 cache = os.environ["TWINBLOCK_CACHE"]
 os.environ["TWINBLOCK_CACHE"] = {warm!r}
 packed(encoded([plain(0)])), codecs.lookup("ascii")  # all is imported that the other user may not read
@@ -113,7 +113,7 @@ def test_only_a_full_disk_is_told_to_be_emptied(monkeypatch):
         def fail(*_, code=code):
             raise OSError(code, os.strerror(code))
 
-        monkeypatch.setattr(store, "_pack", fail)
+        monkeypatch.setattr(packing, "_pack", fail)
         with pytest.raises(InputError, match=words) as error:
             packed(encoded([plain(1)]))
         assert ("free" in one_line(error)) == (code == errno.ENOSPC)

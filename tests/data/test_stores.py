@@ -11,8 +11,9 @@ from pictures import one_line, plain, put
 
 import twinblock
 from twinblock.core.errors import InputError
-from twinblock.data import load, store
-from twinblock.data.store import Encoded, packed
+from twinblock.data import load, packing, store
+from twinblock.data.packing import packed
+from twinblock.data.store import Encoded
 from twinblock.data.stores import cache as stores
 
 
@@ -107,7 +108,7 @@ def test_what_is_unfinished_is_listed_and_cleared(cache, monkeypatch):
     class Stop(KeyboardInterrupt):
         pass
 
-    monkeypatch.setattr(store, "finish", lambda *_: (_ for _ in ()).throw(Stop))
+    monkeypatch.setattr(packing, "finish", lambda *_: (_ for _ in ()).throw(Stop))
     with pytest.raises(Stop):
         packed(source([1, 2]))
     for action in ("list", "verify"):

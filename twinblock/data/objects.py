@@ -16,8 +16,9 @@ from twinblock.core.errors import InputError, first_line
 from twinblock.data import Images, endings
 from twinblock.data.decode import printable, quiet, rgb
 from twinblock.data.forms import Wanted
+from twinblock.data.packing import packed
 from twinblock.data.readers import MOST_CHANNELS, channels_last
-from twinblock.data.store import Encoded, Item, cache, digest, packed
+from twinblock.data.store import Encoded, Item, cache, digest
 
 log = logging.getLogger(__name__)
 

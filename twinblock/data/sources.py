@@ -20,7 +20,8 @@ from twinblock.data.folders import folder_of_images, listing, metadata
 from twinblock.data.forms import Wanted
 from twinblock.data.labels import AUTO, column_of, labelled_by, no_columns, with_columns, with_labels
 from twinblock.data.layout import classes_of, few, said
-from twinblock.data.store import Encoded, Item, cache, digest, packed, say_once
+from twinblock.data.packing import packed
+from twinblock.data.store import Encoded, Item, cache, digest, say_once
 from twinblock.data.tables import LABELS, Table, beginning, facts_of, is_table, listed, read_table
 
 BUILT_IN = ("photodigits", "cifar10", "cifar100", "stl10")
