@@ -179,7 +179,7 @@ def progress(doing: str, total: int, quiet: bool = False) -> Iterator[Callable[[
         if elapsed > due:
             due = elapsed + 1 if line is not None else max(LINE_EVERY, 2 * elapsed)
             bar.start()
-            said = f"{doing}: {done:,} of {total:,} · {clock(elapsed / done * (total - done))} left"
+            said = f"{doing}: {done:,} of {total:,} · {clock(elapsed / max(1, done) * (total - done))} left"
             if line is not None:
                 line.show(said)
             elif bar.disable:
