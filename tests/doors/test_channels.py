@@ -47,7 +47,7 @@ def test_other_channels_go_through_every_command(tmp_path, capsys, channels, dty
     data = run.config.data
     assert (data.channels, data.range) == (channels, (0, high))
     assert len(data.mean) == len(data.std) == channels and 0.05 < min(data.mean) < 0.5
-    assert {row["features"] for row in twinblock.evaluate(run, quiet=True)} >= {"encoder", "pixels"}
+    assert {row["features"] for row in twinblock.evaluate(run, quiet=True)} >= {"encoder", "raw pixels"}
     found = twinblock.embed(run)
     encoder = twinblock.load_encoder(run)
     images = training(data)

@@ -171,7 +171,7 @@ def _picture(rows: Sequence[Sequence[tuple[Images, int]]], title: str) -> bytes:
             axis.set_axis_off()
         for axis, (images, i) in zip(axes, row, strict=False):
             thumbnail = colours(pixels(take(images, np.array([i])), TILE).view(1, -1, TILE, TILE))[0]
-            axis.imshow(thumbnail.numpy(), interpolation="nearest")
+            axis.imshow(thumbnail, interpolation="nearest")
             name = "" if images.names is None else Path(images.names[i]).name
             axis.set_title(literal(name if len(name) <= 18 else f"{name[:8]}…{name[-8:]}"), fontsize=6, y=-0.16)
     file = io.BytesIO()
