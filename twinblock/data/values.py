@@ -119,29 +119,35 @@ def in_words(images: Images, data: Data) -> str | None:
     return f"{words}; data.range=[low, high] changes it"
 
 
-def seen_as(config: Config, data: Data, images: Images) -> Config:
+def seen_as(config: Config, data: Data, images: Images, *others: Images) -> Config:
     """The config of a trained run that looks at these images, whose fields are `data`: another range of values where
-    they say one.
+    they say one, of the first images where it is a word.
 
     Raises InputError for images that its encoder cannot take, or that it would see as nearly black or white.
     """
     channels, size, _ = config.image_shape
-    if images.channels != channels:
-        raise InputError(
-            f"{data.source} has images of {images.channels} channels, and the run was trained on {channels}"
-        )
+    for some in (images, *others):
+        if some.channels != channels:
+            raise InputError(
+                f"{data.source} has images of {some.channels} channels, and the run was trained on {channels}"
+            )
     if data.channels != "auto":  # a run of before 0.3 says nothing of values
         data = fitted(data, images)
     seen = config.data.model_copy(update={name: getattr(data, name) for name in ("range", "mean", "std")})
-    low, high = seen.seen["value_range"]
-    if images.pixels.dtype != np.uint8 or (low, high) != EIGHT_BITS:
-        some = _finite(sample(images))
-        if some.size and float(((some < low) | (some > high)).mean()) > MOSTLY:
-            raise InputError(
-                f"{data.source} has values from {_number(some.min())} to {_number(some.max())}, and the run sees "
-                f"{_number(low)} to {_number(high)}: give data.range=[low, high] of these images"
-            )
+    for some in (images, *others):
+        _check_range(some, seen.seen["value_range"], data.source)
     return config.model_copy(update={"data": seen.model_copy(update={"size": size})})
+
+
+def _check_range(images: Images, value_range: tuple[float, float], source: str) -> None:
+    if images.pixels.dtype == np.uint8 and value_range == EIGHT_BITS:
+        return
+    (low, high), some = value_range, _finite(sample(images))
+    if some.size and float(((some < low) | (some > high)).mean()) > MOSTLY:
+        raise InputError(
+            f"{source} has values from {_number(some.min())} to {_number(some.max())}, and the run sees "
+            f"{_number(low)} to {_number(high)}: give data.range=[low, high] of these images"
+        )
 
 
 def _finite(some: Array) -> Array:

@@ -175,8 +175,7 @@ def evaluate(
     trained = run.encoder()
     seen = at_size(run.config, trained, source.size)
     sets = LabelledSets.of(*labelled(source, seen.train.seed, images))
-    for part in sets.images:
-        seen = seen_as(seen, source, part)
+    seen = seen_as(seen, source, *sets.images)
     # a balanced twin has the groups of the set that it stands beside
     sizes = _unequal_sizes([run, *others[:1]], source, sets.classes, images)
     few = _few_shot(sets.train_labels, shots, seen.train.seed) if shots or published or sizes is not None else {}
