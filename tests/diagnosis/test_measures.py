@@ -186,8 +186,9 @@ def test_the_error_of_agreement_is_its_spread_over_samples():
 
 def test_two_images_have_an_agreement_without_an_error():
     """Without one of them there are none to compare."""
-    value, error = d.agreement(*torch.randn(2, 2, 5, generator=torch.Generator().manual_seed(0)))
-    assert math.isfinite(value) and math.isnan(error)
+    for seed in range(20):  # rounding may make 0 / 0 infinite
+        value, error = d.agreement(*torch.randn(2, 2, 5, generator=torch.Generator().manual_seed(seed)))
+        assert math.isfinite(value) and math.isnan(error)
 
 
 def test_dead_is_relative_to_the_size_of_all_entries():

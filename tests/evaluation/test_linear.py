@@ -150,3 +150,15 @@ def test_nan_is_refused():
     x[4, 1] = torch.nan
     with pytest.raises(InputError, match="1 of 20 training features hold NaN"):
         linear_probe(x, y, x[:2], 2)
+
+
+def test_features_are_standardised_by_those_of_the_training():
+    """Also those of the test: a larger scale changes no score."""
+    x, y = blobs(40, 3, 2, gap=1)
+    first, second = (linear_probe(z[:30], y[:30], z[30:], 2, [0.1]) for z in (x, 50 * x + 3))
+    torch.testing.assert_close(first, second, atol=1e-3, rtol=1e-3)
+
+
+def test_penalties_go_from_ten_down_to_a_millionth():
+    assert PENALTIES == pytest.approx([10 ** (1 - 0.5 * i) for i in range(15)])
+    assert (PENALTIES[0], PENALTIES[-1]) == pytest.approx((10, 1e-6))
