@@ -198,3 +198,10 @@ def test_images_without_label_are_in_neither_set(monkeypatch):
     train, test = labelled(Data(), 0, some)
     assert train.labels.tolist() == test.labels.tolist() == [0, 1] * 5
     assert np.array_equal(train.batch([0, 1]), some.pixels[[1, 2]])
+
+
+def test_the_test_images_are_those_of_the_same_source_at_the_same_size(monkeypatch):
+    asked = []
+    monkeypatch.setattr(labelled_sets, "load", lambda *args: asked.append(args) or tiny.images(20))
+    labelled(Data(source="photos", root="/data", size=32), 0, tiny.images(20))
+    assert asked == [("photos", "/data", "test", 32)]

@@ -160,5 +160,5 @@ def test_features_are_standardised_by_those_of_the_training():
 
 
 def test_penalties_go_from_ten_down_to_a_millionth():
-    assert PENALTIES == pytest.approx([10 ** (1 - 0.5 * i) for i in range(15)])
+    assert pytest.approx([10 ** (1 - 0.5 * i) for i in range(15)]) == PENALTIES
     assert (PENALTIES[0], PENALTIES[-1]) == pytest.approx((10, 1e-6))
