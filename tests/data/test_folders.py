@@ -333,12 +333,12 @@ def test_a_run_beside_the_only_split_does_not_hide_it(photos):
 
 def test_files_of_formats_that_are_not_read_are_counted(photos, caplog):
     put(photos, "a.png", 1)
-    for name in ("b.CR2", "c.cr2", "d.DCM", "scan.nii.gz", "notes.txt"):
+    for name in ("b.CR2", "c.cr2", "d.CZI", "scan.nii.gz", "notes.txt"):
         (photos / name).touch()
     for _ in range(2):  # packed, and from the cache
         load(str(photos))
     (line,) = caplog.messages
-    assert "2 .cr2 files, 1 .dcm files, 1 .nii files are not read; develop them to TIFF or JPEG" in line
+    assert "2 .cr2 files, 1 .czi files, 1 .nii files are not read; develop them to TIFF or JPEG" in line
 
 
 def test_a_folder_of_such_files_alone_names_them(photos):

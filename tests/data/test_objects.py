@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 from twinblock.config.schema import Data
 from twinblock.core.errors import InputError
 from twinblock.data import load
+from twinblock.data.forms import Wanted
 from twinblock.data.objects import describe, images_from, is_object
 from twinblock.data.training import training
 
@@ -96,7 +97,7 @@ def test_whole_numbers_of_16_bits_are_used_in_place(dtype):
 
 def test_grey_bytes_are_one_channel_where_that_is_asked_for():
     grey = PIXELS[..., 0].copy()
-    assert np.array_equal(images_from(grey, channels=1).pixels[..., 0], grey)
+    assert np.array_equal(images_from(grey, wanted=Wanted(1)).pixels[..., 0], grey)
 
 
 @pytest.mark.parametrize(

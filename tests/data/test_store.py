@@ -15,7 +15,7 @@ from pictures import encode, encoded, huge, one_line, plain, truncated, values
 
 from twinblock.core import console as report
 from twinblock.core.errors import InputError
-from twinblock.data import Names, store, take
+from twinblock.data import Names, packing, store, take
 from twinblock.data.decode import decode, quiet, reason
 from twinblock.data.forms import Form
 from twinblock.data.packing import packed
