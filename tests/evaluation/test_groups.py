@@ -108,10 +108,10 @@ def test_augmentation_moves_and_mirrors_whole_images():
             seen.append(x)
             return x.flatten(1)
 
-    again = [augmented(Look(), images, 16, epoch, 0, True, torch.device("cpu")) for epoch in (0, 0, 1)]
+    again = [augmented(Look(), images, Data(size=16), epoch, 0, True, torch.device("cpu")) for epoch in (0, 0, 1)]
     assert torch.equal(again[0], again[1])
     assert not torch.equal(again[0], again[2])
-    still = augmented(Look(), images, 16, 0, 0, False, torch.device("cpu")).view(40, 3, 16, 16)
+    still = augmented(Look(), images, Data(size=16), 0, 0, False, torch.device("cpu")).view(40, 3, 16, 16)
     plain = twinblock.views.centre(images.batch(range(40)), 16, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
     for one, whole in zip(still, plain, strict=True):  # each is the image moved by at most 2 pixels
         places = [(a, b) for a in range(-2, 3) for b in range(-2, 3)]
