@@ -176,10 +176,10 @@ def progress(doing: str, total: int, quiet: bool = False) -> Iterator[Callable[[
         done += n
         bar.advance(task, n)
         elapsed = time.monotonic() - begun
-        if elapsed > due:
+        if elapsed > due and done:
             due = elapsed + 1 if line is not None else max(LINE_EVERY, 2 * elapsed)
             bar.start()
-            said = f"{doing}: {done:,} of {total:,} · {clock(elapsed / max(1, done) * (total - done))} left"
+            said = f"{doing}: {done:,} of {total:,} · {clock(elapsed / done * (total - done))} left"
             if line is not None:
                 line.show(said)
             elif bar.disable:

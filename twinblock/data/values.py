@@ -129,13 +129,13 @@ def seen_as(config: Config, data: Data, images: Images, *others: Images) -> Conf
     for some in (images, *others):
         if some.channels != channels:
             raise InputError(
-                f"{data.source} has images of {some.channels} channels, and the run was trained on {channels}"
+                f"{data.source_name} has images of {some.channels} channels, and the run was trained on {channels}"
             )
     if data.channels != "auto":  # a run of before 0.3 says nothing of values
         data = fitted(data, images)
     seen = config.data.model_copy(update={name: getattr(data, name) for name in ("range", "mean", "std")})
     for some in (images, *others):
-        _check_range(some, seen.seen["value_range"], data.source)
+        _check_range(some, seen.seen["value_range"], data.source_name)
     return config.model_copy(update={"data": seen.model_copy(update={"size": size})})
 
 
