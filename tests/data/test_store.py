@@ -260,7 +260,7 @@ def test_a_store_without_names_has_none(cache):
     (cache / "a").mkdir(parents=True)
     with store.Pixels(cache / "a") as out:
         out.write(np.zeros((2, 4, 4, 3), np.uint8))
-    store.finish(cache / "a", (2, 4, 4, 3), np.array([-1, -1]), np.ones(2), [], out.sums)
+    store.finish(cache / "a", (2, 4, 4, 3), store.Columns([-1, -1], np.ones(2), out.sums))
     assert store.read(cache / "a", "old", None).names is None  # as STL-10's
 
 

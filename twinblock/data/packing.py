@@ -102,8 +102,7 @@ def _pack(source: Encoded, folder: Path, height: int, width: int, form: Form) ->
             f"{UNREADABLE:.0%}: {first}: mend or remove them (all are listed in {report})"
         )
     np.save(folder / "names.npy", np.asarray(written.ends))
-    labels, aspect = np.asarray(written.labels), np.asarray(written.aspect)
-    finish(folder, (len(labels), *shape), labels, aspect, skipped, written.sums, form, source.name)
+    finish(folder, (len(written.labels), *shape), written, form, source.name)
     written.close()
 
 

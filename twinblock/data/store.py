@@ -8,9 +8,9 @@ import logging
 import os
 import shutil
 from array import array
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from hashlib import blake2b
 from pathlib import Path
 from zlib import crc32
@@ -149,23 +149,30 @@ class Pixels:
             os.fsync(self.file.fileno())
 
 
+@dataclass
+class Columns:
+    """What stands beside the pixels: of each image its label, aspect and CRC-32; and the files that are none."""
+
+    labels: Sequence[int] | np.ndarray
+    aspect: Sequence[float] | np.ndarray
+    sums: array
+    skipped: list[tuple[str, str]] = field(default_factory=list)
+
+
 def finish(
     folder: Path,
     shape: tuple[int, int, int, int],
-    labels: np.ndarray,
-    aspect: np.ndarray,
-    skipped: list[tuple[str, str]],
-    sums: array,
+    columns: Any,
     form: Form = Form(),  # noqa: B008 - frozen
     source: str = "",
 ) -> None:
-    """Write what stands beside the pixels, an array of this shape and form, and the names; and of what `source`."""
-    np.save(folder / "labels.npy", labels.astype(np.int64))
-    np.save(folder / "aspect.npy", aspect.astype(np.float32))
-    np.save(folder / "sums.npy", np.asarray(sums, np.uint32))
+    """Write what stands beside pixels of this shape and form: `columns`, as `Columns` or a `Journal` has them."""
+    np.save(folder / "labels.npy", np.asarray(columns.labels, np.int64))
+    np.save(folder / "aspect.npy", np.asarray(columns.aspect, np.float32))
+    np.save(folder / "sums.npy", np.asarray(columns.sums, np.uint32))
     files = {name: crc32((folder / name).read_bytes()) for name in BESIDE if (folder / name).exists()}
     source = os.path.abspath(source) if os.path.exists(source) else source
-    fields = {"shape": shape, "skipped": skipped, "files": files, "dtype": form.dtype, "kind": form.kind}
+    fields = {"shape": shape, "skipped": columns.skipped, "files": files, "dtype": form.dtype, "kind": form.kind}
     meta = json.dumps({**fields, "key": _key_of(folder), "source": source}).encode()
     (folder / "meta.json").write_bytes(b"%s\n%08x\n" % (meta, crc32(meta)))
 

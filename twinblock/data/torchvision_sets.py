@@ -13,7 +13,7 @@ import numpy as np
 from twinblock.core.errors import InputError
 from twinblock.data import Images
 from twinblock.data.decode import printable
-from twinblock.data.store import Pixels, build, cache, digest, finish, locked, read
+from twinblock.data.store import Columns, Pixels, build, cache, digest, finish, locked, read
 
 
 def cifar(source: str, root: Path, split: str, download: bool) -> Images:
@@ -48,7 +48,7 @@ def stl10(root: Path, split: str, download: bool) -> Images:
                     out.write(planes[start : start + 1000].transpose(0, 3, 2, 1))
                 count += len(planes)
         labelled = np.pad(labelled, (0, count - len(labelled)), constant_values=-1)
-        finish(temporary, (count, 96, 96, 3), labelled, np.ones(count), [], out.sums, source="stl10")
+        finish(temporary, (count, 96, 96, 3), Columns(labelled, np.ones(count), out.sums), source="stl10")
 
     if (images := read(store, "stl10", classes)) is None:
         build(store, write)

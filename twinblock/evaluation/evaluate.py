@@ -173,9 +173,8 @@ def evaluate(
     run, others = Run.open(run, encoder=encoder), [Run.open(other) for other in beside]
     source, images = chosen(whole(run.config.data), data, run.objects.get("data"))
     trained = run.encoder()
-    seen = at_size(run.config, trained, source.size)
-    sets = LabelledSets.of(*labelled(source, seen.train.seed, images))
-    seen = seen_as(seen, source, *sets.images)
+    sets = LabelledSets.of(*labelled(source, run.config.train.seed, images))
+    seen = seen_as(at_size(run.config, trained, source.size), source, *sets.images)
     # a balanced twin has the groups of the set that it stands beside
     sizes = _unequal_sizes([run, *others[:1]], source, sets.classes, images)
     few = _few_shot(sets.train_labels, shots, seen.train.seed) if shots or published or sizes is not None else {}
