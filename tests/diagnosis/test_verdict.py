@@ -128,9 +128,17 @@ def test_leaving_collapse():
     assert run(*deep, look(0.02)).state == "leaving collapse"
     assert run(*deep, look(0.02), look(0.008)).state == "complete collapse"
     assert run(*deep, look(0.2)).state == "leaving collapse"
-    found = run(*deep, look(0.2), look(0.5))
-    assert found.headline == "learned"
-    assert "recovered from a collapse" in found.evidence
+
+
+def test_a_run_that_recovered_from_a_collapse_has_learned_only_if_labels_say_so():
+    """What it had before may be lost; with a learning rate far too high, views agree afterwards all the same."""
+    deep = [look(0.5), look(0.01), look(0.002), look(0.2), look(0.5)]
+    found = run(*deep)
+    assert (found.state, found.headline) == ("healthy", "not collapsed")
+    assert found.evidence.startswith("recovered from a collapse, so only labels can tell")
+    rows = [{"step": 100 * i, "encoder": h, "projector": h} for i, h in enumerate(deep)]
+    assert verdict(rows, True, accuracy=accuracy(0, 60)).headline == "learned"
+    assert verdict(rows, True, accuracy=accuracy(60, 10)).headline == "worse than untrained"
 
 
 def test_dimensional_collapse():

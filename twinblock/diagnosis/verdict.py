@@ -81,8 +81,8 @@ def verdict(
     Collapse is judged by the projector: objectives see its output, and features behind a ReLU are alike even
     untrained. Directions are counted at the encoder: it is what one keeps, and an objective may ask for few.
     A healthy run learns if views agree clearly more than by chance and than in the untrained network, in not many fewer
-    directions, and a contrastive loss (`losses`, one a step) is clearly below chance. Where `accuracy` says anything of
-    a finished run, it decides instead.
+    directions, a contrastive loss (`losses`, one a step) is clearly below chance, and it never collapsed on the way.
+    Where `accuracy` says anything of a finished run, it decides instead.
     The advice names what in `config` is the likely cause.
     """
     judged = _judge(history, finished, loss_at_chance(losses, config))
@@ -153,12 +153,15 @@ def _judge(history: Sequence[Mapping[str, Any]], finished: bool, at_chance: str 
     agreement, doubts = _doubts(measurements, h)
     doubts += [at_chance] if at_chance else []
     evidence = f"{cosines}, {directions}, {agreement}{''.join(f'; {doubt}' for doubt in doubts)}"
-    headline = "not collapsed" if doubts else LEARNED if finished else "learning"
+    # a network that collapsed and came back may have lost what it had: agreement of views does not show that
+    headline = "not collapsed" if doubts or was_collapsed else LEARNED if finished else "learning"
     if early:
         headline, evidence = "too early to tell", f"{steps[-1] - steps[0]} steps are too few: {evidence}"
     if fallen[-1]:
         headline = "perhaps collapsing"
-    return _verdict("healthy", f"recovered from a collapse: {evidence}" if was_collapsed else evidence, headline)
+    if was_collapsed:
+        evidence = f"recovered from a collapse, so only labels can tell what it kept: {evidence}"
+    return _verdict("healthy", evidence, headline)
 
 
 def _doubts(measurements: Sequence[Mapping[str, Any]], h: Sequence[Mapping[str, float]]) -> tuple[str, list[str]]:
