@@ -5,9 +5,10 @@ import pytest
 import torch
 
 from twinblock.config.recipes import compose
-from twinblock.diagnosis.chance import CALIBRATED, Accuracy, chance_loss, loss_at_chance
+from twinblock.diagnosis.chance import AT_CHANCE, CALIBRATED, Accuracy, chance_loss, loss_at_chance
 from twinblock.diagnosis.measures import indicators
 from twinblock.diagnosis.verdict import Verdict, judge, verdict, worst
+from twinblock.training.finish import last_line
 
 
 def gaussian(n=256, width=64, seed=0):
@@ -501,3 +502,12 @@ def test_the_loss_of_the_last_quarter_and_its_error_by_hand():
     for d, clear in ((0.045, True), (0.055, False)):  # of two, the standard error is half their distance
         losses = [*[0.0] * 6, chance - 0.1 - d, chance - 0.1 + d]
         assert (loss_at_chance(losses, config) == "") is clear
+
+
+def test_the_last_line_says_that_labels_tell_nothing():
+    """`learned` by views stands beside an accuracy of guessing only with a word on it."""
+    result = {"state": "healthy", "headline": "learned", "knn": None, "effective_rank": 9.0, "width": 64, "advice": ""}
+    said = verdict(LEARNED_BY_VIEWS, True, accuracy=accuracy(30, 20, both=40, pixels=55)).evidence
+    assert AT_CHANCE in said and AT_CHANCE in last_line({**result, "evidence": said})
+    clear = verdict(LEARNED_BY_VIEWS, True, accuracy=accuracy(0, 60)).evidence
+    assert last_line({**result, "evidence": clear}).endswith("not collapsed")

@@ -14,6 +14,8 @@ SURE_OF_LABELS = 3.0  # more, as the best of four accuracies is compared with ch
 SMALL = 0.01  # part of what a loss can fall by that is no fall
 PIXELS, UNTRAINED = "raw pixels", "untrained encoder"
 CALIBRATED = "untrained encoder whose batch norms have seen images"
+AT_CHANCE = "no features tell the classes apart better than chance, so they say nothing of the encoder"
+CLASSES_ARE = "classes are"
 
 
 @dataclass(frozen=True)
@@ -57,10 +59,9 @@ class Accuracy:
 def by_accuracy(headline: str, evidence: str, accuracy: Accuracy, config: Config | None) -> dict[str, str]:
     """Headline and evidence of a finished run with the accuracy of its encoder beside what its views show."""
     folders = (accuracy.classes_from or "").replace("top folder", "the top folders", 1)
-    resting = f"; classes are {folders}" if _of_folders(accuracy) else ""
+    resting = f"; {CLASSES_ARE} {folders}" if _of_folders(accuracy) else ""
     if not accuracy.tells and not (config is not None and config.labelled):
-        at_chance = "no features tell the classes apart better than chance, so they say nothing of the encoder"
-        return {"headline": headline, "evidence": f"{evidence}; {at_chance}{resting}"}
+        return {"headline": headline, "evidence": f"{evidence}; {AT_CHANCE}{resting}"}
     found = LEARNED
     for name, (gain, error) in accuracy.gains.items():
         if name in (UNTRAINED, CALIBRATED) and gain <= SURE * error:
@@ -73,6 +74,11 @@ def by_accuracy(headline: str, evidence: str, accuracy: Accuracy, config: Config
             found = "no better than raw pixels"
             evidence = f"{evidence}; kNN of the raw pixels is {accuracy.top1[PIXELS]:.1f} %"
     return {"headline": found, "evidence": evidence + resting}
+
+
+def remarks(evidence: str) -> list[str]:
+    """What is to be said of labels even where a run has learned."""
+    return [part for part in evidence.split("; ") if part.startswith((AT_CHANCE, CLASSES_ARE))]
 
 
 def _cannot_tell(name: str, gain: float, error: float, accuracy: Accuracy) -> str:

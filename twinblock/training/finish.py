@@ -13,6 +13,7 @@ from twinblock.core.console import Reporter
 from twinblock.core.errors import InputError
 from twinblock.core.pictures import optional_picture
 from twinblock.data import Images
+from twinblock.diagnosis.chance import remarks
 from twinblock.runs import checkpoint
 from twinblock.runs.run import Run
 
@@ -99,8 +100,8 @@ def last_line(result: Mapping[str, Any]) -> str:
         parts += ["not collapsed"] if result["headline"] != "not collapsed" else []
     if result["headline"] != "learned":
         parts += [result["evidence"], *([f"advice: {result['advice']}"] if result["advice"] else [])]
-    elif "classes are" in result["evidence"]:
-        parts.append(result["evidence"].rpartition("; ")[2])
+    else:
+        parts += remarks(result["evidence"])
     return f"{result['headline']}: " + " · ".join(parts)
 
 
