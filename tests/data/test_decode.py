@@ -112,3 +112,13 @@ def test_a_png_with_much_beside_its_pixels_is_sound(beside, tmp_path):
     for given in (file, str(tmp_path / "a.png")):
         assert np.array_equal(decode(given, 9, 7)[0], pixels)
         assert upright_size(given, 128) == (7, 9)
+
+
+def test_jpeg_2000_of_16_bits_is_not_read_as_8():
+    """Pillow gives 8 of its bits in colours; the marker SIZ says how many there are."""
+    file = bytearray(encode(np.zeros((40, 40, 3), np.uint8), kind="JPEG2000", no_jp2=True))
+    assert decode(bytes(file), 40, 40)[0].shape == (40, 40, 3)
+    siz = file.find(b"\xff\x51")
+    file[siz + 40 : siz + 49 : 3] = [15] * 3  # bits of each sample, less one
+    with pytest.raises(ValueError, match="16 bits with several samples, of which this JPEG2000 gives 8"):
+        decode(bytes(file), 40, 40)

@@ -71,8 +71,21 @@ def is_shortened(image: Image.Image) -> bool:
     tile = next(iter(getattr(image, "tile", ())), None)
     if tile is None or image.mode not in ("LA", "RGB", "RGBA"):
         return False
+    if image.format == "JPEG2000":
+        return _bits_of_jpeg2000(image) > 8
     deep = image.format == "PPM" and isinstance(tile[3], tuple) and tile[3][-1] > 255
     return deep or ";16" in str(tile[3])
+
+
+def _bits_of_jpeg2000(image: Image.Image) -> int:
+    """Bits of the first sample, by the marker SIZ of the codestream (ITU-T T.800, A.5.1)."""
+    file: Any = image.fp
+    place = file.tell()
+    file.seek(0)
+    head = file.read(2**16)
+    file.seek(place)
+    marker = head.find(b"\xff\x4f\xff\x51")  # start of codestream, then SIZ
+    return (head[marker + 42] & 0x7F) + 1 if 0 <= marker < len(head) - 42 else 8
 
 
 def frames(file: Encoded) -> list[np.ndarray]:
