@@ -221,6 +221,8 @@ def main() -> None:
     wrong = [f"{row['arm']} {row['seed']}" for row in rows if row.get("labelled") or row.get("unlabelled")]
     failed = sum("failed" in row for row in rows)
     print(f"false learned: {len(wrong)} of {len(rows)} runs ({failed} diverged) {wrong}", flush=True)
+    if not healthy and not collapsing:  # with `--only`
+        return
     rows = carry_out([*healthy, *collapsing], measure, options)
     for row in rows:
         run = Run(folder(row["arm"], row["seed"], options))
