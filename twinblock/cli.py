@@ -226,9 +226,10 @@ def duplicates(
         typer.Argument(metavar="[data=...] [same=0.97]", help="Other images; how alike pixels of duplicates are."),
     ] = None,
 ):
-    """Find near-duplicates: one picture in other sizes, encodings or brightness, mirrored or not.
+    """Find near-duplicates among images.
 
-    Writes duplicates.csv and duplicates.png into the run.
+    One picture in other sizes, encodings or brightness, mirrored or not. Writes duplicates.csv and duplicates.png into
+    the run.
     """
     from twinblock.evaluation.search import duplicates
 

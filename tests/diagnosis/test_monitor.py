@@ -275,7 +275,7 @@ def test_test_images_without_labels_are_not_looked_at_in_a_training_with_labels(
     """Their kNN could not be shown; without labels in the training they do."""
     labelled = tiny.images(80)
     bare = replace(labelled, labels=None)
-    monkeypatch.setattr("twinblock.diagnosis.monitor.load", lambda *_: bare)
+    monkeypatch.setattr("twinblock.diagnosis.monitor.split_of", lambda *_: bare)
     assert held_out(Data(), labelled) is labelled
     assert held_out(Data(), replace(labelled, labels=None)) is bare
 

@@ -55,7 +55,7 @@ def folders(home: Path) -> None:
     put(home, "photo.png", 7)
     (home / "with_run/runs/simclr/config.yaml").touch()
     (home / "with_run/runs/simclr/metrics.jsonl").touch()
-    for name in ("mixed/b.dcm", "mixed/c.cr2", "mixed/d.mp4", "dicom/a.dcm", "only_heic/a.heic", "empty/notes.txt"):
+    for name in ("mixed/b.nii", "mixed/c.cr2", "mixed/d.mp4", "scans/a.nii", "only_heic/a.heic", "empty/notes.txt"):
         (home / name).parent.mkdir(exist_ok=True)
         (home / name).write_bytes(b"something")
     for name in ("damaged/7.png", "broken/2.png"):
@@ -203,7 +203,7 @@ EXPECTED: Expected = {
     "data=photo.png": (1, None, None, "", None),
     "data=with_run/": (2, None, None, "left out: runs/simclr", None),
     "data=phone/": (1, None, None, "", None),
-    "data=mixed/": (1, None, None, "1 .dcm files, 1 .cr2 files, 1 .mp4 files are not read", None),
+    "data=mixed/": (1, None, None, "1 .nii files, 1 .cr2 files, 1 .mp4 files are not read", None),
     "data=large/ data.max_pixels=200000000": (1, None, None, "", None),
     "data=damaged/": (29, None, None, "", None),
     "data=photos/ data.labels=labels.csv": (

@@ -194,7 +194,7 @@ def test_labels_are_numbered_in_order_and_what_is_only_tested_comes_after():
 
 def test_images_without_label_are_in_neither_set(monkeypatch):
     some = replace(tiny.images(20), labels=np.array([-1, 0, 1, -1] * 5))
-    monkeypatch.setattr(labelled_sets, "load", lambda *_: some)
+    monkeypatch.setattr(labelled_sets, "split_of", lambda *_: some)
     train, test = labelled(Data(), 0, some)
     assert train.labels.tolist() == test.labels.tolist() == [0, 1] * 5
     assert np.array_equal(train.batch([0, 1]), some.pixels[[1, 2]])
@@ -202,6 +202,7 @@ def test_images_without_label_are_in_neither_set(monkeypatch):
 
 def test_the_test_images_are_those_of_the_same_source_at_the_same_size(monkeypatch):
     asked = []
-    monkeypatch.setattr(labelled_sets, "load", lambda *args: asked.append(args) or tiny.images(20))
+    monkeypatch.setattr(labelled_sets, "split_of", lambda *args: asked.append(args) or tiny.images(20))
     labelled(Data(source="photos", root="/data", size=32), 0, tiny.images(20))
-    assert asked == [("photos", "/data", "test", 32)]
+    ((data, split),) = asked
+    assert (data.source, data.root, split, data.size) == ("photos", "/data", "test", 32)

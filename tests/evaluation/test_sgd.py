@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 import twinblock.views
+from twinblock.config.schema import Data
 from twinblock.core.seeding import generator
 from twinblock.evaluation.sgd import FEW_SHOT, FULL_SHOT, augmented, sgd_probe
 from twinblock.nn.encoders import MEAN, STD
@@ -57,7 +58,7 @@ class Pixels(nn.Module):
 def test_images_move_by_the_numbers_of_the_seed_and_black_comes_in():
     """Each is a window of the padded image: by hand for every image."""
     some, size, pad = images(12), 16, 2
-    found = augmented(Pixels(), some, size, 3, 7, True, torch.device("cpu")).view(12, 3, size, size)
+    found = augmented(Pixels(), some, Data(size=size), 3, 7, True, torch.device("cpu")).view(12, 3, size, size)
     plain = twinblock.views.centre(some.batch(range(12)), size, MEAN, STD)
     g = generator("augment", 7, 3)
     top, left = (torch.randint(2 * pad + 1, (12, 1, 1), generator=g).flatten().tolist() for _ in range(2))
@@ -71,7 +72,7 @@ def test_images_move_by_the_numbers_of_the_seed_and_black_comes_in():
         window = window.flip(2) if turned[i] else window
         expected = (window - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1)
         torch.testing.assert_close(found[i], expected, atol=1e-5, rtol=0)
-    still = augmented(Pixels(), some, size, 3, 7, False, torch.device("cpu")).view(12, 3, size, size)
+    still = augmented(Pixels(), some, Data(size=size), 3, 7, False, torch.device("cpu")).view(12, 3, size, size)
     assert torch.equal(still[0], found[0].flip(2) if turned[0] else found[0])
 
 
@@ -81,7 +82,7 @@ def test_the_encoder_is_evaluated_without_a_graph():
             assert not self.training
             return (x.flatten(1) * torch.ones(1, requires_grad=True)).double()
 
-    found = augmented(Half(), images(4), 16, 0, 0, False, torch.device("cpu"))
+    found = augmented(Half(), images(4), Data(size=16), 0, 0, False, torch.device("cpu"))
     assert (found.dtype, found.requires_grad, found.device.type) == (torch.float32, False, "cpu")
 
 
@@ -100,7 +101,7 @@ def test_squashed_images_are_seen_in_their_own_aspect():
     some = images(4)
     wide = replace(some, aspect=np.full(4, 2.0, np.float32))
     found, expected = (
-        [augmented(Pixels(), x, 16, 0, 0, False, torch.device("cpu")) for x in (some, wide)],
+        [augmented(Pixels(), x, Data(size=16), 0, 0, False, torch.device("cpu")) for x in (some, wide)],
         [twinblock.views.centre(x.batch(range(4)), 16, MEAN, STD, x.aspects(range(4))) for x in (some, wide)],
     )
     assert not torch.equal(*expected) and not torch.equal(*found)

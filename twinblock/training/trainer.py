@@ -58,6 +58,7 @@ class Trainer:
             raise InputError(f"train.length={config.train.length} is no step at all; train for at least 1step")
         self.classes = None if images.labels is None else int(images.labels.max()) + 1
         self.train_step = TrainStep(config, fabric, self.classes, self.epoch_steps, steps, run.objects)
+        self.rates = self.train_step.rates
         self.encoder, self.learners = self.train_step.encoder, self.train_step.learners
         self.optimizers, self.plan = self.train_step.optimizers, self.train_step.plan
         views = self.train_step.views
@@ -143,9 +144,7 @@ class Trainer:
             k, problem = bad
             values = values[:k]
             rows[:] = [row for row in rows if row["step"] <= start + k]
-        rows += [
-            {"step": step, "loss": row, "lr": self.train_step.rates(step)} for step, row in enumerate(values, start)
-        ]
+        rows += [{"step": step, "loss": row, "lr": self.rates(step)} for step, row in enumerate(values, start)]
         rows.sort(key=lambda row: (row["step"], "loss" in row))
         if self.fabric.is_global_zero and rows:
             self.run.append_metrics(rows)
