@@ -77,9 +77,9 @@ def is_shortened(image: Image.Image) -> bool:
     return deep or ";16" in str(tile[3])
 
 
-def _bits_of_jpeg2000(image: Image.Image) -> int:
+def _bits_of_jpeg2000(image: Any) -> int:
     """Bits of the first sample, by the marker SIZ of the codestream (ITU-T T.800, A.5.1)."""
-    file: Any = image.fp
+    file = image.fp
     place = file.tell()
     file.seek(0)
     head = file.read(2**16)
