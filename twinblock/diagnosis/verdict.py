@@ -123,9 +123,8 @@ def _judge(history: Sequence[Mapping[str, Any]], finished: bool, at_chance: str 
     shrunk = (cosine > LEFT) & (apart < SHRUNK * apart[0])
     gone = length <= GONE * length[0]  # zero has no direction, and its cosines are 0
     alike = (cosine > ALIKE) | shrunk | gone
-    early = (
-        finished and "step" in measurements[-1] and measurements[-1]["step"] - measurements[0].get("step", 0) < EARLY
-    )
+    steps_taken = measurements[-1].get("step", EARLY) - measurements[0].get("step", 0)
+    early = finished and steps_taken < EARLY
     alone = ALONE if finished and not early and spread[-1] <= RISING * spread[0] else 0.0
     fallen = alike & (shrunk | gone | (spread < max(FALLEN * spread[0], alone)))
     was_collapsed = (fallen[:-1] & fallen[1:]).any()  # one measurement may be a stumble of the first steps
@@ -152,14 +151,13 @@ def _judge(history: Sequence[Mapping[str, Any]], finished: bool, at_chance: str 
         return _verdict("healthy", f"{cosines}, {directions}", "not collapsed")
     agreement, doubts = _doubts(measurements, h)
     doubts += [at_chance] if at_chance else []
-    evidence = f"{cosines}, {directions}, {agreement}{''.join(f'; {doubt}' for doubt in doubts)}"
-    # a network that collapsed and came back may have lost what it had: agreement of views does not show that
+    evidence = "; ".join([f"{cosines}, {directions}, {agreement}", *doubts])
     headline = "not collapsed" if doubts or was_collapsed else LEARNED if finished else "learning"
     if early:
-        headline, evidence = "too early to tell", f"{steps[-1] - steps[0]} steps are too few: {evidence}"
+        headline, evidence = "too early to tell", f"{steps_taken} steps are too few: {evidence}"
     if fallen[-1]:
         headline = "perhaps collapsing"
-    if was_collapsed:
+    if was_collapsed:  # what it had may be lost, which the agreement of views does not show
         evidence = f"recovered from a collapse, so only labels can tell what it kept: {evidence}"
     return _verdict("healthy", evidence, headline)
 
