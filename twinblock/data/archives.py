@@ -170,7 +170,7 @@ def _content(read: Reader, size: int) -> File:
         return ValueError(f"of {size:,} bytes")
     try:
         return read()
-    except (*DAMAGED, NotImplementedError) as error:
+    except (*DAMAGED, NotImplementedError) as error:  # zipfile's for a compression it lacks, as Deflate64 of Windows
         return error
 
 
