@@ -9,7 +9,7 @@ import tifffile
 from pictures import encode, one_line
 from PIL import Image
 
-from twinblock.config.schema import Data
+from twinblock.config.data import Data
 from twinblock.core.errors import InputError
 from twinblock.data import load
 from twinblock.data.training import training

@@ -227,7 +227,7 @@ def test_images_without_names_have_no_labels_in_a_file(tmp_path):
 def test_labels_given_in_python_can_be_left_out_too(tmp_path):
     put(tmp_path, "a.png")
     run = {"source": ([str(tmp_path / "a.png")] * 8, [0, 1] * 4), "labels": "none"}
-    from twinblock.config.schema import Data
+    from twinblock.config.data import Data
     from twinblock.data.training import chosen
 
     assert chosen(Data(), run)[1].labels is None
@@ -237,7 +237,7 @@ def test_labels_given_in_python_can_be_left_out_too(tmp_path):
 
 
 def test_images_of_one_group_are_tested_together_or_not_at_all(monkeypatch):
-    from twinblock.config.schema import Data
+    from twinblock.config.data import Data
     from twinblock.evaluation import labelled as module
 
     rng = np.random.default_rng(0)
@@ -252,7 +252,7 @@ def test_images_of_one_group_are_tested_together_or_not_at_all(monkeypatch):
 
 
 def test_one_group_alone_cannot_be_divided(monkeypatch):
-    from twinblock.config.schema import Data
+    from twinblock.config.data import Data
     from twinblock.evaluation import labelled as module
 
     found = Images(np.zeros((4, 2, 2, 3), np.uint8), labels=np.array([0, 1, 0, 1]), groups=np.zeros(4, np.int64))

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import tiny
 
+from twinblock.config.data import Data, LongTail
 from twinblock.config.recipes import compose
-from twinblock.config.schema import Data, LongTail
 from twinblock.core.errors import InputError
 from twinblock.data import tails as longtail
 from twinblock.data import take

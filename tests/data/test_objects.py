@@ -13,7 +13,7 @@ from pictures import one_line, put, values
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
-from twinblock.config.schema import Data
+from twinblock.config.data import Data
 from twinblock.core.errors import InputError
 from twinblock.data import load
 from twinblock.data.forms import Wanted

@@ -8,7 +8,7 @@ import tifffile
 from PIL import Image
 
 import twinblock
-from twinblock.config.schema import Data, Tile
+from twinblock.config.data import Data, Tile
 from twinblock.core.errors import InputError
 from twinblock.data.tiles import starts, tiles
 from twinblock.data.training import training

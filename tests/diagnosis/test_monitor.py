@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 import twinblock.training.trainer
-from twinblock.config.schema import Data
+from twinblock.config.data import Data
 from twinblock.core.errors import Collapsed
 from twinblock.data import load
 from twinblock.diagnosis.monitor import Monitor, held_out, leave_one_out

@@ -10,8 +10,8 @@ from torch import nn
 
 import twinblock
 import twinblock.views
+from twinblock.config.data import Data, LongTail
 from twinblock.config.recipes import compose
-from twinblock.config.schema import Data, LongTail
 from twinblock.core.errors import InputError
 from twinblock.data import Images
 from twinblock.data import training as training_module

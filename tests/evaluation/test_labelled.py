@@ -11,16 +11,17 @@ import torch
 from pictures import put
 
 import twinblock
+from twinblock.config.data import Data, other_data
 from twinblock.config.recipes import compose
-from twinblock.config.schema import Data, other_data
 from twinblock.core.errors import InputError
 from twinblock.data import Images
 from twinblock.data import training as longtail
 from twinblock.evaluation import evaluate as evaluation
 from twinblock.evaluation import labelled as labelled_sets
-from twinblock.evaluation.evaluate import quick_knn
+from twinblock.evaluation import quick
 from twinblock.evaluation.groups import classes_of
 from twinblock.evaluation.labelled import labelled
+from twinblock.evaluation.quick import quick_knn
 
 
 def with_classes(classes: tuple[str, ...] | None) -> Images:
@@ -56,7 +57,7 @@ def test_a_run_whose_labels_cannot_be_used_is_finished_all_the_same(tmp_path, mo
     def refuse(*_):
         raise InputError("the classes do not agree")
 
-    monkeypatch.setattr(evaluation, "quick_knn", refuse)
+    monkeypatch.setattr(quick, "quick_knn", refuse)
     small = ["encoder.width=8", "data.batch=64", "train.length=1steps", "projector.dims=[16,8]"]
     run = twinblock.pretrain("simclr", out=tmp_path / "run", overrides=small)
     assert run.finished
@@ -124,7 +125,7 @@ def test_unused_label_numbers_are_no_classes(tmp_path, monkeypatch, numbers):
     found = Images(found.pixels[rows], np.array(numbers)[found.labels[rows]])
     for module in (longtail, labelled_sets):
         monkeypatch.setattr(module, "split_of", lambda *_: found)
-    monkeypatch.setattr(evaluation, "quick_knn", lambda *_: None)
+    monkeypatch.setattr(quick, "quick_knn", lambda *_: None)
     run = twinblock.pretrain("simclr", data="photos", out=tmp_path / "run", quiet=True, overrides=SMALL)
     rows = twinblock.evaluate(run, baselines=False, quiet=True)
     assert rows[0]["linear %"] > 90
@@ -166,8 +167,8 @@ def test_accuracies_have_their_error_and_the_sizes_of_the_sets_beside_them(
     def scores(*_, **__):
         return torch.nn.functional.one_hot(torch.from_numpy(np.where(next(right), labels, 3)), 4).float()
 
-    monkeypatch.setattr(evaluation, "labelled", lambda *_: (replace(tested, labels=labels),) * 2)
-    monkeypatch.setattr(evaluation, "knn_scores", scores)
+    monkeypatch.setattr(quick, "labelled", lambda *_: (replace(tested, labels=labels),) * 2)
+    monkeypatch.setattr(quick, "knn_scores", scores)
     monkeypatch.setattr(sys.modules["twinblock.diagnosis.verdict"], "EARLY", 0)
     run = twinblock.pretrain("simclr", data="photodigits", out=tmp_path / "run", overrides=SMALL)
     result, out = run.result, " ".join("".join(capsys.readouterr()).split())

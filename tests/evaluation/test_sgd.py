@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 import twinblock.views
-from twinblock.config.schema import Data
+from twinblock.config.data import Data
 from twinblock.core.seeding import generator
 from twinblock.evaluation.sgd import FEW_SHOT, FULL_SHOT, augmented, sgd_probe
 from twinblock.nn.encoders import MEAN, STD

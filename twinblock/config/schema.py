@@ -1,11 +1,11 @@
 """The form of a run: strict models of its parts, and what may not stand together."""
 
-from collections.abc import Mapping, Sequence
-from os import PathLike
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
-from pydantic import AfterValidator, BeforeValidator, Field, FiniteFloat, ValidationError, model_validator
+from pydantic import AfterValidator, Field, ValidationError, model_validator
 
+from twinblock.config.data import Data
 from twinblock.config.explain import OTHER_WEIGHTS, explain
 from twinblock.config.overrides import NO_MAPPING, merge
 from twinblock.config.scopes import Blockwise, EndToEnd, Overlapping
@@ -14,9 +14,8 @@ from twinblock.core.errors import InputError
 from twinblock.core.types import NotNegative, Positive, Probability, Width
 from twinblock.methods import objectives, targets
 from twinblock.methods.parts import Part, form_of, one_of, other
-from twinblock.nn.imagenet import MEAN, STD
 from twinblock.nn.norms import parse_norm
-from twinblock.views import EIGHT_BITS, View
+from twinblock.views import View
 
 RENAMED = {"branch": "target"}  # fields that had another name in 0.1
 WITH_WEIGHTS = ("hf-hub:", "hf_hub:", "local-dir:")  # how timm names weights of a hub or folder
@@ -34,96 +33,7 @@ def _without_weights(kind: str) -> str:
 
 
 Norm = Annotated[str, AfterValidator(_norm)]  # batch, sync, layer, group, none; group8, group+ws and so on
-Name = Annotated[str, BeforeValidator(lambda given: str(given) if isinstance(given, PathLike) else given)]  # or path
 Logger = Literal["tensorboard", "wandb"]
-
-
-class LongTail(Part):
-    """A long-tailed part of labelled training images, by published counts."""
-
-    imbalance: Annotated[float, Field(ge=1, allow_inf_nan=False)]
-    """Images of the most frequent class for one of the rarest."""
-    kind: Literal["exp", "step", "balanced"] = "exp"
-    """How class sizes fall: `exp` exponentially, `step` in one step; `balanced` has as many images in equal parts."""
-    split: Annotated[int, Field(ge=0)] = 1
-    """Which class is how frequent; 0: in order of label."""
-    seed: Annotated[int, Field(ge=0)] = 0
-    """Which images of a class are kept."""
-    largest: Annotated[int, Field(ge=1, le=2**31)] | None = None
-    """Images of the most frequent class; null: as many as the smallest class has."""
-
-
-class Tile(Part):
-    """Tiles of large images, at their own resolution."""
-
-    size: Annotated[int, Field(ge=8, le=4096)]
-    """Side of a tile in pixels of the image."""
-    overlap: Annotated[int, Field(ge=0)] = 0
-    """Pixels that neighbouring tiles share."""
-    skip_empty: NotNegative | None = None
-    """Tiles whose values have a smaller standard deviation are left out; null: none are."""
-
-    @model_validator(mode="after")
-    def _moves_on(self) -> "Tile":
-        if self.overlap >= self.size:
-            raise ValueError(f"overlap: {self.overlap} should be less than the tile's size, {self.size}")
-        return self
-
-
-class Data(Part):
-    """The images, and how many make a step."""
-
-    source: Name | Annotated[tuple[Name, ...], Field(min_length=1)] = "photodigits"
-    """A folder of images, or a list of them; a CSV of paths, a .tar, a .zip, parquet files, or a pattern of these, as
-    `a/*.jpg`; a Hugging Face name; `photodigits`, `cifar10`, `cifar100`, `stl10`."""
-    root: Name | None = None
-    """The folder in which a relative source begins, or the paths of a table, or torchvision's sets; null: the current
-    one, that of the table, the cache."""
-    labels: Name = "auto"
-    """What classes are. `auto`: top folders, a usual column, or what WebDataset writes; `none`: there are none; a CSV
-    file with the columns file and label; the name of a column."""
-    batch: Annotated[int, Field(ge=1, le=2**20)] = 256
-    """Images in a step, over all processes."""
-    size: Annotated[int, Field(ge=8, le=1024)] | None = None
-    """Side of a view in pixels; null: that of small images of one size, else 224."""
-    tile: Tile | None = None
-    """Tiles of each image file, at its own resolution, in place of the whole image; null: the image."""
-    max_pixels: Annotated[int, Field(ge=1, le=2**40)] | None = None
-    """Pixels of the largest image that is read; null: 89,478,485, Pillow's limit against files that fill the memory."""
-    channels: Literal["auto"] | Annotated[int, Field(ge=1, le=256)] = "auto"
-    """Channels of an image; `auto`: of the files, and 3 for 8-bit pictures, grey or not."""
-    pages: Literal["auto", "first", "channels", "images"] = "auto"
-    """What the pages or frames of a file are; `auto`: files of several pages are refused."""
-    range: Literal["auto", "dtype", "percentile"] | tuple[FiniteFloat, FiniteFloat] = "auto"
-    """The values that become 0 and 1: `dtype`, all that the type holds; `percentile`, 0.1 % and 99.9 % of a sample."""
-    mean: Literal["auto", "imagenet", "measured"] | Annotated[tuple[FiniteFloat, ...], Field(min_length=1)] = "auto"
-    """Subtracted from each channel in [0, 1]; `auto`: ImageNet's for 8-bit RGB, else measured in a sample."""
-    std: Literal["auto", "imagenet", "measured"] | Annotated[tuple[Positive, ...], Field(min_length=1)] = "auto"
-    """What each channel is then divided by; as `mean`."""
-    indices: Name | None = None
-    """A .npy or text file of the rows to train on; null: all."""
-    longtail: LongTail | None = None
-    """A long-tailed part of these; null: all."""
-
-    @property
-    def source_name(self) -> str:
-        """The source, or all of them, for a message."""
-        return self.source if isinstance(self.source, str) else ", ".join(self.source)
-
-    @model_validator(mode="after")
-    def _low_is_below_high(self):
-        if not isinstance(self.range, str) and not self.range[0] < self.range[1]:
-            raise ValueError(f"range is {list(self.range)}, but must be [low, high]")
-        return self
-
-    @property
-    def seen(self) -> dict[str, Any]:
-        """How `Views` and `centre` take values, of a resolved config; one of before 0.3 is of 8-bit RGB."""
-        return {
-            "mean": MEAN if isinstance(self.mean, str) else self.mean,
-            "std": STD if isinstance(self.std, str) else self.std,
-            "value_range": EIGHT_BITS if isinstance(self.range, str) else self.range,
-        }
 
 
 class ViewSpec(View, frozen=True):
@@ -354,20 +264,6 @@ def _like(views: list[Any]) -> list[Any]:
             view = {**base, **{k: v for k, v in view.items() if k != "like"}}
         full.append(view)
     return full
-
-
-def other_data(data: Data, given: str | PathLike[str] | Sequence[str | PathLike[str]] | Mapping[str, Any]) -> Data:
-    """The data of a run with another source or other fields; InputError for what is no data."""
-    changed: dict[str, Any] = dict(given) if isinstance(given, Mapping) else {"source": given}
-    if changed.get("source", data.source) not in (data.source, data.source_name):
-        changed.setdefault("root", None)  # another source does not lie where that of the run does
-        changed.setdefault("labels", "auto")  # nor are its labels those of the run's
-    if changed.get("size", "") is None:
-        changed.pop("size")  # as the run has it
-    try:
-        return Data.model_validate({**data.model_dump(), **changed})
-    except ValidationError as error:
-        raise InputError(explain(error, Data, "data.")) from None
 
 
 def check(tree: Any) -> Config:

@@ -7,7 +7,7 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Int
 
-from twinblock.config.schema import LongTail
+from twinblock.config.data import LongTail
 from twinblock.core.errors import InputError
 from twinblock.core.seeding import hashed
 

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Int, Shaped
 from numpy import ndarray as Array
 
-from twinblock.config.schema import Tile
+from twinblock.config.data import Tile
 from twinblock.core.errors import InputError
 from twinblock.data import Images, Names, pillow
 from twinblock.data.decode import upright_size

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from twinblock.config.schema import Data, other_data
+from twinblock.config.data import Data, other_data
 from twinblock.core.errors import InputError
 from twinblock.data import Images, load, take
 from twinblock.data.forms import Wanted

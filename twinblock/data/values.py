@@ -6,7 +6,8 @@ import numpy as np
 from jaxtyping import Shaped
 from numpy import ndarray as Array
 
-from twinblock.config.schema import Config, Data
+from twinblock.config.data import Data
+from twinblock.config.schema import Config
 from twinblock.core.errors import InputError
 from twinblock.data import Images
 from twinblock.nn.imagenet import MEAN, STD

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from twinblock.assembly.plan import Plan
-from twinblock.config.schema import Config, Data
+from twinblock.config.data import Data
+from twinblock.config.schema import Config
 from twinblock.core.errors import InputError
 from twinblock.core.seeding import order
 from twinblock.data import Images

@@ -1,7 +1,7 @@
 """Measuring a run: kNN and linear probe of its frozen encoder, beside raw pixels and the untrained encoder."""
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from hashlib import blake2b
@@ -12,21 +12,20 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from twinblock.config.schema import Config, Data
+from twinblock.config.data import Data
+from twinblock.config.schema import Config
 from twinblock.core.console import progress
 from twinblock.core.device import best_device
 from twinblock.core.errors import InputError
 from twinblock.core.files import same_places
 from twinblock.core.pictures import optional_picture
-from twinblock.core.seeding import order
 from twinblock.core.settings import own_settings
 from twinblock.core.version import __version__
 from twinblock.data import Images, take
 from twinblock.data.tails import few_shot
 from twinblock.data.training import chosen, whole
 from twinblock.data.values import seen_as
-from twinblock.diagnosis.chance import CALIBRATED, Accuracy
-from twinblock.evaluation import at_size, features, knn_scores, linear_probe, pixels, record, seen_by
+from twinblock.evaluation import at_size, knn_scores, linear_probe, record
 from twinblock.evaluation.depth import (
     BLOCK,
     PIXELS,
@@ -37,68 +36,20 @@ from twinblock.evaluation.depth import (
     rank_share,
     trained_pooling,
 )
-from twinblock.evaluation.features import by_image
+from twinblock.evaluation.extractor import FeatureExtractor, Pair
 from twinblock.evaluation.groups import class_accuracies, class_sizes, classes_of, figure, group_report
 from twinblock.evaluation.labelled import LabelledSets, labelled
 from twinblock.evaluation.report import ENCODER, group_rows
 from twinblock.evaluation.sgd import FEW_SHOT, FULL_SHOT, augmented, sgd_probe
-from twinblock.nn.encoders import Encoder
-from twinblock.nn.modes import calibrated
 from twinblock.runs.run import Run
 
-__all__ = ["evaluate", "group_rows", "quick_knn"]
+__all__ = ["evaluate", "group_rows"]
 
 log = logging.getLogger(__name__)
 
-MOST_PIXELS = 32  # a side: a linear probe of more would not fit into memory
-CALIBRATION = 500  # images that the batch norms of an untrained encoder see
 K, TEMPERATURE = 200, 0.1  # of the weighted kNN
 COPIES = 5  # of its features and scores that a linear probe holds at most
-QUICK_BANK, QUICK_QUERIES = 10_000, 5_000  # images that the measurement at the end of a training takes at most
-Pair = tuple[Tensor, Tensor]  # features of the images to fit on, and of those to test on
 Measured = dict[str, Any]  # `rows` of the table and `groups` of classes, of one network and its blocks
-
-
-@dataclass(frozen=True)
-class FeatureExtractor:
-    """The features of the images to fit on and of those to test on, as the run of a config sees images."""
-
-    config: Config
-    sets: tuple[Images, Images]
-    device: torch.device
-    advance: Callable[[int], None]
-
-    def features(self, module: nn.Module) -> Pair:
-        how = seen_by(self.config, self.device)
-        rows = (features(module.to(self.device), s, advance=self.advance, **how) for s in self.sets)
-        first, second = map(by_image, rows, self.sets)
-        return first, second
-
-    def pixels(self) -> Pair:
-        assert self.config.data.size is not None
-        side = min(self.config.data.size, MOST_PIXELS)
-        rows = (pixels(s, side, value_range=self.config.data.seen["value_range"]) for s in self.sets)
-        first, second = map(by_image, rows, self.sets)
-        return first, second
-
-    def calibrated(self, encoder: Encoder) -> Pair:
-        """Features of an untrained encoder once its batch norms have seen some of the images to fit on."""
-        encoder = encoder.to(self.device)
-        some = take(self.sets[0], np.arange(min(len(self.sets[0]), CALIBRATION)))
-        with calibrated(encoder, lambda: features(encoder, some, **seen_by(self.config, self.device))):
-            return self.features(encoder)
-
-    def blocks(self, every: EveryBlock) -> dict[str, Pair]:
-        """Of the encoder, and of every block whose features are not the encoder's own."""
-        both = (rows.split(every.widths, 1) for rows in self.features(every))
-        *blocks, outputs = zip(*both, strict=True)
-        return {ENCODER: outputs, **{f"{BLOCK}{k}": pair for k, pair in enumerate(blocks, start=1)}}
-
-    def of(self, network: nn.Module | None) -> Pair | dict[str, Pair]:
-        """Of a network, of every block of an `EveryBlock`, or, for None, the pixels."""
-        if network is None:
-            return self.pixels()
-        return self.blocks(network) if isinstance(network, EveryBlock) else self.features(network)
 
 
 @dataclass(frozen=True)
@@ -335,53 +286,6 @@ def _sgd_scores(network: nn.Module | None, protocol: Protocol, queries: Tensor) 
     return predictions
 
 
-def quick_knn(
-    run: Run, encoder: Encoder, config: Config, train: Images, device: torch.device, quiet: bool = False
-) -> Accuracy | None:
-    """kNN accuracy of the encoder and the baselines, on a part of the source; None without labels.
-
-    One more baseline is the untrained encoder whose batch norms have seen training images: their statistics move
-    without any learning.
-    """
-    if train.labels is None:
-        return None
-    classes_from = train.classes_from
-    # the neighbours of a long-tailed bank would nearly all be of its few large classes
-    source, images = chosen(whole(config.data), held=run.objects.get("data"))
-    train, test = labelled(source, config.train.seed, train if source == config.data else images)
-    train, test = _part(train, QUICK_BANK, config.train.seed), _part(test, QUICK_QUERIES, config.train.seed)
-    sets = LabelledSets.of(train, test)
-    untrained = run.untrained_encoder()
-    networks = {ENCODER: encoder, PIXELS: None, UNTRAINED: untrained}
-    with progress("measuring kNN of images", len(sets), quiet) as advance:
-        extractor = FeatureExtractor(config, sets.images, device, _every(len(networks), advance))
-        measured = {
-            name: extractor.features(m) if m is not None else extractor.pixels() for name, m in networks.items()
-        }
-        measured[CALIBRATED] = extractor.calibrated(untrained)
-    right = {}
-    for name, (bank, queries) in measured.items():
-        scores = knn_scores(bank, torch.from_numpy(sets.train_labels), queries, len(sets.classes))
-        right[name] = scores.argmax(1).cpu().numpy() == sets.test_labels
-    return Accuracy.of(right, sets.test_labels, len(sets.train_labels), classes_from)
-
-
-def _every(passes: int, advance: Callable[[int], None]) -> Callable[[int], None]:
-    """Counts an image once, however many networks look at it."""
-    seen = 0
-
-    def count(images: int) -> None:
-        nonlocal seen
-        advance((seen + images) // passes - seen // passes)
-        seen += images
-
-    return count
-
-
 def accuracy(scores: Tensor, labels: np.ndarray) -> float:
     """Top-1 in percent."""
     return 100 * float((scores.argmax(1).cpu().numpy() == labels).mean())
-
-
-def _part(images: Images, most: int, seed: int) -> Images:
-    return images if len(images) <= most else take(images, np.sort(order(seed, -3, len(images))[:most]))

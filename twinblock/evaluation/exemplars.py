@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity, normalize
 
 from twinblock.assembly.views import views_of
-from twinblock.config.schema import Config, Data
+from twinblock.config.data import Data
+from twinblock.config.schema import Config
 from twinblock.core.device import best_device
 from twinblock.core.errors import InputError
 from twinblock.core.files import need_writable, replacing, write_table

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Int
 
-from twinblock.config.schema import Data
+from twinblock.config.data import Data
 from twinblock.core.errors import InputError
 from twinblock.core.seeding import order
 from twinblock.data import Images, take

@@ -7,7 +7,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from twinblock.config.schema import Data
+from twinblock.config.data import Data
 from twinblock.core.seeding import generator
 from twinblock.data import Images
 from twinblock.evaluation.features import at_once, check

@@ -84,7 +84,7 @@ def _draw_run(panels: Sequence[Any], run: Run) -> None:
     classes = (run.result or {}).get("classes")
     if classes and knn.lines:
         knn.axhline(100 / classes, color="0.45", linestyle=":", label=f"chance, 1 of {classes}")
-    for axes, where in ((loss, "best"), (knn, "upper left"), (cosine, "lower left"), (rank, "upper right")):
+    for axes, where in ((loss, "best"), (knn, "upper left"), (cosine, "best"), (rank, "upper right")):
         if axes.get_legend_handles_labels()[0]:
             axes.legend(frameon=False, fontsize="small", loc=where, ncols=2)
     if not knn.lines:

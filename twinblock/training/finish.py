@@ -42,7 +42,7 @@ def headline(config: Config, images: Images, fabric) -> str:
 def finish(run: Run, trainer, images: Images, reporter: Reporter) -> None:
     """Write the encoder, measure it quickly, draw its curves, and say in one line what came of the run."""
     from twinblock.diagnosis import judge, worst
-    from twinblock.evaluation.evaluate import quick_knn
+    from twinblock.evaluation.quick import quick_knn
     from twinblock.runs.curves import draw
 
     config = trainer.config

@@ -1,0 +1,112 @@
+"""Commands that say what a run is worth."""
+
+from typing import Annotated
+
+import typer
+
+from twinblock.cli.app import RunFolder, app, fields
+from twinblock.core.errors import InputError
+
+
+def _taps(given: bool) -> bool:
+    if given:
+        raise InputError("--taps is called --pooling now")
+    return given
+
+
+@app.command()
+def evaluate(
+    run: RunFolder,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[data=...] [data.size=N]", help="Other labelled data, and another size of the images."),
+    ] = None,
+    published: Annotated[bool, typer.Option("--published", help="Also fit the published SGD probes; slow.")] = False,
+    blocks: Annotated[bool, typer.Option("--blocks", help="Every block, of a run end to end too.")] = False,
+    pooling: Annotated[
+        bool, typer.Option("--pooling", help="Measure every block through the pooling of its training.")
+    ] = False,
+    no_baselines: Annotated[
+        bool, typer.Option("--no-baselines", help="Leave out raw pixels and the untrained encoder.")
+    ] = False,
+    beside: Annotated[list[str] | None, typer.Option(help="Another run to draw in the figure; repeatable.")] = None,
+    shots: Annotated[list[int] | None, typer.Option(help="Also a probe of N images a class; repeatable.")] = None,
+    taps: Annotated[bool, typer.Option("--taps", hidden=True, callback=_taps)] = False,  # its name in 0.1
+):
+    """Measure a run's encoder by kNN and linear probe.
+
+    The table also has raw pixels and the untrained encoder. A run trained in blocks is measured block by block, and
+    drawn in depth.png. A run on classes of unequal size is measured by class and group, and drawn in classes.png.
+    """
+    from twinblock.core.console import Reporter, print_table
+    from twinblock.evaluation import report
+    from twinblock.evaluation.evaluate import evaluate
+    from twinblock.runs.run import Run
+
+    data = fields(overrides, "data").get("data")
+    how = {"blocks": blocks or None, "pooling": pooling, "beside": beside or (), "shots": shots or ()}
+    run_, reporter = Run(run), Reporter()
+    if run_.begun and not run_.finished:
+        reporter.warn(f"{run} is not finished: its last checkpoint is measured")
+    elif run_.failed:
+        reporter.warn(f"{run} ended in failure: {(run_.result or {})['headline']}")
+    rows = evaluate(run, data, published=published, baselines=not no_baselines, **how)
+    measured = run_.evaluation
+    if measured is None or measured["rows"] != rows:  # the run may not be written to: nothing but the rows is at hand
+        print_table(run, rows)
+        return
+    print_table(run, report.table(rows, measured["test"]))
+    typer.echo(report.sizes(measured))
+    if hint := report.better_block(measured):
+        typer.echo(hint)
+    if groups := report.group_rows(run_):
+        print_table("accuracy of the groups of classes, in %; std: their standard deviation", groups)
+
+
+@app.command()
+def diagnose(
+    what: Annotated[str, typer.Argument(metavar="RUN|CHECKPOINT|FEATURES.npy", help="What to measure.")],
+    overrides: Annotated[list[str] | None, typer.Argument(metavar="[data=...]", help="Other data.")] = None,
+):
+    """Say whether a run or features have collapsed."""
+    from twinblock.core.console import print_table
+    from twinblock.diagnosis.diagnose import diagnose
+
+    diagnosis = diagnose(what, fields(overrides, "data").get("data"))
+    for title, rows in diagnosis.tables():
+        print_table(title, rows)
+    typer.echo(str(diagnosis))
+
+
+@app.command()
+def exemplars(
+    run: RunFolder,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[data=...] [data.size=N] [ratio=0.9]",
+            help="Other images; their size; the share of the weights to prune.",
+        ),
+    ] = None,
+):
+    """Find the images that a run learned least.
+
+    The features of these images move most when the encoder is pruned: pruning-identified exemplars (Hooker et al.
+    2019). Writes exemplars.csv and exemplars.png, with the images in this order.
+    """
+    from twinblock.core.console import print_table
+    from twinblock.evaluation.exemplars import exemplars
+
+    given = fields(overrides, "data", "ratio")
+    if not isinstance(given.get("ratio", 0.0), int | float):
+        raise InputError(f"ratio={given['ratio']}: give a number, at least 0 and less than 1")
+    if rows := exemplars(run, **given):
+        shown = [{"score": r["score"], "AUROC": f"{r['AUROC']:.3f}", "lift": f"{r['lift']:.2f}"} for r in rows]
+        print_table("how well each score finds the rare third of the classes (chance: 0.500 and 1.00)", shown)
+    typer.echo(f"{run}/exemplars.csv and exemplars.png: images in order of how far pruning moves them")
+
+
+@app.command(hidden=True, context_settings={"ignore_unknown_options": True, "allow_extra_args": True})
+def forgotten():
+    """The earlier name of `exemplars`."""
+    raise InputError("the command is called exemplars now: give the same words after twinblock exemplars")

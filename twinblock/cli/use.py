@@ -1,0 +1,118 @@
+"""Commands that use a trained encoder, and the packed images."""
+
+import os
+from typing import Annotated, Any
+
+import typer
+
+from twinblock.cli.app import RunFolder, app, fields
+from twinblock.core.errors import InputError
+
+LISTED = 50  # rows that a command prints; all are in its file
+
+
+@app.command()
+def embed(
+    run: RunFolder,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[data=...] [data.size=N] [split=test] [block=K] [out=FILE]",
+            help="Other images; their size; the features of block K; the file, whose ending chooses the format.",
+        ),
+    ] = None,
+):
+    """Write the features of images, with their names, to a file.
+
+    The images are the run's own or data=..., the file is .npz, .parquet or .csv. Without out=FILE it is embeddings.npz
+    in the run.
+    """
+    from twinblock.evaluation.embedding import OWN, embed
+
+    given = fields(overrides, "data", "split", "block", "out")
+    out = given.pop("out", None) or os.path.join(run, f"{OWN}.npz")
+    count, width = embed(run, out=out, **given).features.shape
+    typer.echo(f"{out}: {width} features of each of {count:,} images")
+
+
+@app.command()
+def search(
+    run: RunFolder,
+    words: Annotated[
+        list[str],
+        typer.Argument(metavar="PHOTO... [data=...] [k=10]", help="Pictures; where to search; how many images each."),
+    ],
+):
+    """Find the images most like a picture.
+
+    Among the run's images or those of data=...; writes similar.csv and similar.png into the run. For example
+    `twinblock search runs/a photo.jpg`.
+    """
+    from twinblock.core.console import print_table
+    from twinblock.evaluation.search import search
+
+    photos = [word for word in words if os.path.isfile(word) or "=" not in word]
+    given = fields([word for word in words if word not in photos], "data", "k")
+    if not isinstance(given.get("k", 1), int):
+        raise InputError(f"k={given['k']}: give a whole number")
+    rows = search(run, photos, **given)
+    shown = [
+        {"query": r["query"], "rank": r["rank"], "image": r.get("name", r["image"])} | _hundredths(r) for r in rows
+    ]
+    print_table("the most similar images", shown[:LISTED])
+    typer.echo(f"{run}/similar.csv and similar.png")
+
+
+def _hundredths(row: dict[str, Any]) -> dict[str, str]:
+    return {"similarity": f"{row['similarity']:.2f}"}
+
+
+@app.command()
+def duplicates(
+    run: RunFolder,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[data=...] [same=0.97]", help="Other images; how alike pixels of duplicates are."),
+    ] = None,
+):
+    """Find near-duplicates among images.
+
+    One picture in other sizes, encodings or brightness, mirrored or not. Writes duplicates.csv and duplicates.png into
+    the run.
+    """
+    from twinblock.evaluation.search import duplicates
+
+    given = fields(overrides, "data", "same")
+    if not isinstance(given.get("same", 1), int | float):
+        raise InputError(f"same={given['same']}: give a number, more than 0 and at most 1")
+    rows = duplicates(run, **given)
+    if not rows:
+        typer.echo("no near-duplicates")
+        return
+    groups = rows[-1]["group"]
+    typer.echo(f"{run}/duplicates.csv and duplicates.png: {len(rows):,} images in {groups:,} groups of near-duplicates")
+
+
+@app.command()
+def cache(
+    action: Annotated[str, typer.Argument(metavar="[list|verify|clear]", help="What to do.")] = "list",
+    name: Annotated[str | None, typer.Argument(help="What `twinblock cache` shows as a name, or a source.")] = None,
+):
+    """List, verify or clear the packed images in the cache.
+
+    `verify` compares all with their checksums; what is damaged is packed anew when it is next used.
+    """
+    from twinblock.core.console import print_table
+    from twinblock.data.store import cache as folder
+    from twinblock.data.stores import cache
+
+    rows = cache(action, name)
+    shown = [
+        {**row, "name": row["name"][:12], "bytes": f"{row['bytes'] / 1e6:,.1f} MB", "images": row["images"] or ""}
+        for row in rows
+    ]
+    if rows:
+        print_table(f"packed images in {folder()}", shown)
+    typer.echo(f"{len(rows)} in {folder()}, {sum(row['bytes'] for row in rows) / 1e9:,.2f} GB")
+    if damaged := sum(row["state"].startswith("damaged") for row in rows):
+        raise InputError(f"{damaged} of {len(rows)} are damaged; they are packed anew when they are next used")

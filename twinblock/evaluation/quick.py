@@ -1,0 +1,69 @@
+"""The measurement at the end of a training: kNN on a part of the images."""
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+
+from twinblock.config.schema import Config
+from twinblock.core.console import progress
+from twinblock.core.seeding import order
+from twinblock.data import Images, take
+from twinblock.data.training import chosen, whole
+from twinblock.diagnosis.chance import CALIBRATED, Accuracy
+from twinblock.evaluation import knn_scores
+from twinblock.evaluation.depth import PIXELS, UNTRAINED
+from twinblock.evaluation.extractor import FeatureExtractor
+from twinblock.evaluation.labelled import LabelledSets, labelled
+from twinblock.evaluation.report import ENCODER
+from twinblock.nn.encoders import Encoder
+from twinblock.runs.run import Run
+
+QUICK_BANK, QUICK_QUERIES = 10_000, 5_000  # images that the measurement takes at most
+
+
+def quick_knn(
+    run: Run, encoder: Encoder, config: Config, train: Images, device: torch.device, quiet: bool = False
+) -> Accuracy | None:
+    """kNN accuracy of the encoder and the baselines, on a part of the source; None without labels.
+
+    One more baseline is the untrained encoder whose batch norms have seen training images: their statistics move
+    without any learning.
+    """
+    if train.labels is None:
+        return None
+    classes_from = train.classes_from
+    # the neighbours of a long-tailed bank would nearly all be of its few large classes
+    source, images = chosen(whole(config.data), held=run.objects.get("data"))
+    train, test = labelled(source, config.train.seed, train if source == config.data else images)
+    train, test = _part(train, QUICK_BANK, config.train.seed), _part(test, QUICK_QUERIES, config.train.seed)
+    sets = LabelledSets.of(train, test)
+    untrained = run.untrained_encoder()
+    networks = {ENCODER: encoder, PIXELS: None, UNTRAINED: untrained}
+    with progress("measuring kNN of images", len(sets), quiet) as advance:
+        extractor = FeatureExtractor(config, sets.images, device, _every(len(networks), advance))
+        measured = {
+            name: extractor.features(m) if m is not None else extractor.pixels() for name, m in networks.items()
+        }
+        measured[CALIBRATED] = extractor.calibrated(untrained)
+    right = {}
+    for name, (bank, queries) in measured.items():
+        scores = knn_scores(bank, torch.from_numpy(sets.train_labels), queries, len(sets.classes))
+        right[name] = scores.argmax(1).cpu().numpy() == sets.test_labels
+    return Accuracy.of(right, sets.test_labels, len(sets.train_labels), classes_from)
+
+
+def _every(passes: int, advance: Callable[[int], None]) -> Callable[[int], None]:
+    """Counts an image once, however many networks look at it."""
+    seen = 0
+
+    def count(images: int) -> None:
+        nonlocal seen
+        advance((seen + images) // passes - seen // passes)
+        seen += images
+
+    return count
+
+
+def _part(images: Images, most: int, seed: int) -> Images:
+    return images if len(images) <= most else take(images, np.sort(order(seed, -3, len(images))[:most]))
