@@ -1,9 +1,9 @@
 """Self-supervised pretraining of image encoders, end to end or block by block, that tells you whether it worked.
 
 `pretrain` trains an encoder, and `draw_views` shows what it will see; `evaluate`, `diagnose`, `embed`, `search`,
-`duplicates` and `exemplars` say what came of it; `load_encoder` gives it as a module. `recipes` lists the methods,
-`show` and `compose` what a run is made of, `reproduce` carries out a published comparison, `cache` lists what lies
-packed on the disk.
+`duplicates` and `exemplars` say what came of it, and `compare` sets runs side by side; `load_encoder` gives it as a
+module. `recipes` lists the methods, `show` and `compose` what a run is made of, `reproduce` carries out a published
+comparison, `cache` lists what lies packed on the disk.
 """
 
 from importlib import import_module
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from twinblock.data import Images
     from twinblock.data.stores import cache
     from twinblock.diagnosis.diagnose import diagnose
+    from twinblock.evaluation.compare import compare
     from twinblock.evaluation.embedding import Embeddings, embed
     from twinblock.evaluation.evaluate import evaluate
     from twinblock.evaluation.exemplars import exemplars
@@ -33,6 +34,7 @@ _HOMES = {
     "InputError": "core.errors",
     "Run": "runs.run",
     "cache": "data.stores",
+    "compare": "evaluation.compare",
     "compose": "config.recipes",
     "diagnose": "diagnosis.diagnose",
     "draw_views": "assembly.draw",
@@ -54,6 +56,7 @@ __all__ = [
     "Run",
     "__version__",
     "cache",
+    "compare",
     "compose",
     "diagnose",
     "draw_views",

@@ -1,7 +1,9 @@
 """A run is looked at in the precision that it trained in, where that is fast; never in one that is slow."""
 
 import pytest
+import tiny
 import torch
+from torch import nn
 
 from twinblock import pretrain
 from twinblock.assembly import precision
@@ -49,6 +51,27 @@ def test_no_bf16_where_a_convolution_strides_over_one_pixel(kind, stem, size, ex
     fields = [f"encoder={kind}", f"encoder.stem={stem}", f"data.size={size}", "encoder.width=8"]
     assert precision.precision_of(compose("demo", overrides=fields), CPU) == expected
     assert precision.precision_of(compose("demo", overrides=[*fields, "train.precision=bf16"]), CPU) == "bf16"
+
+
+@pytest.mark.parametrize(("stride", "expected"), [(4, "fp32"), (2, "bf16")])
+def test_an_encoder_of_ones_own_is_asked_too(stride, expected, monkeypatch, tmp_path):
+    """Images of 16 pixels, on a processor that is fast at bfloat16: the third convolution sees 1 pixel, or 4."""
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
+    width, layers = 3, []
+    for _ in range(3):
+        layers += [nn.Conv2d(width, 8, 3, stride, 1), nn.ReLU()]
+        width = 8
+    fields = ["data.batch=8", "train.length=1steps", "projector.dims=[8,8]"]
+    run = pretrain(
+        "simclr",
+        encoder=nn.Sequential(*layers),
+        data=tiny.images(16),
+        out=tmp_path / "run",
+        overrides=fields,
+        quiet=True,
+    )
+    assert run.config.train.precision == expected
+    assert not any(module._forward_pre_hooks for module in run.encoder().modules())
 
 
 def test_images_of_eight_pixels_train(tmp_path):

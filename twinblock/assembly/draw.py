@@ -13,9 +13,8 @@ from twinblock.assembly.resolve import resolve
 from twinblock.assembly.views import missing_operations, views_of
 from twinblock.config.recipes import compose
 from twinblock.config.schema import Config
-from twinblock.core.errors import InputError
 from twinblock.core.files import replacing
-from twinblock.core.pictures import colours, literal
+from twinblock.core.pictures import colours, literal, picture_file
 from twinblock.core.settings import own_settings
 from twinblock.data import Images
 from twinblock.data.objects import describe, is_object
@@ -43,21 +42,11 @@ def draw_views(
         data = {**(data if isinstance(data, Mapping) else {}), "source": describe(held)}
     given = {"data": data, "out": None if out is None else str(out), **fields}
     config = compose(recipe, {name: value for name, value in given.items() if value is not None}, overrides)
-    file = _writable(Path(config.out or OWN))
+    file = picture_file(Path(config.out or OWN), OWN)
     images = training(*chosen(config.data, held=held))
     config = resolve(config, images, torch.device("cpu"))
     with replacing(file) as picture:
         picture.write(_drawn(config, images, file.suffix[1:].lower(), f"{Path(recipe).stem} on {config.data.source}"))
-    return file
-
-
-def _writable(file: Path) -> Path:
-    if file.suffix.lower() not in (".png", ".pdf", ".svg"):
-        raise InputError(f"out={file}: a picture ends in .png, .pdf or .svg")
-    if file.is_dir() or (file.exists() and file.name != OWN):
-        raise InputError(f"out={file} is there already; delete it or choose another name")
-    if not file.parent.is_dir():
-        raise InputError(f"out={file}: there is no folder {file.parent}; make it or choose another")
     return file
 
 

@@ -5,32 +5,37 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from twinblock.assembly.build import encoder_of
+from twinblock.assembly.build import Objects, encoder_of
 from twinblock.config.schema import Config
 
 TINY = 16  # the largest images that five halvings bring to a single pixel
 
 
-def precision_of(config: Config, device: torch.device) -> str:
-    """The precision of a config that is resolved else: `auto` is never one in which its encoder's gradients fail."""
+def precision_of(config: Config, device: torch.device, objects: Objects | None = None) -> str:
+    """The precision of a config that is resolved else: `auto` is never one in which its encoder's gradients fail.
+
+    `objects`: the Python objects that it names as parts.
+    """
     chosen, shape = precision(config.train.precision, device), config.image_shape
     asked = config.train.precision == "auto" and chosen == "bf16" and device.type == "cpu"
-    return "fp32" if asked and shape[1] <= TINY and strides_over_a_pixel(encoder_of(config), shape) else chosen
+    if asked and shape[1] <= TINY and strides_over_a_pixel(encoder_of(config, objects), shape):
+        return "fp32"
+    return chosen
 
 
 @torch.no_grad()
 def strides_over_a_pixel(encoder: nn.Module, shape: tuple[int, int, int]) -> bool:
     """Whether a convolution strides over a map of one pixel: torch 2.14 on a CPU leaves the weight gradient of such a
-    one unwritten in bfloat16. The encoder keeps what looks at it: give one that nobody needs."""
+    one unwritten in bfloat16. The encoder is in evaluation mode afterwards."""
     strided = []
 
     def look(conv: Any, inputs: tuple[Tensor, ...]) -> None:
         strided.append(max(conv.stride) > 1 and inputs[0].shape[-2:] == (1, 1))
 
-    for module in encoder.modules():
-        if isinstance(module, nn.Conv2d):
-            module.register_forward_pre_hook(look)
+    hooks = [m.register_forward_pre_hook(look) for m in encoder.modules() if isinstance(m, nn.Conv2d)]
     encoder.eval()(torch.zeros(1, *shape))
+    for hook in hooks:
+        hook.remove()
     return any(strided)
 
 

@@ -2,6 +2,7 @@
 
 import torch
 
+from twinblock.assembly.build import Objects
 from twinblock.assembly.precision import precision_of
 from twinblock.config.schema import Config
 from twinblock.data import Images
@@ -15,8 +16,11 @@ DIGIT_VIEW = (0.5, 1.0), 0.0  # a fifth of a digit can be any digit, and a mirro
 SMALL_STEM_SIDE = 64  # up to this side the stem keeps the resolution
 
 
-def resolve(config: Config, images: Images, device: torch.device) -> Config:
-    """Fill in what the recipe leaves to the data and the machine; the run's folder keeps the result."""
+def resolve(config: Config, images: Images, device: torch.device, objects: Objects | None = None) -> Config:
+    """Fill in what the recipe leaves to the data and the machine; the run's folder keeps the result.
+
+    `objects`: the Python objects that the config names as parts.
+    """
     height, width = images.pixels.shape[1:3]
     native = max(height, width) if images.aspect is None and max(height, width) <= NATIVE_SIDE else LARGE_SIDE
     size = config.data.size or native
@@ -46,5 +50,5 @@ def resolve(config: Config, images: Images, device: torch.device) -> Config:
             "encoder": e.model_copy(update={"kind": kind, "stem": stem, "width": channels}),
         }
     )
-    train = config.train.model_copy(update={"precision": precision_of(config, device)})
+    train = config.train.model_copy(update={"precision": precision_of(config, device, objects)})
     return config.model_copy(update={"train": train})

@@ -1,5 +1,6 @@
 """Commands that say what a run is worth."""
 
+import os
 from typing import Annotated
 
 import typer
@@ -76,6 +77,35 @@ def diagnose(
     for title, rows in diagnosis.tables():
         print_table(title, rows)
     typer.echo(str(diagnosis))
+
+
+@app.command()
+def compare(
+    runs: Annotated[
+        list[str],
+        typer.Argument(metavar="RUN RUN... [out=FILE]", help="Folders of runs; the picture's file, by its ending."),
+    ],
+):
+    """Set runs side by side.
+
+    Prints the settings in which they differ and what came of each: verdict, rank, accuracies, time. Writes their curves
+    to compare.png or out=FILE, and the table beside it.
+    """
+    from twinblock.core.console import print_table
+    from twinblock.core.console import show as in_words
+    from twinblock.evaluation.compare import OWN, compare
+    from twinblock.evaluation.report import table
+
+    folders = [word for word in runs if os.path.isdir(word) or "=" not in word]
+    out = fields([word for word in runs if word not in folders], "out").get("out")
+    shown = [table([row], row["test images"] or 0)[0] for row in compare(folders, out=out)]
+    names = [row.pop("run") for row in shown]
+    lines = [
+        {"": name, **{run: in_words(row[name]) for run, row in zip(names, shown, strict=True)}} for name in shown[0]
+    ]
+    print_table("what differs, and what came of it", lines)
+    picture = out or OWN
+    typer.echo(f"{picture} and {os.path.splitext(picture)[0]}.csv; ±: standard error on the test images")
 
 
 @app.command()

@@ -1,7 +1,7 @@
 """In which fields two configs differ."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from twinblock.config.recipes import from_yaml
@@ -32,6 +32,19 @@ def differences(saved: Config, wanted: Config) -> list[str]:
         and not (name in PATHS and same_places(old[name], new[name]))
         and not (RESOLVED.fullmatch(name) and _open(name, new))
     ]
+
+
+def settings(configs: Sequence[Config]) -> dict[str, list[Any]]:
+    """The fields in which configs differ, each with its value in every config; None where a config lacks it."""
+    trees = [leaves(config.model_dump(mode="json")) for config in configs]
+    columns = {name: [tree.get(name) for tree in trees] for name in dict.fromkeys(n for tree in trees for n in tree)}
+    return {
+        name: values
+        for name, values in columns.items()
+        if name not in NOT_OF_TRAINING
+        and any(value != values[0] for value in values)
+        and not (name in PATHS and all(same_places(value, values[0]) for value in values))
+    }
 
 
 def not_of_this_run(config: Config, meta: Mapping[str, Any]) -> str:

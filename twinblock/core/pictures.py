@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float
 from torch import Tensor
 
-from twinblock.core.errors import one_line
+from twinblock.core.errors import InputError, one_line
 
 log = logging.getLogger(__name__)
 
@@ -21,6 +21,17 @@ def optional_picture(path: Path, warn: Callable[[str], None] = log.warning) -> I
         yield
     except Exception as error:  # fonts, backends and formats have errors of their own
         warn(f"{path.name} was not drawn ({one_line(error)}); nothing else is missing")
+
+
+def picture_file(file: Path, own: str) -> Path:
+    """A picture's file that may be written: one named `own` is replaced, another never. Raises InputError otherwise."""
+    if file.suffix.lower() not in (".png", ".pdf", ".svg"):
+        raise InputError(f"out={file}: a picture ends in .png, .pdf or .svg")
+    if file.is_dir() or (file.exists() and file.name != own):
+        raise InputError(f"out={file} is there already; delete it or choose another name")
+    if not file.parent.is_dir():
+        raise InputError(f"out={file}: there is no folder {file.parent}; make it or choose another")
+    return file
 
 
 def colours(images: Float[Tensor, "n c h w"]) -> Float[np.ndarray, "n h w 3"]:

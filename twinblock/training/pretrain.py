@@ -104,7 +104,7 @@ def _train(run: Run, config: Config, fabric, reporter: Reporter) -> None:
     from twinblock.training.trainer import Trainer
 
     images = training(*chosen(config.data, held=run.objects.get("data")))
-    config = resolve(config, images, fabric.device) if not run.begun else _as_begun(run.config, config)
+    config = _as_begun(run.config, config) if run.begun else resolve(config, images, fabric.device, run.objects)
     seen = held_out(config.data, images)
     reporter.say(headline(config, images, fabric))
     for words in (in_words(images, config.data), missing_operations(config)):
