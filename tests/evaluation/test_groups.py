@@ -17,7 +17,9 @@ from twinblock.data import Images
 from twinblock.data import training as training_module
 from twinblock.evaluation.evaluate import group_rows
 from twinblock.evaluation.groups import (
+    _drawing,
     _group_bars,
+    _trend,
     by_size,
     class_accuracies,
     class_sizes,
@@ -63,6 +65,60 @@ def test_the_bounds_of_the_groups():
     assert (means, errors) == ([70, 50, 20], pytest.approx([10, 0, 10]))
     means, errors = _group_bars([(np.array([9, 5, 1]), np.array([a, 50.0, 10])) for a in (70.0, 90)])
     assert (means, errors) == ([80, 50, 10], pytest.approx([200**0.5, 0, 0]))
+
+
+def test_the_picture_shows_classes_and_groups_of_each_method():
+    """Two methods, the second of two runs: dots, trends, bars side by side with their errors, axes, legend."""
+    one = [(np.array([90, 50, 10]), np.array([80.0, 60, 20]))]
+    two = [(np.array([90, 50, 10]), np.array([a, 50.0, 40])) for a in (70.0, 90.0)]
+    drawing = _drawing({"$a": one, "b": two}, "linear probe")
+    scatter, bars = drawing.axes
+    assert [dots.get_offsets().tolist() for dots in scatter.collections] == [
+        [[90, 80], [50, 60], [10, 20]],
+        [[90, 70], [50, 50], [10, 40], [90, 90], [50, 50], [10, 40]],
+    ]
+    assert [line.get_xydata().tolist() for line in scatter.lines] == [
+        [[10, 20], [50, 60], [90, 80]],
+        [[10, 40], [50, 50], [90, 80]],  # the mean over both runs
+    ]
+    first, second = bars.patches[:3], bars.patches[3:]
+    assert [bar.get_height() for bar in first] == [80, 60, 20]
+    assert [bar.get_height() for bar in second] == [80, 50, 40]
+    middles = [[bar.get_x() + bar.get_width() / 2 for bar in part] for part in (first, second)]
+    assert middles == [pytest.approx([-0.2, 0.8, 1.8]), pytest.approx([0.2, 1.2, 2.2])]  # a tick between the two
+    assert first[0].get_x() + first[0].get_width() < second[0].get_x()
+    errors = [bar.lines[2][0].get_segments() for bar in bars.containers if hasattr(bar, "lines")]
+    assert [np.ptp(part[0][:, 1]) for part in errors] == pytest.approx([0, 2 * 200**0.5])
+    assert [text.get_text() for text in bars.get_xticklabels()] == ["many", "medium", "few"]
+    assert (scatter.get_xscale(), scatter.get_ylim(), bars.get_ylim()) == ("log", (0, 100), (0, 100))
+    assert scatter.xaxis.get_major_formatter()(1000) == "1,000"
+    assert [text.get_text() for text in drawing.legends[0].get_texts()] == [r"\$a", "b"]
+    assert [bar.get_facecolor()[:3] for bar in (first[0], second[0])] == [
+        tuple(dots.get_facecolor()[0][:3]) for dots in scatter.collections
+    ]
+
+
+def test_a_trend_has_a_point_for_each_size_and_of_many_ten():
+    sizes, accuracies = np.arange(20) + 1, np.arange(20.0)
+    assert [part.tolist() for part in _trend(np.repeat(sizes, 2), np.repeat(accuracies, 2) + [-1, 1] * 20)] == [
+        sizes.tolist(),
+        accuracies.tolist(),
+    ]
+    sizes = np.arange(30)[::-1]  # the smallest last
+    assert [part.tolist() for part in _trend(sizes, 2.0 * sizes)] == [
+        [3 * i + 1 for i in range(10)],
+        [6 * i + 2 for i in range(10)],
+    ]
+
+
+def test_dots_of_many_classes_are_smaller_and_fainter():
+    def dots(classes):
+        sizes = np.arange(classes) + 1
+        return _drawing({"a": [(sizes, np.full(classes, 50.0))]}, "t").axes[0].collections[0]
+
+    few, many = dots(20), dots(21)
+    assert few.get_sizes()[0] > many.get_sizes()[0]
+    assert few.get_alpha() > many.get_alpha()
 
 
 def test_groups_need_labels(monkeypatch):

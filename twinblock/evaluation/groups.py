@@ -106,6 +106,12 @@ def figure(methods: Mapping[str, Sequence[ByClass]], title: str) -> bytes:
     A bar is the mean class accuracy of a third of the classes, averaged over the runs. Its error is the standard
     deviation over runs; of one run the standard error over the classes.
     """
+    file = io.BytesIO()
+    _drawing(methods, title).savefig(file, format="png", dpi=150)
+    return file.getvalue()
+
+
+def _drawing(methods: Mapping[str, Sequence[ByClass]], title: str) -> Any:
     from matplotlib.figure import Figure
 
     drawing = Figure(figsize=(11, 4.2), layout="constrained")
@@ -129,9 +135,7 @@ def figure(methods: Mapping[str, Sequence[ByClass]], title: str) -> bytes:
         axes.spines[["top", "right"]].set_visible(False)
     drawing.suptitle(literal(title))
     drawing.legend(*scatter.get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
-    file = io.BytesIO()
-    drawing.savefig(file, format="png", dpi=150)
-    return file.getvalue()
+    return drawing
 
 
 def _trend(sizes: np.ndarray, accuracies: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
