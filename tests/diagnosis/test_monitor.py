@@ -67,6 +67,24 @@ def test_looks_of_a_long_run_and_of_many_processes_are_fewer(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("world", "piece", "interval"),
+    [
+        ({}, 48, 38),  # 0.009 x 12,000 x 3 passes x 48 images are 324 measurements of 48; less 4 early, 3 others: 317
+        ({"world": 1}, 48, 38),
+        ({"world": 4}, 12, 163),  # a quarter: 81, less 7
+    ],
+)
+def test_when_and_in_what_pieces_is_counted_by_hand(world, piece, interval, tmp_path):
+    config = tiny.config("byol", data={"batch": 48}, train={"length": "12000steps"})
+    built = tiny.trainer(config, tmp_path)
+    parts = built.learners, built.loader.images, built.train_step.views, built.config, built.fabric.device, built.plan
+    monitor = Monitor(*parts, **world)
+    assert len(monitor.pixels) == 48
+    assert (monitor.piece, monitor.interval, monitor.again) == (piece, interval, 50)
+    assert monitor.due_at == {0, 40, 100, 200}  # 1, 2.5 and 5 % of the first 4,000 steps
+
+
+@pytest.mark.parametrize(
     ("scope", "shown"), [("simultaneous", "10 20 30 40"), ("sequential", "20"), ("end_to_end", "10")]
 )
 def test_the_bar_shows_every_block_in_training(tmp_path, scope, shown):
@@ -106,6 +124,7 @@ def test_a_resumed_monitor_knows_what_was_seen(tmp_path):
     pretend(monitor, lambda looks: 0.2 if looks == 0 else 0.001)
     rows = [json.loads(json.dumps(diagnosed(monitor, step))) for step in (0, 10, 15)]
     assert monitor.due(30)  # asked for at step 10, before the look at step 15 settled it
+    assert not monitor.due(20)  # not counted from the step of the measurement before
     other = tiny.trainer(tiny.config("byol", train={"length": "1000steps"}), tmp_path / "b").monitor
     assert not other.due(30)
     other.recall(rows)
