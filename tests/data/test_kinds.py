@@ -7,11 +7,14 @@ import numpy as np
 import pytest
 import tifffile
 from pictures import encode, one_line
-from PIL import Image
+from PIL import Image, ImageOps
 
 from twinblock.config.data import Data
 from twinblock.core.errors import InputError
 from twinblock.data import load
+from twinblock.data.decode import decode, upright_size
+from twinblock.data.readers import facts, planes
+from twinblock.data.tiles import bands
 from twinblock.data.training import training
 from twinblock.data.values import fitted, in_words
 
@@ -97,6 +100,13 @@ HEIGHTS = values(900, low=200, dtype=np.float32) + np.float32(0.25)
 HOLED = np.where(np.arange(SIDE) < 4, np.float32(-9999), HEIGHTS)
 STACK = values(4095, 5, SIDE, SIDE)
 RGB, SAMPLES = {"photometric": "rgb"}, {"planarconfig": "contig"}
+WHITE = {"photometric": "miniswhite"}  # 0 is white
+
+
+def turned(orientation):
+    """The option of a TIFF that is to be turned when it is looked at."""
+    return {"extratags": [(274, 3, 1, orientation, True)]}
+
 
 # the row of the table: files, and the values that the network gets; None: refused
 KINDS = {
@@ -132,6 +142,14 @@ KINDS = {
         [tiff(np.where(TWELVE % 7, TWELVE, 4000), extratags=[(42113, 2, 5, "4000", True)])],
         np.where((TWELVE % 7 == 0) | (TWELVE == 4000), np.nan, TWELVE)[..., None],
     ),
+    "8-bit TIFF whose 0 is white": ([tiff(BYTES[..., 0], **WHITE)], np.stack([255 - BYTES[..., 0]] * 3, 2)),
+    "16-bit TIFF whose 0 is white": ([tiff(values(65535), **WHITE)], 65535 - values(65535)[..., None]),
+    "float TIFF whose 0 is white": ([tiff(UNIT, **WHITE)], None),
+    "8-bit TIFF that lies on its side": (
+        [tiff(BYTES[:12], **RGB, **turned(6))],
+        np.rot90(BYTES[:12], -1),
+    ),
+    "16-bit TIFF that lies on its side": ([tiff(TWELVE[:12], **turned(6))], np.rot90(TWELVE[:12], -1)[..., None]),
     "TIFF of 5 pages": ([tiff(STACK)], None),
     "ImageJ's channels": ([tiff(STACK[:2], imagej=True, metadata={"axes": "CYX"})], STACK[:2].transpose(1, 2, 0)),
     "ImageJ's stack": ([tiff(STACK, imagej=True, metadata={"axes": "ZYX"})], None),
@@ -181,7 +199,7 @@ def test_the_network_sees_what_the_file_holds(kind, folder):
     photos, said = str(folder(files)), table()[kind]
     if expected is None:
         assert said.startswith("refused")
-        with pytest.raises(InputError, match=r"pages or frames|data\.channels|folder of its own") as error:
+        with pytest.raises(InputError, match=r"pages or frames|data\.channels|folder of its own|MINISBLACK") as error:
             load(photos)
         one_line(error)
         return
@@ -231,6 +249,56 @@ def test_channels_are_what_the_user_says(folder):
     with pytest.raises(InputError, match=r"4 channels, and data\.channels=7") as error:
         see(photos, 7)
     one_line(error)
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_tiff_is_seen_upright_whoever_reads_it(bits, orientation):
+    """By Pillow, by tifffile, and by libtiff where its compression is one that tifffile does not know."""
+    array = values(2**bits - 1, 10, 14, dtype=f"uint{bits}")
+    upright = np.asarray(ImageOps.exif_transpose(tagged(Image.fromarray(array), orientation)))
+    height, width = upright.shape
+    lzw = pillow_tiff(array, compression="tiff_lzw", tiffinfo={274: orientation})
+    plain = tiff(array, **turned(orientation))
+    assert np.array_equal(np.concatenate([part for part, _ in bands(plain[1])])[..., 0], upright)
+    for _, file in (plain, lzw):
+        assert np.array_equal(planes(file)[0, ..., 0], upright)
+        assert facts(file).shape[1:3] == (height, width) == upright_size(file, 100)[::-1]
+        assert np.array_equal(decode(file, height, width)[0][..., 0], upright)
+        assert decode(file, height, width)[1] == width / height
+
+
+def tagged(image, orientation):
+    image.getexif()[274] = orientation
+    return image
+
+
+@pytest.mark.parametrize(("dtype", "top"), [("bool", 255), ("uint8", 255), ("uint16", 65535)])
+def test_a_tiff_whose_zero_is_white_is_seen_so_whoever_reads_it(dtype, top, folder):
+    array = np.arange(256).reshape(SIDE, SIDE).astype(dtype)
+    expected = top - array.astype(int) * (255 if dtype == "bool" else 1)
+    file = tiff(array, **WHITE)
+    assert np.array_equal(planes(file[1])[0, ..., 0], expected)
+    if dtype == "uint16":  # in fewer bits Pillow turns what it writes
+        lzw = pillow_tiff(array, compression="tiff_lzw", tiffinfo={262: 0})[1]
+        assert np.array_equal(planes(lzw)[0, ..., 0], expected)
+    one = training(Data(source=str(folder([file])), channels=1))
+    assert np.array_equal(one.batch([0])[0, ..., 0].numpy(), expected)
+
+
+def test_the_missing_value_of_a_tiff_whose_zero_is_white_is_turned_with_it(folder):
+    nodata = [(42113, 2, 2, "7", True)]
+    array = values(9)
+    image = load(str(folder([tiff(array, extratags=nodata, **WHITE)]))).batch([0])[0, ..., 0].numpy()
+    assert np.array_equal(image, np.where(array == 7, np.nan, 65535 - array.astype(float)), equal_nan=True)
+
+
+def test_inks_and_palettes_are_colours_whatever_channels_are_asked_for(folder):
+    photos = folder([pillow_tiff(BYTES, "P"), pillow_tiff(BYTES, "CMYK")])
+    luma = training(Data(source=str(photos), channels=1)).batch([0, 1])[..., 0].numpy()
+    for i in range(2):
+        with Image.open(photos / f"{i:02}.tif") as image:
+            assert np.abs(luma[i] - np.asarray(image.convert("RGB").convert("L"), float)).max() <= 1
 
 
 def test_few_files_of_another_kind_are_left_out_and_listed(folder):

@@ -92,9 +92,10 @@ def frames(file: Encoded) -> list[np.ndarray]:
     """All frames of an image, upright, each (h, w) or (h, w, c), with the values that Pillow gives for them."""
     found = []
     with opened(file) as image:
-        turn = _TURN.get(_orientation(image))
         for number in range(getattr(image, "n_frames", 1)):
             image.seek(number)
+            image.load()  # which turns a TIFF upright by itself
+            turn = _TURN.get(_orientation(image))
             frame = (
                 rgb(image.copy()) if image.format in ANIMATED and getattr(image, "is_animated", False) else image.copy()
             )
@@ -134,7 +135,8 @@ def upright_size(file: Encoded, small: int) -> tuple[int, int]:
     """Width and height from the header; an image of more than `small` pixels a side is not turned upright."""
     with opened(file) as image:
         width, height = image.size
-        turned = max(width, height) <= small and _orientation(image) >= 5
+        # the size of a TIFF is that of the upright image
+        turned = image.format != "TIFF" and max(width, height) <= small and _orientation(image) >= 5
     return (height, width) if turned else (width, height)
 
 

@@ -1,10 +1,8 @@
 """Files of any values, channels and pages: what they hold, by their headers, and their values as they are."""
 
-import logging
 import os
 import re
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from io import BytesIO
 from typing import Any
@@ -14,6 +12,7 @@ from jaxtyping import Shaped
 from numpy import ndarray as Array
 from PIL import Image
 
+from twinblock.data import tiff
 from twinblock.data.pillow import ANIMATED, frames, is_picture, is_shortened, opened
 
 
@@ -136,43 +135,35 @@ def _png(file: str | bytes) -> np.ndarray:
 # ---- TIFF
 
 
-@contextmanager
-def _tiff(file: str | bytes) -> Iterator[tuple[Any, Any]]:
-    """A TIFF file and the series of its pages; smaller copies and masks of the image are none."""
-    import tifffile
-
-    logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # it says of odd tags what no pixel needs
-    with tifffile.TiffFile(BytesIO(file) if isinstance(file, bytes) else file) as opened_:
-        full = [series for series in opened_.series if not series.keyframe.subfiletype & 0b101]
-        if not full or 0 in full[0].shape:
-            raise ValueError("no pixels")
-        if len({series.shape for series in full}) > 1:
-            raise ValueError(f"{len(full)} pages of other sizes: save each in a file of its own")
-        yield full[0].keyframe, full
-
-
 def _tiff_facts(file: str | bytes) -> Facts:
-    with _tiff(file) as (page, series):
-        shape = _ordered(np.broadcast_to(np.empty((), page.dtype), series[0].shape), series[0].axes).shape
-        nodata = page.tags.get(GDAL_NODATA)
+    with tiff.opened(file) as (page, series):
+        shape = tiff.ordered(np.broadcast_to(np.empty((), page.dtype), series[0].shape), series[0].axes).shape
+        if tiff.lies(page) >= 5:
+            shape = shape[0], shape[2], shape[1], shape[3]
+        nodata, top = page.tags.get(GDAL_NODATA), tiff.white(page)
+        missing = _number(nodata.value) if nodata else None
         opacity = bool(page.extrasamples) and page.extrasamples[-1] in ALPHA
-        plain = page.dtype == np.uint8 or page.bitspersample <= 8
         colours = 4 if page.photometric == 5 else 3  # 5: CMYK
         dtype = "uint8" if page.bitspersample <= 8 and page.dtype.kind in "bu" else page.dtype.name
         return Facts(
             "GeoTIFF" if GEO_KEYS in page.tags else "TIFF",
             dtype,
             (shape[0] * len(series), *shape[1:]),
-            plain and dtype == "uint8" and shape[3] in (1, colours),
+            dtype == "uint8" and shape[3] in (1, colours),
             opacity,
-            _number(nodata.value) if nodata else None,
+            missing if missing is None or top is None else top - missing,
         )
 
 
 def _tiff_planes(file: str | bytes) -> np.ndarray:
-    with _tiff(file) as (page, series):
+    one = _tiff_facts(file)
+    with tiff.opened(file) as (page, series):
+        top = tiff.white(page)
+        if one.picture and (page.photometric not in (1, 2) or page.bitspersample < 8):
+            return _picture_planes(file)  # of a palette, inks or single bits Pillow makes colours
         try:
-            return np.concatenate([_ordered(one.asarray(), one.axes) for one in series])
+            pages = [tiff.ordered(each.asarray(), each.axes) for each in series]
+            values = tiff.upright(np.concatenate(pages), tiff.lies(page))
         except (ValueError, ImportError) as error:
             if "imagecodecs" not in str(error):
                 raise
@@ -180,49 +171,8 @@ def _tiff_planes(file: str | bytes) -> np.ndarray:
                 raise ValueError(
                     f'its compression ({page.compression.name}) needs: pip install "twinblock[tiff]"'
                 ) from None
-    return _picture_planes(file)  # libtiff, in Pillow, knows the usual compressions, and gives gray as it is
-
-
-def tiff_bands(file: str | bytes) -> Iterator[tuple[Shaped[Array, "r w c"], int]] | None:
-    """The rows of a TIFF, as many at a time as its strips or tiles are high, and its height.
-
-    None where it has several pages, or values that are not those of the image: a palette, inks.
-    """
-    with _tiff(file) as (page, series):
-        plain = page.photometric in (1, 2) and page.imagedepth == 1
-        one = len(series) == 1 and len(series[0].pages) == 1
-    return _bands(file) if plain and one else None
-
-
-def _bands(file: str | bytes) -> Iterator[tuple[Shaped[Array, "r w c"], int]]:
-    with _tiff(file) as (page, _):
-        height, width, channels = page.imagelength, page.imagewidth, page.samplesperpixel
-        high, wide = (page.tilelength, page.tilewidth) if page.is_tiled else (page.rowsperstrip, width)
-        across, down = -(-width // wide), -(-height // high)
-        layers = channels if page.planarconfig == 2 else 1
-        for row in range(down):
-            band = np.zeros((min(high, height - row * high), width, channels), page.dtype)
-            for layer in range(layers):
-                for column in range(across):
-                    i = (layer * down + row) * across + column
-                    page.parent.filehandle.seek(page.dataoffsets[i])
-                    data = page.parent.filehandle.read(page.databytecounts[i])
-                    part = page.decode(data, i, jpegtables=page.jpegtables)[0]
-                    if part is not None:  # an empty place of a sparse file is zero
-                        channel = slice(layer, layer + 1) if layers > 1 else slice(None)
-                        place = band[:, column * wide : (column + 1) * wide, channel]
-                        place[:] = part[0, : place.shape[0], : place.shape[1]]
-            yield band, height
-
-
-def _ordered(values: np.ndarray, axes: str) -> np.ndarray:
-    """(pages, h, w, channels) of an array whose axes tifffile names: all but samples and channels are pages."""
-    y, x = axes.index("Y"), axes.index("X")
-    channels = [i for i, axis in enumerate(axes) if axis in "SC"]
-    pages = [i for i in range(len(axes)) if i not in (y, x, *channels)]
-    values = values.transpose(*pages, y, x, *channels)
-    height, width = values.shape[len(pages) : len(pages) + 2]
-    return values.reshape(-1, height, width, int(np.prod(values.shape[len(pages) + 2 :], dtype=int)))
+            values = _picture_planes(file)  # libtiff, in Pillow, knows the usual compressions, and gives gray as it is
+    return values if top is None else top - values
 
 
 def _number(text: Any) -> float | None:
