@@ -1,6 +1,7 @@
 """What a file holds and what the network sees, for each kind of file in the table of the docs."""
 
 import re
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -47,8 +48,6 @@ def deep_png(array):
 
 
 def tiff(array, **options):
-    from io import BytesIO
-
     file = BytesIO()
     options = {"photometric": "minisblack", **options}
     tifffile.imwrite(file, array, **options)
@@ -60,9 +59,30 @@ def pillow_tiff(array, mode=None, **options):
     return "tif", encode(image, kind="TIFF", **options)
 
 
-def npy(array):
-    from io import BytesIO
+def netpbm(array, white, plain=False):
+    """A PGM or PPM whose white is a number of its own; `plain`: in digits, with a remark."""
+    number, size = 5 + (array.ndim == 3) - 3 * plain, f"{array.shape[1]} {array.shape[0]}"
+    head = f"P{number}\n# a remark\n{size}\n{white}\n".encode()
+    digits = "".join(f"{value} # {i}\n" for i, value in enumerate(array.flat)).encode()
+    return "pgm", head + (digits if plain else array.astype(">u2" if white > 255 else "u1").tobytes())
 
+
+def avif(bits, kind="AVIF"):
+    """An AVIF or HEIC whose header says that it holds so many bits."""
+    if kind == "HEIF":
+        from pillow_heif import from_bytes
+
+        file, mode = BytesIO(), "RGB" if bits == 8 else "RGB;16"
+        from_bytes(mode, (SIDE, SIDE), bytes(SIDE * SIDE * 3 * (1 if bits == 8 else 2))).save(file)
+        return "heic", file.getvalue()
+    file = bytearray(encode(np.full((SIDE, SIDE, 3), 90, np.uint8), kind="AVIF"))
+    samples, config = file.index(b"pixi") + 9, file.index(b"av1C") + 6
+    file[samples : samples + 3] = [bits] * 3
+    file[config] |= {8: 0, 10: 0x40, 12: 0x60}[bits]
+    return "avif", bytes(file)
+
+
+def npy(array):
     file = BytesIO()
     np.save(file, array)
     return "npy", file.getvalue()
@@ -80,8 +100,6 @@ def dicom():
 
 
 def pyramid():
-    from io import BytesIO
-
     file, whole = BytesIO(), values(4000, 32, 32)
     with tifffile.TiffWriter(file) as out:
         out.write(whole, photometric="minisblack")
@@ -150,6 +168,13 @@ KINDS = {
         np.rot90(BYTES[:12], -1),
     ),
     "16-bit TIFF that lies on its side": ([tiff(TWELVE[:12], **turned(6))], np.rot90(TWELVE[:12], -1)[..., None]),
+    "PGM whose white is 255": ([netpbm(BYTES[..., 0], 255)], np.stack([BYTES[..., 0]] * 3, 2)),
+    "PGM whose white is 100": ([netpbm(values(100), 100)], values(100)[..., None]),
+    "PGM whose white is 1000": ([netpbm(values(1000), 1000)], values(1000)[..., None]),
+    "PGM whose white is 65535": ([netpbm(values(65535), 65535)], values(65535)[..., None]),
+    "PPM whose white is 4095": ([netpbm(DEEP // 16, 4095)], DEEP // 16),
+    "PPM whose white is 65535": ([netpbm(DEEP, 65535)], DEEP),
+    "AVIF of 10 bits": ([avif(10)], None),
     "TIFF of 5 pages": ([tiff(STACK)], None),
     "ImageJ's channels": ([tiff(STACK[:2], imagej=True, metadata={"axes": "CYX"})], STACK[:2].transpose(1, 2, 0)),
     "ImageJ's stack": ([tiff(STACK, imagej=True, metadata={"axes": "ZYX"})], None),
@@ -164,6 +189,8 @@ KINDS = {
     "8 and 16 bits in one folder": ([png(BYTES), tiff(TWELVE)], None),
     "16-bit grey and RGB in one folder": ([tiff(TWELVE), tiff(DEEP, **RGB)], None),
 }
+
+REFUSED = r"pages or frames|data\.channels|folder of its own|MINISBLACK|TIFF or PNG"  # what its message says
 
 
 @pytest.fixture
@@ -199,7 +226,9 @@ def test_the_network_sees_what_the_file_holds(kind, folder):
     photos, said = str(folder(files)), table()[kind]
     if expected is None:
         assert said.startswith("refused")
-        with pytest.raises(InputError, match=r"pages or frames|data\.channels|folder of its own|MINISBLACK") as error:
+        with pytest.raises(
+            InputError, match=r"pages or frames|data\.channels|folder of its own|MINISBLACK|TIFF or PNG"
+        ) as error:
             load(photos)
         one_line(error)
         return
@@ -299,6 +328,31 @@ def test_inks_and_palettes_are_colours_whatever_channels_are_asked_for(folder):
     for i in range(2):
         with Image.open(photos / f"{i:02}.tif") as image:
             assert np.abs(luma[i] - np.asarray(image.convert("RGB").convert("L"), float)).max() <= 1
+
+
+@pytest.mark.parametrize("plain", [False, True])
+@pytest.mark.parametrize("white", [1, 100, 255, 256, 1023, 65535])
+def test_a_netpbm_file_gives_its_own_values(plain, white, tmp_path):
+    for array in (values(white, 5, 7), values(white, 5, 7, 3)):
+        _, file = netpbm(array, white, plain)
+        (tmp_path / "a.pgm").write_bytes(file)
+        for given in (file, str(tmp_path / "a.pgm")):
+            found = planes(given)
+            assert found.dtype == facts(given).dtype == ("uint8" if white == 255 else "uint16")
+            assert found.shape == facts(given).shape == (1, 5, 7, array.size // 35)
+            assert np.array_equal(found.reshape(array.shape), array)
+            seen = array if white != 255 or array.ndim == 3 else np.stack([array] * 3, 2)
+            assert np.array_equal(decode(given, 5, 7)[0].reshape(seen.shape), seen)
+        with pytest.raises((ValueError, OSError), match=r"truncated|EOF|enough image data"):
+            decode(file[: len(file) // 2], 5, 7)
+
+
+@pytest.mark.parametrize("kind", ["AVIF", "HEIF"])
+def test_more_than_8_bits_of_a_photograph_are_not_read_as_8(kind):
+    assert decode(avif(8, kind)[1], SIDE, SIDE)[0].shape == (SIDE, SIDE, 3)
+    for bits in (10, 12) if kind == "AVIF" else (10,):
+        with pytest.raises(ValueError, match=f"more than 8 bits, of which Pillow gives 8 of {kind}: .* TIFF or PNG"):
+            decode(avif(bits, kind)[1], SIDE, SIDE)
 
 
 def test_few_files_of_another_kind_are_left_out_and_listed(folder):

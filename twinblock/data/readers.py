@@ -1,5 +1,6 @@
 """Files of any values, channels and pages: what they hold, by their headers, and their values as they are."""
 
+import math
 import os
 import re
 from collections.abc import Callable
@@ -13,7 +14,7 @@ from numpy import ndarray as Array
 from PIL import Image
 
 from twinblock.data import tiff
-from twinblock.data.pillow import ANIMATED, frames, is_picture, is_shortened, opened
+from twinblock.data.pillow import ANIMATED, frames, is_picture, is_rescaled, opened
 
 
 @dataclass(frozen=True)
@@ -94,8 +95,8 @@ def _picture_facts(file: str | bytes) -> Facts:
     with opened(file) as image:
         kind, mode, size = image.format or "", image.mode, (image.height, image.width)
         pages = getattr(image, "n_frames", 1) if image.format in ANIMATED else 1
-        if is_shortened(image):
-            dtype, channels = "uint16", {"LA": 2, "RGB": 3, "RGBA": 4}[mode]
+        if is_rescaled(image):
+            dtype, channels = "uint16", {"L": 1, "I": 1, "LA": 2, "RGBA": 4}.get(mode, 3)
         else:
             dtype = "float32" if mode == "F" else "uint16" if mode.startswith("I;16") else "int32"
             dtype = dtype if mode.startswith("I") or mode == "F" else "uint8"
@@ -111,14 +112,32 @@ def _picture_facts(file: str | bytes) -> Facts:
 
 def _picture_planes(file: str | bytes) -> np.ndarray:
     with opened(file) as image:
-        shortened, kind = is_shortened(image), image.format
+        rescaled, kind = is_rescaled(image), image.format
         integers = image.mode == "I" and kind in ("PNG", "PPM")
-    if shortened and kind == "PNG":
-        return _png(file)[None]
-    if shortened:
-        raise ValueError(f"16 bits with several samples, of which this {kind} gives 8: convert it to TIFF or PNG")
+    if rescaled and kind in ("PNG", "PPM"):
+        return (_png if kind == "PNG" else _netpbm)(file)[None]
+    if rescaled:
+        raise ValueError(f"more than 8 bits, of which Pillow gives 8 of {kind}: convert it to TIFF or PNG")
     found = [frame if frame.ndim == 3 else frame[..., None] for frame in frames(file)]
     return np.stack([frame.astype(np.uint16) for frame in found] if integers else found)
+
+
+def _netpbm(file: str | bytes) -> np.ndarray:
+    """(h, w, c) uint16 of a PGM or PPM whose white is not 255, which Pillow scales to 8 or 16 bits."""
+    image: Any
+    with opened(file) as image:
+        decoder, _, start, (_, white) = image.tile[0]
+        shape = image.height, image.width, 3 if image.mode == "RGB" else 1
+        image.fp.seek(start)
+        data = image.fp.read()
+    if decoder == "ppm_plain":  # in digits, with remarks
+        data = np.array(re.sub(rb"#[^\r\n]*", b"", data).split()[: math.prod(shape)], np.uint16).tobytes()
+        kind = "=u2"
+    else:
+        kind = "u1" if white < 256 else ">u2"
+    if len(data) < math.prod(shape) * np.dtype(kind).itemsize:
+        raise ValueError("truncated")
+    return np.frombuffer(data, kind, math.prod(shape)).reshape(shape).astype(np.uint16)
 
 
 def _png(file: str | bytes) -> np.ndarray:
