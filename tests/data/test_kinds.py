@@ -1,17 +1,21 @@
 """What a file holds and what the network sees, for each kind of file in the table of the docs."""
 
 import re
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 import pytest
 import tifffile
 from pictures import encode, one_line
-from PIL import Image
+from PIL import Image, ImageOps
 
 from twinblock.config.data import Data
 from twinblock.core.errors import InputError
 from twinblock.data import load
+from twinblock.data.decode import decode, upright_size
+from twinblock.data.readers import facts, planes
+from twinblock.data.tiles import bands
 from twinblock.data.training import training
 from twinblock.data.values import fitted, in_words
 
@@ -44,8 +48,6 @@ def deep_png(array):
 
 
 def tiff(array, **options):
-    from io import BytesIO
-
     file = BytesIO()
     options = {"photometric": "minisblack", **options}
     tifffile.imwrite(file, array, **options)
@@ -57,9 +59,30 @@ def pillow_tiff(array, mode=None, **options):
     return "tif", encode(image, kind="TIFF", **options)
 
 
-def npy(array):
-    from io import BytesIO
+def netpbm(array, white, plain=False):
+    """A PGM or PPM whose white is a number of its own; `plain`: in digits, with a remark."""
+    number, size = 5 + (array.ndim == 3) - 3 * plain, f"{array.shape[1]} {array.shape[0]}"
+    head = f"P{number}\n# a remark\n{size}\n{white}\n".encode()
+    digits = "".join(f"{value} # {i}\n" for i, value in enumerate(array.flat)).encode()
+    return "pgm", head + (digits if plain else array.astype(">u2" if white > 255 else "u1").tobytes())
 
+
+def avif(bits, kind="AVIF"):
+    """An AVIF or HEIC whose header says that it holds so many bits."""
+    if kind == "HEIF":
+        from pillow_heif import from_bytes
+
+        file, mode = BytesIO(), "RGB" if bits == 8 else "RGB;16"
+        from_bytes(mode, (SIDE, SIDE), bytes(SIDE * SIDE * 3 * (1 if bits == 8 else 2))).save(file)
+        return "heic", file.getvalue()
+    file = bytearray(encode(np.full((SIDE, SIDE, 3), 90, np.uint8), kind="AVIF"))
+    samples, config = file.index(b"pixi") + 9, file.index(b"av1C") + 6
+    file[samples : samples + 3] = [bits] * 3
+    file[config] |= {8: 0, 10: 0x40, 12: 0x60}[bits]
+    return "avif", bytes(file)
+
+
+def npy(array):
     file = BytesIO()
     np.save(file, array)
     return "npy", file.getvalue()
@@ -77,8 +100,6 @@ def dicom():
 
 
 def pyramid():
-    from io import BytesIO
-
     file, whole = BytesIO(), values(4000, 32, 32)
     with tifffile.TiffWriter(file) as out:
         out.write(whole, photometric="minisblack")
@@ -97,6 +118,13 @@ HEIGHTS = values(900, low=200, dtype=np.float32) + np.float32(0.25)
 HOLED = np.where(np.arange(SIDE) < 4, np.float32(-9999), HEIGHTS)
 STACK = values(4095, 5, SIDE, SIDE)
 RGB, SAMPLES = {"photometric": "rgb"}, {"planarconfig": "contig"}
+WHITE = {"photometric": "miniswhite"}  # 0 is white
+
+
+def turned(orientation):
+    """The option of a TIFF that is to be turned when it is looked at."""
+    return {"extratags": [(274, 3, 1, orientation, True)]}
+
 
 # the row of the table: files, and the values that the network gets; None: refused
 KINDS = {
@@ -132,6 +160,21 @@ KINDS = {
         [tiff(np.where(TWELVE % 7, TWELVE, 4000), extratags=[(42113, 2, 5, "4000", True)])],
         np.where((TWELVE % 7 == 0) | (TWELVE == 4000), np.nan, TWELVE)[..., None],
     ),
+    "8-bit TIFF whose 0 is white": ([tiff(BYTES[..., 0], **WHITE)], np.stack([255 - BYTES[..., 0]] * 3, 2)),
+    "16-bit TIFF whose 0 is white": ([tiff(values(65535), **WHITE)], 65535 - values(65535)[..., None]),
+    "float TIFF whose 0 is white": ([tiff(UNIT, **WHITE)], None),
+    "8-bit TIFF that lies on its side": (
+        [tiff(BYTES[:12], **RGB, **turned(6))],
+        np.rot90(BYTES[:12], -1),
+    ),
+    "16-bit TIFF that lies on its side": ([tiff(TWELVE[:12], **turned(6))], np.rot90(TWELVE[:12], -1)[..., None]),
+    "PGM whose white is 255": ([netpbm(BYTES[..., 0], 255)], np.stack([BYTES[..., 0]] * 3, 2)),
+    "PGM whose white is 100": ([netpbm(values(100), 100)], values(100)[..., None]),
+    "PGM whose white is 1000": ([netpbm(values(1000), 1000)], values(1000)[..., None]),
+    "PGM whose white is 65535": ([netpbm(values(65535), 65535)], values(65535)[..., None]),
+    "PPM whose white is 4095": ([netpbm(DEEP // 16, 4095)], DEEP // 16),
+    "PPM whose white is 65535": ([netpbm(DEEP, 65535)], DEEP),
+    "AVIF of 10 bits": ([avif(10)], None),
     "TIFF of 5 pages": ([tiff(STACK)], None),
     "ImageJ's channels": ([tiff(STACK[:2], imagej=True, metadata={"axes": "CYX"})], STACK[:2].transpose(1, 2, 0)),
     "ImageJ's stack": ([tiff(STACK, imagej=True, metadata={"axes": "ZYX"})], None),
@@ -146,6 +189,8 @@ KINDS = {
     "8 and 16 bits in one folder": ([png(BYTES), tiff(TWELVE)], None),
     "16-bit grey and RGB in one folder": ([tiff(TWELVE), tiff(DEEP, **RGB)], None),
 }
+
+REFUSED = r"pages or frames|data\.channels|folder of its own|MINISBLACK|TIFF or PNG"  # what its message says
 
 
 @pytest.fixture
@@ -181,7 +226,9 @@ def test_the_network_sees_what_the_file_holds(kind, folder):
     photos, said = str(folder(files)), table()[kind]
     if expected is None:
         assert said.startswith("refused")
-        with pytest.raises(InputError, match=r"pages or frames|data\.channels|folder of its own") as error:
+        with pytest.raises(
+            InputError, match=r"pages or frames|data\.channels|folder of its own|MINISBLACK|TIFF or PNG"
+        ) as error:
             load(photos)
         one_line(error)
         return
@@ -231,6 +278,81 @@ def test_channels_are_what_the_user_says(folder):
     with pytest.raises(InputError, match=r"4 channels, and data\.channels=7") as error:
         see(photos, 7)
     one_line(error)
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_tiff_is_seen_upright_whoever_reads_it(bits, orientation):
+    """By Pillow, by tifffile, and by libtiff where its compression is one that tifffile does not know."""
+    array = values(2**bits - 1, 10, 14, dtype=f"uint{bits}")
+    upright = np.asarray(ImageOps.exif_transpose(tagged(Image.fromarray(array), orientation)))
+    height, width = upright.shape
+    lzw = pillow_tiff(array, compression="tiff_lzw", tiffinfo={274: orientation})
+    plain = tiff(array, **turned(orientation))
+    assert np.array_equal(np.concatenate([part for part, _ in bands(plain[1])])[..., 0], upright)
+    for _, file in (plain, lzw):
+        assert np.array_equal(planes(file)[0, ..., 0], upright)
+        assert facts(file).shape[1:3] == (height, width) == upright_size(file, 100)[::-1]
+        assert np.array_equal(decode(file, height, width)[0][..., 0], upright)
+        assert decode(file, height, width)[1] == width / height
+
+
+def tagged(image, orientation):
+    image.getexif()[274] = orientation
+    return image
+
+
+@pytest.mark.parametrize(("dtype", "top"), [("bool", 255), ("uint8", 255), ("uint16", 65535)])
+def test_a_tiff_whose_zero_is_white_is_seen_so_whoever_reads_it(dtype, top, folder):
+    array = np.arange(256).reshape(SIDE, SIDE).astype(dtype)
+    expected = top - array.astype(int) * (255 if dtype == "bool" else 1)
+    file = tiff(array, **WHITE)
+    assert np.array_equal(planes(file[1])[0, ..., 0], expected)
+    if dtype == "uint16":  # in fewer bits Pillow turns what it writes
+        lzw = pillow_tiff(array, compression="tiff_lzw", tiffinfo={262: 0})[1]
+        assert np.array_equal(planes(lzw)[0, ..., 0], expected)
+    one = training(Data(source=str(folder([file])), channels=1))
+    assert np.array_equal(one.batch([0])[0, ..., 0].numpy(), expected)
+
+
+def test_the_missing_value_of_a_tiff_whose_zero_is_white_is_turned_with_it(folder):
+    nodata = [(42113, 2, 2, "7", True)]
+    array = values(9)
+    image = load(str(folder([tiff(array, extratags=nodata, **WHITE)]))).batch([0])[0, ..., 0].numpy()
+    assert np.array_equal(image, np.where(array == 7, np.nan, 65535 - array.astype(float)), equal_nan=True)
+
+
+def test_inks_and_palettes_are_colours_whatever_channels_are_asked_for(folder):
+    photos = folder([pillow_tiff(BYTES, "P"), pillow_tiff(BYTES, "CMYK")])
+    luma = training(Data(source=str(photos), channels=1)).batch([0, 1])[..., 0].numpy()
+    for i in range(2):
+        with Image.open(photos / f"{i:02}.tif") as image:
+            assert np.abs(luma[i] - np.asarray(image.convert("RGB").convert("L"), float)).max() <= 1
+
+
+@pytest.mark.parametrize("plain", [False, True])
+@pytest.mark.parametrize("white", [1, 100, 255, 256, 1023, 65535])
+def test_a_netpbm_file_gives_its_own_values(plain, white, tmp_path):
+    for array in (values(white, 5, 7), values(white, 5, 7, 3)):
+        _, file = netpbm(array, white, plain)
+        (tmp_path / "a.pgm").write_bytes(file)
+        for given in (file, str(tmp_path / "a.pgm")):
+            found = planes(given)
+            assert found.dtype == facts(given).dtype == ("uint8" if white == 255 else "uint16")
+            assert found.shape == facts(given).shape == (1, 5, 7, array.size // 35)
+            assert np.array_equal(found.reshape(array.shape), array)
+            seen = array if white != 255 or array.ndim == 3 else np.stack([array] * 3, 2)
+            assert np.array_equal(decode(given, 5, 7)[0].reshape(seen.shape), seen)
+        with pytest.raises((ValueError, OSError), match=r"truncated|EOF|enough image data"):
+            decode(file[: len(file) // 2], 5, 7)
+
+
+@pytest.mark.parametrize("kind", ["AVIF", "HEIF"])
+def test_more_than_8_bits_of_a_photograph_are_not_read_as_8(kind):
+    assert decode(avif(8, kind)[1], SIDE, SIDE)[0].shape == (SIDE, SIDE, 3)
+    for bits in (10, 12) if kind == "AVIF" else (10,):
+        with pytest.raises(ValueError, match=f"more than 8 bits, of which Pillow gives 8 of {kind}: .* TIFF or PNG"):
+            decode(avif(bits, kind)[1], SIDE, SIDE)
 
 
 def test_few_files_of_another_kind_are_left_out_and_listed(folder):

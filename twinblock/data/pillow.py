@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -57,7 +58,7 @@ def picture(file: Encoded, height: int, width: int, first: bool = False) -> tupl
 
 def is_picture(image: Image.Image, first: bool = False) -> bool:
     """Whether an opened image, or its `first` frame, is of 8 bits or less, in gray or colours, perhaps with opacity."""
-    if image.mode.startswith("I") or image.mode == "F" or is_shortened(image):
+    if image.mode.startswith("I") or image.mode == "F" or is_rescaled(image):
         return False
     if image.format == "TIFF":  # a further sample is opacity in a photograph, and infrared in a satellite's
         tags: Any = getattr(image, "tag_v2", {})
@@ -66,35 +67,49 @@ def is_picture(image: Image.Image, first: bool = False) -> bool:
     return first or image.format not in ANIMATED or not getattr(image, "is_animated", False)
 
 
-def is_shortened(image: Image.Image) -> bool:
-    """Whether Pillow gives only 8 of the 16 bits that an opened image has."""
+def is_rescaled(image: Image.Image) -> bool:
+    """Whether Pillow gives other values than an opened image has: only 8 of its bits, or a netpbm's scaled to them."""
+    if image.format in ("AVIF", "HEIF"):
+        return _is_deep_avif(image) if image.format == "AVIF" else image.info.get("bit_depth", 8) > 8
     tile = next(iter(getattr(image, "tile", ())), None)
-    if tile is None or image.mode not in ("LA", "RGB", "RGBA"):
+    if tile is None:
         return False
-    if image.format == "JPEG2000":
-        return _bits_of_jpeg2000(image) > 8
-    deep = image.format == "PPM" and isinstance(tile[3], tuple) and tile[3][-1] > 255
-    return deep or ";16" in str(tile[3])
+    if image.format == "PPM":
+        return tile[0].startswith("ppm") and isinstance(tile[3], tuple) and tile[3][-1] != 255
+    if image.mode not in ("LA", "RGB", "RGBA"):
+        return False
+    return _bits_of_jpeg2000(image) > 8 if image.format == "JPEG2000" else ";16" in str(tile[3])
+
+
+def _is_deep_avif(image: Any) -> bool:
+    """Whether a sample has 10 or 12 bits, by the flag high_bitdepth of the boxes av1C (AV1-ISOBMFF, 2.3.3)."""
+    return any(flags[0] & 0x40 for flags in re.findall(rb"av1C\x81.(.)", _head(image), re.DOTALL))
 
 
 def _bits_of_jpeg2000(image: Any) -> int:
     """Bits of the first sample, by the marker SIZ of the codestream (ITU-T T.800, A.5.1)."""
-    file = image.fp
-    place = file.tell()
-    file.seek(0)
-    head = file.read(2**16)
-    file.seek(place)
+    head = _head(image)
     marker = head.find(b"\xff\x4f\xff\x51")  # start of codestream, then SIZ
     return (head[marker + 42] & 0x7F) + 1 if 0 <= marker < len(head) - 42 else 8
+
+
+def _head(image: Any) -> bytes:
+    """The first bytes of an opened image's file, which stays where it was."""
+    place = image.fp.tell()
+    image.fp.seek(0)
+    head = image.fp.read(2**16)
+    image.fp.seek(place)
+    return head
 
 
 def frames(file: Encoded) -> list[np.ndarray]:
     """All frames of an image, upright, each (h, w) or (h, w, c), with the values that Pillow gives for them."""
     found = []
     with opened(file) as image:
-        turn = _TURN.get(_orientation(image))
         for number in range(getattr(image, "n_frames", 1)):
             image.seek(number)
+            image.load()  # which turns a TIFF upright by itself
+            turn = _TURN.get(_orientation(image))
             frame = (
                 rgb(image.copy()) if image.format in ANIMATED and getattr(image, "is_animated", False) else image.copy()
             )
@@ -134,7 +149,8 @@ def upright_size(file: Encoded, small: int) -> tuple[int, int]:
     """Width and height from the header; an image of more than `small` pixels a side is not turned upright."""
     with opened(file) as image:
         width, height = image.size
-        turned = max(width, height) <= small and _orientation(image) >= 5
+        # the size of a TIFF is that of the upright image
+        turned = image.format != "TIFF" and max(width, height) <= small and _orientation(image) >= 5
     return (height, width) if turned else (width, height)
 
 

@@ -1,10 +1,9 @@
 """Files of any values, channels and pages: what they hold, by their headers, and their values as they are."""
 
-import logging
+import math
 import os
 import re
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from io import BytesIO
 from typing import Any
@@ -14,7 +13,8 @@ from jaxtyping import Shaped
 from numpy import ndarray as Array
 from PIL import Image
 
-from twinblock.data.pillow import ANIMATED, frames, is_picture, is_shortened, opened
+from twinblock.data import tiff
+from twinblock.data.pillow import ANIMATED, frames, is_picture, is_rescaled, opened
 
 
 @dataclass(frozen=True)
@@ -95,8 +95,8 @@ def _picture_facts(file: str | bytes) -> Facts:
     with opened(file) as image:
         kind, mode, size = image.format or "", image.mode, (image.height, image.width)
         pages = getattr(image, "n_frames", 1) if image.format in ANIMATED else 1
-        if is_shortened(image):
-            dtype, channels = "uint16", {"LA": 2, "RGB": 3, "RGBA": 4}[mode]
+        if is_rescaled(image):
+            dtype, channels = "uint16", {"L": 1, "I": 1, "LA": 2, "RGBA": 4}.get(mode, 3)
         else:
             dtype = "float32" if mode == "F" else "uint16" if mode.startswith("I;16") else "int32"
             dtype = dtype if mode.startswith("I") or mode == "F" else "uint8"
@@ -112,14 +112,32 @@ def _picture_facts(file: str | bytes) -> Facts:
 
 def _picture_planes(file: str | bytes) -> np.ndarray:
     with opened(file) as image:
-        shortened, kind = is_shortened(image), image.format
+        rescaled, kind = is_rescaled(image), image.format
         integers = image.mode == "I" and kind in ("PNG", "PPM")
-    if shortened and kind == "PNG":
-        return _png(file)[None]
-    if shortened:
-        raise ValueError(f"16 bits with several samples, of which this {kind} gives 8: convert it to TIFF or PNG")
+    if rescaled and kind in ("PNG", "PPM"):
+        return (_png if kind == "PNG" else _netpbm)(file)[None]
+    if rescaled:
+        raise ValueError(f"more than 8 bits, of which Pillow gives 8 of {kind}: convert it to TIFF or PNG")
     found = [frame if frame.ndim == 3 else frame[..., None] for frame in frames(file)]
     return np.stack([frame.astype(np.uint16) for frame in found] if integers else found)
+
+
+def _netpbm(file: str | bytes) -> np.ndarray:
+    """(h, w, c) uint16 of a PGM or PPM whose white is not 255, which Pillow scales to 8 or 16 bits."""
+    image: Any
+    with opened(file) as image:
+        decoder, _, start, (_, white) = image.tile[0]
+        shape = image.height, image.width, 3 if image.mode == "RGB" else 1
+        image.fp.seek(start)
+        data = image.fp.read()
+    if decoder == "ppm_plain":  # in digits, with remarks
+        data = np.array(re.sub(rb"#[^\r\n]*", b"", data).split()[: math.prod(shape)], np.uint16).tobytes()
+        kind = "=u2"
+    else:
+        kind = "u1" if white < 256 else ">u2"
+    if len(data) < math.prod(shape) * np.dtype(kind).itemsize:
+        raise ValueError("truncated")
+    return np.frombuffer(data, kind, math.prod(shape)).reshape(shape).astype(np.uint16)
 
 
 def _png(file: str | bytes) -> np.ndarray:
@@ -136,43 +154,35 @@ def _png(file: str | bytes) -> np.ndarray:
 # ---- TIFF
 
 
-@contextmanager
-def _tiff(file: str | bytes) -> Iterator[tuple[Any, Any]]:
-    """A TIFF file and the series of its pages; smaller copies and masks of the image are none."""
-    import tifffile
-
-    logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # it says of odd tags what no pixel needs
-    with tifffile.TiffFile(BytesIO(file) if isinstance(file, bytes) else file) as opened_:
-        full = [series for series in opened_.series if not series.keyframe.subfiletype & 0b101]
-        if not full or 0 in full[0].shape:
-            raise ValueError("no pixels")
-        if len({series.shape for series in full}) > 1:
-            raise ValueError(f"{len(full)} pages of other sizes: save each in a file of its own")
-        yield full[0].keyframe, full
-
-
 def _tiff_facts(file: str | bytes) -> Facts:
-    with _tiff(file) as (page, series):
-        shape = _ordered(np.broadcast_to(np.empty((), page.dtype), series[0].shape), series[0].axes).shape
-        nodata = page.tags.get(GDAL_NODATA)
+    with tiff.opened(file) as (page, series):
+        shape = tiff.ordered(np.broadcast_to(np.empty((), page.dtype), series[0].shape), series[0].axes).shape
+        if tiff.lies(page) >= 5:
+            shape = shape[0], shape[2], shape[1], shape[3]
+        nodata, top = page.tags.get(GDAL_NODATA), tiff.white(page)
+        missing = _number(nodata.value) if nodata else None
         opacity = bool(page.extrasamples) and page.extrasamples[-1] in ALPHA
-        plain = page.dtype == np.uint8 or page.bitspersample <= 8
         colours = 4 if page.photometric == 5 else 3  # 5: CMYK
         dtype = "uint8" if page.bitspersample <= 8 and page.dtype.kind in "bu" else page.dtype.name
         return Facts(
             "GeoTIFF" if GEO_KEYS in page.tags else "TIFF",
             dtype,
             (shape[0] * len(series), *shape[1:]),
-            plain and dtype == "uint8" and shape[3] in (1, colours),
+            dtype == "uint8" and shape[3] in (1, colours),
             opacity,
-            _number(nodata.value) if nodata else None,
+            missing if missing is None or top is None else top - missing,
         )
 
 
 def _tiff_planes(file: str | bytes) -> np.ndarray:
-    with _tiff(file) as (page, series):
+    one = _tiff_facts(file)
+    with tiff.opened(file) as (page, series):
+        top = tiff.white(page)
+        if one.picture and (page.photometric not in (1, 2) or page.bitspersample < 8):
+            return _picture_planes(file)  # of a palette, inks or single bits Pillow makes colours
         try:
-            return np.concatenate([_ordered(one.asarray(), one.axes) for one in series])
+            pages = [tiff.ordered(each.asarray(), each.axes) for each in series]
+            values = tiff.upright(np.concatenate(pages), tiff.lies(page))
         except (ValueError, ImportError) as error:
             if "imagecodecs" not in str(error):
                 raise
@@ -180,49 +190,8 @@ def _tiff_planes(file: str | bytes) -> np.ndarray:
                 raise ValueError(
                     f'its compression ({page.compression.name}) needs: pip install "twinblock[tiff]"'
                 ) from None
-    return _picture_planes(file)  # libtiff, in Pillow, knows the usual compressions, and gives gray as it is
-
-
-def tiff_bands(file: str | bytes) -> Iterator[tuple[Shaped[Array, "r w c"], int]] | None:
-    """The rows of a TIFF, as many at a time as its strips or tiles are high, and its height.
-
-    None where it has several pages, or values that are not those of the image: a palette, inks.
-    """
-    with _tiff(file) as (page, series):
-        plain = page.photometric in (1, 2) and page.imagedepth == 1
-        one = len(series) == 1 and len(series[0].pages) == 1
-    return _bands(file) if plain and one else None
-
-
-def _bands(file: str | bytes) -> Iterator[tuple[Shaped[Array, "r w c"], int]]:
-    with _tiff(file) as (page, _):
-        height, width, channels = page.imagelength, page.imagewidth, page.samplesperpixel
-        high, wide = (page.tilelength, page.tilewidth) if page.is_tiled else (page.rowsperstrip, width)
-        across, down = -(-width // wide), -(-height // high)
-        layers = channels if page.planarconfig == 2 else 1
-        for row in range(down):
-            band = np.zeros((min(high, height - row * high), width, channels), page.dtype)
-            for layer in range(layers):
-                for column in range(across):
-                    i = (layer * down + row) * across + column
-                    page.parent.filehandle.seek(page.dataoffsets[i])
-                    data = page.parent.filehandle.read(page.databytecounts[i])
-                    part = page.decode(data, i, jpegtables=page.jpegtables)[0]
-                    if part is not None:  # an empty place of a sparse file is zero
-                        channel = slice(layer, layer + 1) if layers > 1 else slice(None)
-                        place = band[:, column * wide : (column + 1) * wide, channel]
-                        place[:] = part[0, : place.shape[0], : place.shape[1]]
-            yield band, height
-
-
-def _ordered(values: np.ndarray, axes: str) -> np.ndarray:
-    """(pages, h, w, channels) of an array whose axes tifffile names: all but samples and channels are pages."""
-    y, x = axes.index("Y"), axes.index("X")
-    channels = [i for i, axis in enumerate(axes) if axis in "SC"]
-    pages = [i for i in range(len(axes)) if i not in (y, x, *channels)]
-    values = values.transpose(*pages, y, x, *channels)
-    height, width = values.shape[len(pages) : len(pages) + 2]
-    return values.reshape(-1, height, width, int(np.prod(values.shape[len(pages) + 2 :], dtype=int)))
+            values = _picture_planes(file)  # libtiff, in Pillow, knows the usual compressions, and gives gray as it is
+    return values if top is None else top - values
 
 
 def _number(text: Any) -> float | None:

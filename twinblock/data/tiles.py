@@ -12,10 +12,10 @@ from numpy import ndarray as Array
 
 from twinblock.config.data import Tile
 from twinblock.core.errors import InputError
-from twinblock.data import Images, Names, pillow
+from twinblock.data import Images, Names, pillow, tiff
 from twinblock.data.decode import upright_size
 from twinblock.data.forms import Form
-from twinblock.data.readers import File, facts, kind_of, planes, tiff_bands
+from twinblock.data.readers import File, facts, kind_of, planes
 
 log = logging.getLogger(__name__)
 
@@ -90,7 +90,7 @@ def starts(length: int, size: int, step: int) -> list[int]:
 
 def bands(file: File, picture: bool = False) -> Iterator[tuple[Shaped[Array, "r w c"], int]]:
     """The rows of an image, some at a time, and its height; a plain TIFF never lies in memory as a whole."""
-    if isinstance(file, str | bytes) and kind_of(file) == "TIFF" and (parts := tiff_bands(file)) is not None:
+    if isinstance(file, str | bytes) and kind_of(file) == "TIFF" and (parts := tiff.bands(file)) is not None:
         yield from parts
         return
     if picture and isinstance(file, str | bytes):
