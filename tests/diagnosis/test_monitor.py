@@ -82,6 +82,13 @@ def test_when_and_in_what_pieces_is_counted_by_hand(world, piece, interval, tmp_
     assert len(monitor.pixels) == 48
     assert (monitor.piece, monitor.interval, monitor.again) == (piece, interval, 50)
     assert monitor.due_at == {0, 40, 100, 200}  # 1, 2.5 and 5 % of the first 4,000 steps
+    first, second = config.views  # BYOL solarises the second alone
+    assert [view.solarize for view in monitor.views.specs] == [first.solarize]
+    assert first.solarize != second.solarize
+
+
+def test_a_collapse_in_a_very_short_run_is_confirmed_at_the_next_step(tmp_path):
+    assert tiny.trainer(tiny.config("byol", train={"length": "20steps"}), tmp_path).monitor.again == 1
 
 
 @pytest.mark.parametrize(
