@@ -3,9 +3,11 @@
 import numpy as np
 import pytest
 import torch
+from pictures import one_line
 from pydantic import ValidationError
 
-from twinblock.views import UNIFORM, View, draw
+from twinblock.core.errors import InputError
+from twinblock.views import UNIFORM, View, Views, draw
 
 
 def test_what_a_view_is_unless_it_is_said():
@@ -32,6 +34,35 @@ def test_settings_have_bounds(name, least, most, below, beyond):
     for value in (below, beyond):
         with pytest.raises(ValidationError):
             View(**{name: value})
+
+
+@pytest.mark.parametrize("channels", [1, 2, 4, 12])
+def test_colour_of_other_than_three_channels_is_refused_with_what_to_set(channels):
+    """Whatever is refused is taken once it is set as the line says."""
+    for fields in (
+        {"jitter": (0.4, 0.4, 0.2, 0)},
+        {"jitter": (0.4, 0.4, 0, 0.1)},
+        {"gray": 0.2},
+        {"solarize": 0.2},
+    ):
+        view = View(**{"jitter": (0.4, 0.4, 0, 0), "gray": 0, **fields})
+        (name,) = fields
+        make = lambda view: Views([view], 8, [0.5] * channels, [0.5] * channels)  # noqa: E731
+        if name == "solarize" and channels == 1:
+            make(view)
+            continue
+        said = f"view 0: colour has no meaning for {channels} channels?; set {name}="
+        with pytest.raises(InputError, match=said) as error:
+            make(view)
+        one_line(error)
+        make(view.model_copy(update={name: (0.4, 0.4, 0, 0) if name == "jitter" else 0}))
+
+
+def test_images_of_other_channels_than_means_are_refused():
+    views = Views([View()], 8, [0.5] * 3, [0.5] * 3)
+    with pytest.raises(InputError, match="images of 1 channel, and mean has 3 values: give mean and std") as error:
+        views(torch.zeros(2, 9, 9, 1, dtype=torch.uint8), seed=0, epoch=0, step=0, batch=2)
+    one_line(error)
 
 
 def test_a_box_that_fits_may_be_one_pixel_and_the_whole():

@@ -128,7 +128,11 @@ class Views:
         `step` counts within the epoch. `aspect`: width/height of images before they were squashed, on the CPU.
         """
         n, height, width, channels = images.shape
-        assert channels == len(self.mean), f"images of {channels} channels, and {len(self.mean)} means"
+        if channels != len(self.mean):
+            raise InputError(
+                f"images of {channels} channel{'s' * (channels > 1)}, and mean has {len(self.mean)} values: give mean "
+                "and std of as many as the images have channels"
+            )
         assert offset + n <= batch, f"positions {offset} to {offset + n} in a batch of {batch}"
         views = []
         for index, spec in enumerate(self.specs):
