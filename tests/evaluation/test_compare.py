@@ -105,8 +105,8 @@ def test_bad_input_is_one_line_and_nothing_is_written(tmp_path):
 
 
 def test_the_command_prints_a_column_for_each_run(tmp_path, monkeypatch, capsys):
-    a = made(tmp_path / "a", "optim.lr=0.5", knn=40.0)
-    b = made(tmp_path / "b=1", "optim.lr=0.25", knn=50.0)  # a folder, and no field
+    a = made(tmp_path / "a", "optim.lr=0.5", "optim.weight_decay=0.0000015", knn=40.0, seconds=[2.04])
+    b = made(tmp_path / "b=1", "optim.lr=0.25", "optim.weight_decay=0.000001", knn=50.0)  # a folder, and no field
     monkeypatch.setattr(sys, "argv", ["twinblock", "compare", str(a), str(b), f"out={tmp_path / 'x.png'}"])
     with pytest.raises(SystemExit) as end:
         cli.main()
@@ -115,5 +115,9 @@ def test_the_command_prints_a_column_for_each_run(tmp_path, monkeypatch, capsys)
     line = next(line for line in out.splitlines() if "kNN %" in line)
     assert "40.0 ± 5.2" in line  # 100 sqrt(0.4 x 0.6 / 90)
     assert "50.0 ± 5.3" in line
-    assert "optim.lr" in out
+    parts = [[cell.strip() for cell in line.split("│")[1:4]] for line in out.splitlines() if "│" in line]
+    cells = {name: values for name, *values in parts}
+    assert cells["optim.lr"] == ["0.5", "0.25"]
+    assert cells["optim.weight_decay"] == ["1.5e-06", "1e-06"]  # a setting is never rounded
+    assert cells["seconds"] == ["2.0", "-"]
     assert "x.png and" in out

@@ -1,7 +1,7 @@
 """Commands that say what a run is worth."""
 
 import os
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -93,15 +93,19 @@ def compare(
     """
     from twinblock.core.console import print_table
     from twinblock.core.console import show as in_words
-    from twinblock.evaluation.compare import OWN, compare
+    from twinblock.evaluation.compare import OWN, ROUNDED, compare
     from twinblock.evaluation.report import table
 
     folders = [word for word in runs if os.path.isdir(word) or "=" not in word]
     out = fields([word for word in runs if word not in folders], "out").get("out")
     shown = [table([row], row["test images"] or 0)[0] for row in compare(folders, out=out)]
     names = [row.pop("run") for row in shown]
+
+    def cell(name: str, value: Any) -> str:  # a setting is never rounded
+        return in_words(value if name in ROUNDED or value is None else str(value))
+
     lines = [
-        {"": name, **{run: in_words(row[name]) for run, row in zip(names, shown, strict=True)}} for name in shown[0]
+        {"": name, **{run: cell(name, row[name]) for run, row in zip(names, shown, strict=True)}} for name in shown[0]
     ]
     print_table("what differs, and what came of it", lines)
     picture = out or OWN

@@ -16,6 +16,7 @@ from twinblock.runs.environment import starts_of
 from twinblock.runs.run import Run
 
 OWN = "compare.png"
+ROUNDED = "effective rank", "seconds"  # columns that are printed with one decimal
 DRAWN = 12  # runs in the picture, which has a column for each
 log = logging.getLogger(__name__)
 
