@@ -127,6 +127,9 @@ class Train(Part):
     """What all random draws follow from."""
     precision: Literal["auto", "fp32", "bf16", "fp64"] = "auto"
     """Number type; `auto`: bf16 where the processor is fast at it, else fp32."""
+    micro_batch: Annotated[int, Field(ge=1)] | None = None
+    """Images of a batch that go through the network at a time, on each process; null: all. It takes less memory and a
+    third more time; the gradient is that of the whole batch, but a batch norm of the encoder sees each part alone."""
     checkpoint_every: Duration = Duration.parse("1epochs")
     """Time from one checkpoint to the next."""
     deterministic: bool = False
@@ -213,6 +216,8 @@ class Config(Part):
                 raise ValueError(f"data.batch=1 with {name}: one sample has no batch statistics")
         if self.learner is None:
             self._siamese()
+        elif self.train.micro_batch is not None:
+            raise ValueError("train.micro_batch: a learner of your own divides its batch itself; leave it out")
         for number in self.scope.per_block:
             try:
                 self.of_block(number)

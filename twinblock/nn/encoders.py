@@ -20,7 +20,7 @@ from twinblock.core.seeding import seeded
 from twinblock.nn.cuts import Blocks, Cuts, cut_network, prefix_of, probe_images
 from twinblock.nn.imagenet import MEAN, STD
 from twinblock.nn.norms import convert_norms
-from twinblock.nn.pooling import average
+from twinblock.nn.pooling import Average, average
 
 __all__ = ["MEAN", "STD", "Encoder", "build_encoder", "is_vit", "own_encoder"]
 
@@ -89,6 +89,10 @@ class Encoder(nn.Module):
                 maps.append(x)
         return maps
 
+    def __prepare_scriptable__(self) -> nn.Module:
+        """The same forward for torch.jit.script, which compiles no blocks that are put together in it."""
+        return nn.Sequential(*self.as_blocks(), Average(self.prefix)).train(self.training)
+
     @contextmanager
     def _own_mode(self) -> Iterator[None]:
         """An uncut network is the only module whose parts are the encoder's, but not itself: `train` passes it by."""
@@ -128,7 +132,13 @@ def build_encoder(
             _small_stem(model, kind, stride=2 if stem == "cifar_stride2" else 1)
         if norm != "batch":
             convert_norms(model, norm)
-    blocks = cut_network(model, (channels, size, size), cuts)
+    try:
+        blocks = cut_network(model, (channels, size, size), cuts)
+    except InputError:
+        raise
+    except Exception:  # whatever a network raises for images of a size or of channels that it does not take
+        check_network(model, (channels, size, size), f"encoder.kind={kind}")
+        raise
     notes = ()
     if blocks.uncut:
         check_network(model, (channels, size, size), f"encoder.kind={kind}")
@@ -214,26 +224,37 @@ def _create(kind: str, width: int | None, size: int, channels: int) -> nn.Module
     if width is not None:
         raise InputError(f"encoder.width is for resnet10, resnet18 and resnet34; leave it out for encoder.kind={kind}")
     if library == "torchvision":
-        return _of_channels(torchvision.models.get_model(name, weights=None), channels, kind)
-    if not is_vit(name):
-        return _of_timm(name, channels)
+        return _of_channels(_of_torchvision(name, size), channels, kind)
+    return _of_timm(name, size, channels)
+
+
+def _of_torchvision(name: str, size: int) -> nn.Module:
+    sized = {"image_size": size} if is_vit(f"torchvision/{name}") else {}
     try:
-        model: Any = timm.create_model(name, num_classes=0, img_size=size, in_chans=channels)
-        patch = model.patch_embed.patch_size[0]
+        return torchvision.models.get_model(name, weights=None, **sized)
+    except AssertionError as error:
+        raise InputError(
+            f"encoder.kind=torchvision/{name} cannot be built for {size} px ({first_line(error)}); set data.size"
+        ) from error
+
+
+def _of_timm(name: str, size: int, channels: int) -> nn.Module:
+    cfg = timm.get_pretrained_cfg(name, allow_unregistered=True)
+    of_one_size = cfg is not None and cfg.fixed_input_size and size != cfg.input_size[-1]
+    options: dict[str, int] = {"img_size": size} if is_vit(name) or of_one_size else {}
+    if channels != 3:
+        options["in_chans"] = channels
+    try:
+        model: Any = timm.create_model(name, num_classes=0, **options)
     except (RuntimeError, ValueError, TypeError, AssertionError, AttributeError) as error:
-        raise InputError(f"encoder.kind={kind} cannot be built for {size} px ({first_line(error)})") from error
-    if size % patch:
-        raise InputError(f"encoder.kind={kind} takes patches of {patch} px: set data.size to a multiple, not {size}")
+        if not options:
+            raise
+        raise InputError(
+            f"encoder.kind={name} cannot be built for {channels} x {size} x {size} ({first_line(error)})"
+        ) from error
+    if is_vit(name) and size % (patch := model.patch_embed.patch_size[0]):
+        raise InputError(f"encoder.kind={name} takes patches of {patch} px: set data.size to a multiple, not {size}")
     return model
-
-
-def _of_timm(name: str, channels: int) -> nn.Module:
-    if channels == 3:
-        return timm.create_model(name, num_classes=0)
-    try:
-        return timm.create_model(name, num_classes=0, in_chans=channels)
-    except (TypeError, RuntimeError, AssertionError) as error:
-        raise InputError(f"encoder.kind={name} takes no {channels} channels ({first_line(error)})") from error
 
 
 def _of_channels(model: nn.Module, channels: int, kind: str) -> nn.Module:
@@ -282,7 +303,9 @@ def _thin_stem(model: nn.Module, width: int, channels: int) -> None:
 
 
 def is_vit(kind: str) -> bool:
-    """Whether a name is that of one of timm's vision transformers, which have no stem to choose."""
+    """Whether a name is that of a vision transformer of timm or torchvision, which have no stem to choose."""
+    if kind.startswith("torchvision/"):
+        return kind.startswith("torchvision/vit_")
     return is_model_in_modules(kind.removeprefix("timm/"), ["vision_transformer", "deit"])
 
 

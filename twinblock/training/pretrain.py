@@ -22,6 +22,7 @@ from twinblock.data.objects import is_object
 from twinblock.data.training import chosen, training
 from twinblock.data.values import in_words
 from twinblock.methods.parts import describe
+from twinblock.nn.modes import has_batch_norm
 from twinblock.runs import checkpoint
 from twinblock.runs.environment import environment, recorded
 from twinblock.runs.run import STARTED, Run
@@ -113,6 +114,11 @@ def _train(run: Run, config: Config, fabric, reporter: Reporter) -> None:
     trainer = Trainer(config, images, fabric, run, reporter, seen)
     for note in trainer.encoder.notes:
         reporter.say(f"encoder: {note}")
+    few = config.train.micro_batch
+    if few is not None and few < trainer.loader.share and has_batch_norm(trainer.encoder):
+        reporter.say(
+            f"train.micro_batch: a batch norm of the encoder takes its statistics from {part} images at a time"
+        )
     if fabric.is_global_zero:
         run.write_config(config)
         run.write_skipped(images.skipped)
