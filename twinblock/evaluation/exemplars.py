@@ -1,6 +1,5 @@
 """Pruning-identified exemplars: the images whose features move most when the smallest weights are pruned."""
 
-import io
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -18,7 +17,7 @@ from twinblock.config.schema import Config
 from twinblock.core.device import best_device
 from twinblock.core.errors import InputError
 from twinblock.core.files import need_writable, replacing, write_table
-from twinblock.core.pictures import colours, literal, optional_picture
+from twinblock.core.pictures import as_png, colours, literal, optional_picture
 from twinblock.core.seeding import order
 from twinblock.core.settings import own_settings
 from twinblock.data import Images, columns_of, take
@@ -231,9 +230,7 @@ def _picture(images: Images, ranking: np.ndarray, title: str, value_range: tuple
         axes.imshow(_grid(flat.view(len(flat), -1, side, side)), interpolation="nearest")
         axes.set_title(f"the {shown} of {len(ranking):,} images that {words}", fontsize="medium", loc="left")
         axes.set_axis_off()
-    file = io.BytesIO()
-    drawing.savefig(file, format="png", dpi=100)
-    return file.getvalue()
+    return as_png(drawing)
 
 
 def _grid(images: Float[Tensor, "n c s s"]) -> np.ndarray:
