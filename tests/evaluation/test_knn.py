@@ -3,7 +3,6 @@ import pytest
 import torch
 
 from twinblock.core.errors import InputError
-from twinblock.core.memory import Alive
 from twinblock.evaluation import knn, knn_scores
 
 
@@ -92,13 +91,3 @@ def test_no_more_similarities_are_held_than_a_chunk_has(case, monkeypatch):
         knn_scores(*case, k=3)
         assert max(sizes) == rows and sum(sizes) == len(case[2])
         sizes.clear()
-
-
-def test_no_more_similarities_are_held_than_said(monkeypatch):
-    """4 bytes each, and for each query its neighbours; not all 2,000 x 500."""
-    monkeypatch.setattr(knn, "CHUNK", 20_000)
-    bank, queries = torch.randn(2000, 4), torch.randn(500, 4)
-    with Alive() as alive:
-        knn_scores(bank, torch.zeros(2000, dtype=torch.int64), queries, classes=2, k=5)
-    rows, scores = 4 * 4 * 2500, 8 * 2 * 500
-    assert 4 * 20_000 <= alive.peak <= 4 * 20_000 * 1.2 + 2 * rows + scores
