@@ -178,6 +178,13 @@ class Run:
                 f"out={self.path} holds {what} with another config ({'; '.join(changed)}); choose another out"
             )
 
+    def reopen(self) -> None:
+        """Take back that the run is finished: it goes on."""
+        try:
+            (self.path / "result.json").unlink(missing_ok=True)
+        except OSError as error:
+            raise InputError(f"cannot remove {self.path / 'result.json'} ({error.strerror})") from None
+
     def release(self) -> None:
         """Let other processes have the folder; take away one that was made for a run that did not begin."""
         if self._release is not None:

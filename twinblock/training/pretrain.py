@@ -11,6 +11,7 @@ from torch import nn
 
 from twinblock.assembly.resolve import resolve
 from twinblock.assembly.views import missing_operations
+from twinblock.config.compare import longer
 from twinblock.config.recipes import compose
 from twinblock.config.schema import Config
 from twinblock.core.console import Reporter
@@ -28,6 +29,8 @@ from twinblock.runs.environment import environment, recorded
 from twinblock.runs.run import STARTED, Run
 from twinblock.training.finish import finish, headline, last_line
 
+GOES_ON = "from here on learning rate and momentum of the target are those of the longer run"
+
 
 def pretrain(
     recipe: str | Path,
@@ -43,7 +46,8 @@ def pretrain(
     quiet: bool = False,
     **fields: Any,
 ) -> Run:
-    """Pretrain an encoder by a recipe, or go on with the run in `out`. Return the `Run`; a finished one is left alone.
+    """Pretrain an encoder by a recipe, or go on with the run in `out`. Return the `Run`; a finished one is left alone,
+    unless `train.length` is longer now.
 
     `recipe`: a name, or a YAML file. `data`: a folder or another source, the fields of `data`, or images themselves: a
     map-style `Dataset` of images or (image, label), an array or tensor, a list of paths, or `Images`.
@@ -105,7 +109,12 @@ def _train(run: Run, config: Config, fabric, reporter: Reporter) -> None:
     from twinblock.training.trainer import Trainer
 
     images = training(*chosen(config.data, held=run.objects.get("data")))
-    config = _as_begun(run.config, config) if run.begun else resolve(config, images, fabric.device, run.objects)
+    if run.begun:
+        before, config = run.config, _as_begun(run.config, config)
+        if longer(before, config):
+            reporter.say(f"train.length: {before.train.length} becomes {config.train.length}; {GOES_ON}")
+    else:
+        config = resolve(config, images, fabric.device, run.objects)
     seen = held_out(config.data, images)
     reporter.say(headline(config, images, fabric))
     for words in (in_words(images, config.data), missing_operations(config)):
@@ -120,6 +129,7 @@ def _train(run: Run, config: Config, fabric, reporter: Reporter) -> None:
             f"train.micro_batch: a batch norm of the encoder takes its statistics from {part} images at a time"
         )
     if fabric.is_global_zero:
+        run.reopen()  # first: a finished run of the longer config would be one that did not train
         run.write_config(config)
         run.write_skipped(images.skipped)
         if ":" in config.encoder.kind and not (run.path / STARTED).exists():
@@ -140,7 +150,7 @@ def out_of_memory(error: RuntimeError | MemoryError) -> bool:
 
 def _as_begun(saved: Config, config: Config) -> Config:
     """The config of a run that goes on: what was left to data and machine stays as it was then."""
-    settings = {"on_collapse": config.train.on_collapse, "loggers": config.train.loggers}
+    settings = {name: getattr(config.train, name) for name in ("on_collapse", "loggers", "length")}
     train = saved.train.model_copy(update=settings)
     return saved.model_copy(update={"out": config.out, "train": train})
 
@@ -149,6 +159,8 @@ def _already_finished(run: Run, config: Config, reporter: Reporter) -> bool:
     if not run.begun or not run.finished:
         return False
     run.agree(config)
+    if longer(run.config, config):
+        return False
     reporter.say(f"run: {run.path} is finished; nothing to do")
     reporter.say(last_line(run.result or {}))
     return True
