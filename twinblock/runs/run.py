@@ -26,7 +26,7 @@ from twinblock.nn.shallow import encoder_of_block
 from twinblock.runs import checkpoint
 
 BESIDE = "agreement", "untrained"  # what a row of metrics holds of each Learner beside `diagnosis`
-STARTED = "started.safetensors"  # the weights that an encoder of the caller's own began with
+STARTED = "started.safetensors"  # the weights that were given and training began with
 log = logging.getLogger(__name__)
 
 
@@ -131,11 +131,28 @@ class Run:
 
     @own_settings()
     def untrained_encoder(self) -> Encoder:
-        """The encoder that the training began with."""
-        encoder, file = encoder_of(self.config, self.objects), self.path / STARTED
+        """The encoder with the weights drawn for it; one of the caller's own with those that training began with."""
+        encoder = encoder_of(self.config, self.objects)
+        if self.config.encoder.weights is None:
+            self.fill_started(encoder)
+        return encoder.eval()
+
+    @own_settings()
+    def starting_encoder(self) -> Encoder | None:
+        """The encoder with the weights of `encoder.weights`, as training began with them; None of a run without."""
+        if self.config.encoder.weights is None:
+            return None
+        encoder = encoder_of(self.config, self.objects)
+        if not self.fill_started(encoder):
+            raise InputError(f"{self.path} lacks {STARTED}, the weights that it began with; put it back")
+        return encoder.eval()
+
+    def fill_started(self, encoder: Encoder) -> bool:
+        """Give an encoder the weights that were given to this run, if it has kept some."""
+        file = self.path / STARTED
         if file.is_file():
             checkpoint.fill(encoder, checkpoint.read(file)[0], file)
-        return encoder.eval()
+        return file.is_file()
 
     # writing: only the first process of a run does
 

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from twinblock.assembly.resolve import resolve
 from twinblock.assembly.views import missing_operations
 from twinblock.config.recipes import compose
 from twinblock.config.schema import Config
@@ -25,6 +24,7 @@ from twinblock.methods.parts import describe
 from twinblock.runs import checkpoint
 from twinblock.runs.environment import environment, recorded
 from twinblock.runs.run import STARTED, Run
+from twinblock.runs.starting import beginning, going_on
 from twinblock.training.finish import finish, headline, last_line
 
 
@@ -104,19 +104,23 @@ def _train(run: Run, config: Config, fabric, reporter: Reporter) -> None:
     from twinblock.training.trainer import Trainer
 
     images = training(*chosen(config.data, held=run.objects.get("data")))
-    config = _as_begun(run.config, config) if run.begun else resolve(config, images, fabric.device, run.objects)
+    if run.begun:
+        config = _as_begun(run.config, config)
+        start = going_on(run, config)
+    else:
+        config, start = beginning(config, images, fabric.device, run.objects)
     seen = held_out(config.data, images)
     reporter.say(headline(config, images, fabric))
     for words in (in_words(images, config.data), missing_operations(config)):
         if words is not None:
             reporter.say(f"images: {words}")
-    trainer = Trainer(config, images, fabric, run, reporter, seen)
+    trainer = Trainer(config, images, fabric, run, reporter, seen, start)
     for note in trainer.encoder.notes:
         reporter.say(f"encoder: {note}")
     if fabric.is_global_zero:
         run.write_config(config)
         run.write_skipped(images.skipped)
-        if ":" in config.encoder.kind and not (run.path / STARTED).exists():
+        if (start or ":" in config.encoder.kind) and not (run.path / STARTED).exists():
             checkpoint.write(run.path / STARTED, trainer.encoder.state_dict(), trainer.metadata())
     trainer.resume()
     facts = environment(fabric.device, fabric.world_size)
