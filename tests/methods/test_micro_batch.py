@@ -7,6 +7,7 @@ import tiny
 import torch
 from torch import Tensor, nn
 
+import twinblock
 from twinblock.config.recipes import compose
 from twinblock.core.errors import InputError
 from twinblock.core.memory import Alive
@@ -132,3 +133,12 @@ def test_a_whole_run_equals_that_of_whole_batches(scope, tmp_path):
 def test_a_learner_of_ones_own_divides_its_batch_itself():
     with pytest.raises(InputError, match=r"train\.micro_batch: a learner of your own"):
         compose("simclr", {"learner": {"kind": "torch.nn:ReLU"}}, ["train.micro_batch=4"])
+
+
+def test_that_a_batch_norm_sees_less_is_said(tmp_path, capsys):
+    small = ["encoder.kind=resnet10", "encoder.width=8", "data.batch=16", "train.length=1steps", "projector.dims=[8]"]
+    for norm, said in (("batch", True), ("none", False)):
+        overrides = [*small, f"encoder.norm={norm}", "train.micro_batch=4"]
+        twinblock.pretrain("simclr", data=tiny.images(), out=tmp_path / norm, overrides=overrides)
+        text = " ".join(capsys.readouterr().err.split())
+        assert ("a batch norm of the encoder takes its statistics from 4 images at a time" in text) == said

@@ -31,7 +31,7 @@ def resolve(config: Config, images: Images, device: torch.device, objects: Objec
     elif kind == "auto":
         kind = "resnet18" if size <= NATIVE_SIDE else "resnet50"
     if stem == "auto":
-        small = size <= SMALL_STEM_SIDE and ":" not in kind and not is_vit(kind)
+        small = size <= SMALL_STEM_SIDE and ":" not in kind and not is_vit(kind) and e.weights is None
         stem = "cifar" if small else "standard"
     crop, flip = DIGIT_VIEW if config.data.source == "photodigits" else PHOTO_VIEW
     views = tuple(

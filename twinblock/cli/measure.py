@@ -28,7 +28,7 @@ def evaluate(
         bool, typer.Option("--pooling", help="Measure every block through the pooling of its training.")
     ] = False,
     no_baselines: Annotated[
-        bool, typer.Option("--no-baselines", help="Leave out raw pixels and the untrained encoder.")
+        bool, typer.Option("--no-baselines", help="Leave out raw pixels, the untrained encoder and the start.")
     ] = False,
     beside: Annotated[list[str] | None, typer.Option(help="Another run to draw in the figure; repeatable.")] = None,
     shots: Annotated[list[int] | None, typer.Option(help="Also a probe of N images a class; repeatable.")] = None,
@@ -36,8 +36,9 @@ def evaluate(
 ):
     """Measure a run's encoder by kNN and linear probe.
 
-    The table also has raw pixels and the untrained encoder. A run trained in blocks is measured block by block, and
-    drawn in depth.png. A run on classes of unequal size is measured by class and group, and drawn in classes.png.
+    The table also has raw pixels, the untrained encoder and the starting weights, if any. A run trained in blocks is
+    measured block by block, and drawn in depth.png. A run on classes of unequal size is measured by class and group,
+    and drawn in classes.png.
     """
     from twinblock.core.console import Reporter, print_table
     from twinblock.evaluation import report

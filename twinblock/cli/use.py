@@ -17,8 +17,9 @@ def embed(
     overrides: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[data=...] [data.size=N] [split=test] [block=K] [out=FILE]",
-            help="Other images; their size; the features of block K; the file, whose ending chooses the format.",
+            metavar="[data=...] [data.size=N] [split=test] [block=K] [step=N] [out=FILE]",
+            help="Other images; their size; the features of block K, or of the encoder that was kept after step N; the "
+            "file, whose ending chooses the format.",
         ),
     ] = None,
 ):
@@ -29,7 +30,7 @@ def embed(
     """
     from twinblock.evaluation.embedding import OWN, embed
 
-    given = fields(overrides, "data", "split", "block", "out")
+    given = fields(overrides, "data", "split", "block", "step", "out")
     out = given.pop("out", None) or os.path.join(run, f"{OWN}.npz")
     count, width = embed(run, out=out, **given).features.shape
     typer.echo(f"{out}: {width} features of each of {count:,} images")

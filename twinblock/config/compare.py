@@ -9,16 +9,21 @@ from twinblock.config.schema import Config
 from twinblock.core.files import same_places
 
 RESOLVED = re.compile(
-    r"data\.(size|channels|range|mean|std)|encoder\.(kind|stem|width)|views\.\d\.(crop|flip)|train\.precision"
+    r"data\.(size|channels|range|mean|std)|encoder\.(kind|stem|width|weights|weights_sha256)|views\.\d\.(crop|flip)|train\.precision"
 )
 OPEN_BY_WORD = ("data.range", "data.mean", "data.std")  # a word says how a number is found
-OPEN_BY_NULL = ("data.size", "encoder.width")  # of those, what null leaves to data and machine; the others: auto
+OPEN_BY_NULL = (
+    "data.size",
+    "encoder.width",
+    "encoder.weights_sha256",
+)  # of those, what null leaves to data and machine; the others: auto
 NOT_OF_TRAINING = (
     "out",
     "train.on_collapse",
     "train.loggers",
+    "train.keep",
 )  # fields that a run may be resumed with another value of
-PATHS = ("data.source", "data.root", "data.indices", "data.labels")
+PATHS = ("data.source", "data.root", "data.indices", "data.labels", "encoder.weights")
 
 
 def differences(saved: Config, wanted: Config) -> list[str]:
@@ -73,6 +78,8 @@ def _open(name: str, fields: dict[str, Any]) -> bool:
     """Whether a field is left to data and machine: a null crop is a choice, and so is the width of a named encoder."""
     if name == "encoder.width" and fields.get("encoder.kind") != "auto":
         return False
+    if name == "encoder.weights":
+        return fields.get(name) == "pretrained"  # which ones that were is kept
     if name in OPEN_BY_WORD:
         return isinstance(fields.get(name), str)
     return name in fields and fields[name] == (None if name in OPEN_BY_NULL else "auto")

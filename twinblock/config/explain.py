@@ -33,8 +33,8 @@ ELSEWHERE = {
     "amp": "train.precision",
 }
 OTHER_WEIGHTS = (
-    "a named encoder starts from random weights; to start from others, give the module that holds them, "
-    "twinblock.pretrain(..., encoder=module), or encoder=package.module:function, which makes it"
+    "encoder.weights is pretrained, timm:TAG, a .safetensors or .pth file, or the folder of a run; a module of your "
+    "own starts from the weights it has"
 )
 PROCESSES = "every GPU has a process of its own: torchrun --nproc-per-node N -m twinblock pretrain ..."
 READING = "images are packed once and read from there: no worker processes are needed"

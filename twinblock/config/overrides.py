@@ -9,7 +9,15 @@ import yaml
 
 from twinblock.core.errors import InputError, one_line
 
-PLAIN_TEXT = ("out", "data", "data.source", "data.root", "data.indices", "data.labels")  # paths are not YAML
+PLAIN_TEXT = (
+    "out",
+    "data",
+    "data.source",
+    "data.root",
+    "data.indices",
+    "data.labels",
+    "encoder.weights",
+)  # paths are not YAML
 # the field of a part that a word in its place stands for: scope=blockwise, data=photos/
 CHOICE = dict.fromkeys(("encoder", "learner", "target", "objective", "scope", "optim"), "kind") | {"data": "source"}
 KINDS = ("learner", "target", "objective", "scope")  # parts whose fields depend on their kind

@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
 from pydantic import AfterValidator, Field, ValidationError, model_validator
 
-from twinblock.config.data import Data
-from twinblock.config.explain import OTHER_WEIGHTS, explain
+from twinblock.config.data import Data, Name
+from twinblock.config.explain import explain
 from twinblock.config.overrides import NO_MAPPING, merge
 from twinblock.config.scopes import Blockwise, EndToEnd, Overlapping
 from twinblock.core.durations import Duration
@@ -28,8 +28,19 @@ def _norm(text: str) -> str:
 
 def _without_weights(kind: str) -> str:
     if kind.startswith(WITH_WEIGHTS) or ("." in kind and ":" not in kind):  # as timm's resnet18.a1_in1k
-        raise ValueError(f"a network's name with weights: {OTHER_WEIGHTS}")
+        name, _, tag = kind.rpartition("/")[2].rpartition(":")[2].partition(".")
+        raise ValueError(f"a network's name with weights: write encoder={name} encoder.weights=timm:{tag or 'TAG'}")
     return kind
+
+
+def _weights(text: str) -> str:
+    if text == "timm:":
+        raise ValueError("timm: and then a tag, as timm:a1_in1k; pretrained is timm's own choice")
+    return text
+
+
+def _one_or_more(given: Any) -> Any:
+    return (given,) if isinstance(given, str) else given
 
 
 Norm = Annotated[str, AfterValidator(_norm)]  # batch, sync, layer, group, none; group8, group+ws and so on
@@ -56,6 +67,11 @@ class EncoderSpec(Part):
     """Norm of its layers: `batch`, `sync`, `layer`, `group`, `group8`, `none`; `+ws` standardises the weights."""
     width: Annotated[int, Field(ge=8, le=4096, multiple_of=8)] | None = None
     """Channels of a ResNet's first stage; null: as published."""
+    weights: Annotated[Name, AfterValidator(_weights)] | None = None
+    """What training starts from: `pretrained`, the library's own weights; `timm:TAG`, others of timm; a .safetensors,
+    .pth or .pt file; the folder of a run; null: weights drawn from the seed."""
+    weights_sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = None
+    """The SHA-256 that the file of these weights must have; null: any. The run keeps the one it was."""
 
 
 class Predictor(Part):
@@ -132,6 +148,8 @@ class Train(Part):
     third more time; the gradient is that of the whole batch, but a batch norm of the encoder sees each part alone."""
     checkpoint_every: Duration = Duration.parse("1epochs")
     """Time from one checkpoint to the next."""
+    keep: Duration | None = None
+    """Time from one encoder that is kept to the next, in steps or epochs; null: the last one alone is kept."""
     deterministic: bool = False
     """Bit-exact on a GPU too, at some cost; a CPU is so anyway."""
     compile: bool = False
@@ -145,6 +163,8 @@ class Train(Part):
     def _some_time(self):
         if not self.checkpoint_every.amount:
             raise ValueError("checkpoint_every is the time from one to the next; 100% is the end alone")
+        if self.keep is not None and not self.keep.amount:
+            raise ValueError("keep is the time from one encoder to the next; null keeps the last one alone")
         return self
 
 

@@ -14,6 +14,10 @@ GENERAL = {
     "diverging": "lower the learning rate tenfold or lengthen the warm-up",
 }
 LONGER = "train for longer (train.length)"
+GENTLER = (
+    "use the starting weights as they are, or change them less: a lower optim.lr, optim.layer_decay=0.7, "
+    "encoder.freeze of the first modules"
+)
 OF_HEADLINES = {  # of healthy runs, where one has something to mend
     "too early to tell": f"{LONGER}: at least some hundred steps",
     "too close to tell": "train for longer (train.length), or measure on more test images (twinblock evaluate)",
@@ -22,6 +26,8 @@ OF_HEADLINES = {  # of healthy runs, where one has something to mend
     "no better than untrained": LONGER,
     "no better than raw pixels": LONGER,
     "worse than untrained": LONGER,
+    "no better than the starting weights": GENTLER,
+    "worse than the starting weights": GENTLER,
 }
 
 # beyond these, for 256 images a step, no published recipe that we know goes

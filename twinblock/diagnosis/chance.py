@@ -14,6 +14,7 @@ SURE_OF_LABELS = 3.0  # more, as the best of four accuracies is compared with ch
 SMALL = 0.01  # part of what a loss can fall by that is no fall
 PIXELS, UNTRAINED = "raw pixels", "untrained encoder"
 CALIBRATED = "untrained encoder whose batch norms have seen images"
+STARTING, ADAPTED = "starting weights", "starting weights whose batch norms have seen images"
 AT_CHANCE = "no features tell the classes apart better than chance, so they say nothing of the encoder"
 CLASSES_ARE = "classes are"
 
@@ -45,7 +46,7 @@ class Accuracy:
                 difference = 100 * (right["encoder"].astype(float) - others)
                 error = float(difference.std(ddof=1)) / n**0.5 if n > 1 else 100.0
                 gains[name] = float(difference.mean()), error
-        top1 = {name: 100 * float(values.mean()) for name, values in right.items() if name != CALIBRATED}
+        top1 = {name: 100 * float(values.mean()) for name, values in right.items() if name not in (CALIBRATED, ADAPTED)}
         chance = 100 * float(np.unique(labels, return_counts=True)[1].max()) / n
         return cls(top1, gains, train, n, chance, classes_from)
 
@@ -57,16 +58,20 @@ class Accuracy:
 
 
 def by_accuracy(headline: str, evidence: str, accuracy: Accuracy, config: Config | None) -> dict[str, str]:
-    """Headline and evidence of a finished run with the accuracy of its encoder beside what its views show."""
+    """Headline and evidence of a finished run with the accuracy of its encoder beside what its views show.
+
+    It has to be clearly better than the untrained encoder, and than the weights that it started from.
+    """
     folders = (accuracy.classes_from or "").replace("top folder", "the top folders", 1)
     resting = f"; {CLASSES_ARE} {folders}" if _of_folders(accuracy) else ""
     if not accuracy.tells and not (config is not None and config.labelled):
         return {"headline": headline, "evidence": f"{evidence}; {AT_CHANCE}{resting}"}
     found = LEARNED
     for name, (gain, error) in accuracy.gains.items():
-        if name in (UNTRAINED, CALIBRATED) and gain <= SURE * error:
-            found = "no better than untrained" if gain <= 0 else "too close to tell"
-            found = "worse than untrained" if gain < -SURE * error else found
+        if name != PIXELS and gain <= SURE * error:
+            than = "the starting weights" if name in (STARTING, ADAPTED) else "untrained"
+            found = f"no better than {than}" if gain <= 0 else "too close to tell"
+            found = f"worse than {than}" if gain < -SURE * error else found
             evidence = f"{evidence}; {_cannot_tell(name, gain, error, accuracy)}"
             break
     else:

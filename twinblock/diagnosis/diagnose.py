@@ -26,7 +26,8 @@ from twinblock.diagnosis.measures import indicators, lidar
 from twinblock.diagnosis.monitor import Monitor, held_out
 from twinblock.diagnosis.verdict import Verdict, judge, verdict, worst
 from twinblock.runs import checkpoint
-from twinblock.runs.run import BESIDE, Run
+from twinblock.runs.metrics import BESIDE
+from twinblock.runs.run import Run
 from twinblock.runs.state import restored
 
 LIDAR = 100, 10  # images and views of each, as in Thilak et al. 2024, section 5

@@ -10,7 +10,7 @@ import numpy as np
 from twinblock.config.schema import Config
 from twinblock.diagnosis.advice import advice
 from twinblock.diagnosis.chance import LEARNED, Accuracy, by_accuracy, loss_at_chance
-from twinblock.runs.run import history_of
+from twinblock.runs.metrics import history_of
 
 ALIKE = 0.99  # mean cosine, within and between images, above which embeddings point one way
 FALLEN = 0.5  # part of the first spread: untrained networks may start alike too, but only a collapse goes on
@@ -26,6 +26,7 @@ FEW = 3.0, 0.02  # directions, and share of the possible ones, below which featu
 SURE = 2.0  # standard errors
 MORE = 0.02  # agreement of views beyond the untrained network's, at least, on the scale from 0 to 1
 FEWER = 1 / 3  # part of the untrained network's directions: a rate far too high leaves some, in which views do agree
+BEGUN = "untrained", "with the starting weights"  # how a run began, without `encoder.weights` and with
 EARLY = 50  # steps; what a few steps do says nothing
 
 
@@ -85,7 +86,8 @@ def verdict(
     Where `accuracy` says anything of a finished run, it decides instead.
     The advice names what in `config` is the likely cause.
     """
-    judged = _judge(history, finished, loss_at_chance(losses, config))
+    started = config is not None and config.encoder.weights is not None
+    judged = _judge(history, finished, loss_at_chance(losses, config), BEGUN[started])
     if judged.state == STATES[0] and accuracy is not None and judged.headline != "too early to tell":
         judged = replace(judged, **by_accuracy(judged.headline, judged.evidence, accuracy, config))
     return replace(judged, advice=advice(judged.state, config, judged.headline if finished else ""))
@@ -100,7 +102,7 @@ def worst(verdicts: Sequence[Verdict]) -> Verdict:
     return replace(least, evidence=f"Learner {i + 1} of {len(verdicts)}: {least.evidence}")
 
 
-def _judge(history: Sequence[Mapping[str, Any]], finished: bool, at_chance: str = "") -> Verdict:
+def _judge(history: Sequence[Mapping[str, Any]], finished: bool, at_chance: str, begun: str) -> Verdict:
     history = [{"projector": row, **row} if "std" in row else row for row in history]  # indicators alone
     measurements = [row for row in history if "projector" in row or "encoder" in row]
     losses = [row["loss"] for row in history if "loss" in row]
@@ -149,7 +151,7 @@ def _judge(history: Sequence[Mapping[str, Any]], finished: bool, at_chance: str 
         return _verdict("dimensional collapse", f"{directions}, {h[0]['centred_rank']:.1f} at first")
     if len(measurements) == 1:
         return _verdict("healthy", f"{cosines}, {directions}", "not collapsed")
-    agreement, doubts = _doubts(measurements, h)
+    agreement, doubts = _doubts(measurements, h, begun)
     doubts += [at_chance] if at_chance else []
     evidence = "; ".join([f"{cosines}, {directions}, {agreement}", *doubts])
     headline = "not collapsed" if doubts or was_collapsed else LEARNED if finished else "learning"
@@ -162,8 +164,10 @@ def _judge(history: Sequence[Mapping[str, Any]], finished: bool, at_chance: str 
     return _verdict("healthy", evidence, headline)
 
 
-def _doubts(measurements: Sequence[Mapping[str, Any]], h: Sequence[Mapping[str, float]]) -> tuple[str, list[str]]:
-    """How much views agree, in words, and what speaks against having learned."""
+def _doubts(
+    measurements: Sequence[Mapping[str, Any]], h: Sequence[Mapping[str, float]], begun: str
+) -> tuple[str, list[str]]:
+    """How much views agree, in words, and what speaks against having learned. `begun`: how the run began."""
     untrained = measurements[0].get("untrained") or {}
     now = _agreement(measurements[-1], h[-1])
     # both without and with statistics of batch norms: training has to be better than either
@@ -175,8 +179,8 @@ def _doubts(measurements: Sequence[Mapping[str, Any]], h: Sequence[Mapping[str, 
         doubts.append("that is not clearly more")
     rank = untrained.get("centred_rank", h[0]["centred_rank"])
     if h[-1]["centred_rank"] < FEWER * rank:
-        doubts.append(f"{rank:.1f} directions untrained, far more than now")
-    return f"views agree to {_show(*now)} after {_show(*before)} untrained", doubts
+        doubts.append(f"{rank:.1f} directions {begun}, far more than now")
+    return f"views agree to {_show(*now)} after {_show(*before)} {begun}", doubts
 
 
 def _show(value: float, error: float) -> str:

@@ -18,7 +18,7 @@ from twinblock.runs import checkpoint
 from twinblock.runs.run import Run
 from twinblock.runs.state import restored
 
-PIXELS, UNTRAINED = BASELINES = "raw pixels", "untrained encoder"
+PIXELS, UNTRAINED, STARTING = BASELINES = "raw pixels", "untrained encoder", "starting weights"
 BLOCK = "block "  # then its number, from 1 on: what a row of the evaluation calls it
 RANKED = 2_000  # images that the effective rank is measured on at most
 DRAWN = ("linear %", "kNN %", "rank %")
@@ -85,7 +85,7 @@ def _drawing(
     drawing = Figure(figsize=(4 * len(DRAWN) + 2.5, 4), layout="constrained")
     panels = drawing.subplots(1, len(DRAWN))
     for axes, column in zip(panels, DRAWN, strict=True):
-        for (name, row), style in zip(baselines.items(), (":", "--"), strict=False):
+        for (name, row), style in zip(baselines.items(), (":", "--", "-."), strict=False):
             if row.get(column) is not None:
                 axes.axhline(row[column], color="0.45", linestyle=style, label=literal(name))
         for name, runs in arms.items():

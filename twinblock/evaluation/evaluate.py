@@ -1,4 +1,4 @@
-"""Measuring a run: kNN and linear probe of its frozen encoder, beside raw pixels and the untrained encoder."""
+"""Measuring a run: kNN and linear probe of its frozen encoder, beside raw pixels and what it began with."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -29,6 +29,7 @@ from twinblock.evaluation import at_size, knn_scores, linear_probe, record
 from twinblock.evaluation.depth import (
     BLOCK,
     PIXELS,
+    STARTING,
     UNTRAINED,
     EveryBlock,
     draw_beside,
@@ -108,12 +109,13 @@ def evaluate(
     shots: Sequence[int] = (),
     quiet: bool = False,
 ) -> list[dict[str, Any]]:
-    """Measure weighted kNN and a linear probe, top-1 in percent, of a run's encoder and of two baselines.
+    """Measure weighted kNN and a linear probe, top-1 in percent, of a run's encoder and of its baselines.
 
-    Both are fitted to all training images of the source, even if the run trained on a part. `data`: other labelled
-    data, or images with labels, as `pretrain` takes them. `encoder`: the module that the run was made with. `shots`:
-    images of each class for a few-shot probe. `published`: also SDCLR's SGD probes and a few-shot probe. `blocks`: also
-    every block, with its effective rank in % of its width, drawn in `depth.png` (None: if the run trained in blocks);
+    These are raw pixels, the untrained encoder and, of a run with `encoder.weights`, the starting weights. Probes are
+    fitted to all training images of the source, even if the run trained on a part. `data`: other labelled data, or
+    images with labels, as `pretrain` takes them. `encoder`: the module that the run was made with. `shots`: images of
+    each class for a few-shot probe. `published`: also SDCLR's SGD probes and a few-shot probe. `blocks`: also every
+    block, with its effective rank in % of its width, drawn in `depth.png` (None: if the run trained in blocks);
     `pooling`: through the pooling of its training. `beside`: evaluated runs to draw in the same figure. If this run or
     the first one `beside` it trained on classes of unequal size, there is a few-shot probe too (without `shots`, of 1 %
     of the smallest class) and accuracy by class and by group, drawn in `classes.png`.
@@ -139,12 +141,11 @@ def evaluate(
     every = EveryBlock(trained, trained_pooling(run) if pooling else None) if blocks else trained
     networks: dict[str, nn.Module | None] = {ENCODER: every}
     if baselines:
-        networks |= {PIXELS: None, UNTRAINED: run.untrained_encoder()}
+        networks |= {PIXELS: None, UNTRAINED: run.untrained_encoder(), **_starting(run)}
     measured = _measure(networks, protocol, record.measured(run, source.source_name), quiet)
     report = _report(protocol, source, list(measured.values()))
     try:
-        by_digest = {protocol.digest(networks[name]): measured[name] for name in measured}
-        record.write(run, source.source_name, report, by_digest)
+        record.write(run, source.source_name, report, {protocol.digest(networks[n]): measured[n] for n in measured})
     except InputError as error:  # a colleague's run, which may only be read
         log.warning(f"{error}; what was measured is given here and kept nowhere")
         return report["rows"]
@@ -155,6 +156,11 @@ def evaluate(
         with optional_picture(run.path / "depth.png"):
             draw_beside(run, others, source.source_name)
     return report["rows"]
+
+
+def _starting(run: Run) -> dict[str, nn.Module | None]:
+    start = run.starting_encoder()
+    return {} if start is None else {STARTING: start}
 
 
 def _measure(

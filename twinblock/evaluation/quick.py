@@ -10,9 +10,9 @@ from twinblock.core.console import progress
 from twinblock.core.seeding import order
 from twinblock.data import Images, take
 from twinblock.data.training import chosen, whole
-from twinblock.diagnosis.chance import CALIBRATED, Accuracy
+from twinblock.diagnosis.chance import ADAPTED, CALIBRATED, Accuracy
 from twinblock.evaluation import knn_scores
-from twinblock.evaluation.depth import PIXELS, UNTRAINED
+from twinblock.evaluation.depth import PIXELS, STARTING, UNTRAINED
 from twinblock.evaluation.extractor import FeatureExtractor
 from twinblock.evaluation.labelled import LabelledSets, labelled
 from twinblock.evaluation.report import ENCODER
@@ -27,8 +27,8 @@ def quick_knn(
 ) -> Accuracy | None:
     """kNN accuracy of the encoder and the baselines, on a part of the source; None without labels.
 
-    One more baseline is the untrained encoder whose batch norms have seen training images: their statistics move
-    without any learning.
+    One more baseline is the encoder that it began with, once its batch norms have seen training images: their
+    statistics move without any learning.
     """
     if train.labels is None:
         return None
@@ -38,14 +38,14 @@ def quick_knn(
     train, test = labelled(source, config.train.seed, train if source == config.data else images)
     train, test = _part(train, QUICK_BANK, config.train.seed), _part(test, QUICK_QUERIES, config.train.seed)
     sets = LabelledSets.of(train, test)
-    untrained = run.untrained_encoder()
-    networks = {ENCODER: encoder, PIXELS: None, UNTRAINED: untrained}
+    untrained, start = run.untrained_encoder(), run.starting_encoder()
+    networks = {ENCODER: encoder, PIXELS: None, UNTRAINED: untrained, **({} if start is None else {STARTING: start})}
     with progress("measuring kNN of images", len(sets), quiet) as advance:
         extractor = FeatureExtractor(config, sets.images, device, _every(len(networks), advance))
         measured = {
             name: extractor.features(m) if m is not None else extractor.pixels() for name, m in networks.items()
         }
-        measured[CALIBRATED] = extractor.calibrated(untrained)
+        measured[CALIBRATED if start is None else ADAPTED] = extractor.calibrated(start or untrained)
     right = {}
     for name, (bank, queries) in measured.items():
         scores = knn_scores(bank, torch.from_numpy(sets.train_labels), queries, len(sets.classes))

@@ -241,7 +241,7 @@ def _of_torchvision(name: str, size: int) -> nn.Module:
 def _of_timm(name: str, size: int, channels: int) -> nn.Module:
     cfg = timm.get_pretrained_cfg(name, allow_unregistered=True)
     of_one_size = cfg is not None and cfg.fixed_input_size and size != cfg.input_size[-1]
-    options: dict[str, int] = {"img_size": size} if is_vit(name) or of_one_size else {}
+    options: dict[str, Any] = {"img_size": size} if is_vit(name) or of_one_size else {}
     if channels != 3:
         options["in_chans"] = channels
     try:

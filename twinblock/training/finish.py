@@ -113,7 +113,9 @@ def _accuracy(result: Mapping[str, Any]) -> str:
     accuracy = f"kNN {knn['encoder']:.1f} % ({others})"
     if measured is None:  # a run of an earlier version
         return accuracy
-    gain, error = measured["gains"]["untrained encoder"]
+    start = "starting weights" if "starting weights" in knn else "untrained encoder"
+    gain, error = measured["gains"][start]
     where = "above" if gain >= 0 else "below"
+    than = "the starting weights" if start == "starting weights" else "untrained"
     sizes = f"{measured['test']:,} test images, {measured['train']:,} to compare with"
-    return f"{accuracy}, {abs(gain):.1f} ± {error:.1f} points {where} untrained on {sizes}"
+    return f"{accuracy}, {abs(gain):.1f} ± {error:.1f} points {where} {than} on {sizes}"

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from twinblock.assembly.resolve import resolve
 from twinblock.assembly.views import missing_operations
 from twinblock.config.compare import longer
 from twinblock.config.recipes import compose
@@ -27,6 +26,7 @@ from twinblock.nn.modes import has_batch_norm
 from twinblock.runs import checkpoint
 from twinblock.runs.environment import environment, recorded
 from twinblock.runs.run import STARTED, Run
+from twinblock.runs.starting import beginning, going_on
 from twinblock.training.finish import finish, headline, last_line
 
 GOES_ON = "from here on learning rate and momentum of the target are those of the longer run"
@@ -113,26 +113,25 @@ def _train(run: Run, config: Config, fabric, reporter: Reporter) -> None:
         before, config = run.config, _as_begun(run.config, config)
         if longer(before, config):
             reporter.say(f"train.length: {before.train.length} becomes {config.train.length}; {GOES_ON}")
+        start = going_on(run, config)
     else:
-        config = resolve(config, images, fabric.device, run.objects)
+        config, start = beginning(config, images, fabric.device, run.objects)
     seen = held_out(config.data, images)
     reporter.say(headline(config, images, fabric))
     for words in (in_words(images, config.data), missing_operations(config)):
         if words is not None:
             reporter.say(f"images: {words}")
-    trainer = Trainer(config, images, fabric, run, reporter, seen)
+    trainer = Trainer(config, images, fabric, run, reporter, seen, start)
     for note in trainer.encoder.notes:
         reporter.say(f"encoder: {note}")
     few = config.train.micro_batch
     if few is not None and few < trainer.loader.share and has_batch_norm(trainer.encoder):
-        reporter.say(
-            f"train.micro_batch: a batch norm of the encoder takes its statistics from {part} images at a time"
-        )
+        reporter.say(f"train.micro_batch: a batch norm of the encoder takes its statistics from {few} images at a time")
     if fabric.is_global_zero:
         run.reopen()  # first: a finished run of the longer config would be one that did not train
         run.write_config(config)
         run.write_skipped(images.skipped)
-        if ":" in config.encoder.kind and not (run.path / STARTED).exists():
+        if (start or ":" in config.encoder.kind) and not (run.path / STARTED).exists():
             checkpoint.write(run.path / STARTED, trainer.encoder.state_dict(), trainer.metadata())
     trainer.resume()
     facts = environment(fabric.device, fabric.world_size)
@@ -150,7 +149,7 @@ def out_of_memory(error: RuntimeError | MemoryError) -> bool:
 
 def _as_begun(saved: Config, config: Config) -> Config:
     """The config of a run that goes on: what was left to data and machine stays as it was then."""
-    settings = {name: getattr(config.train, name) for name in ("on_collapse", "loggers", "length")}
+    settings = {name: getattr(config.train, name) for name in ("on_collapse", "loggers", "keep", "length")}
     train = saved.train.model_copy(update=settings)
     return saved.model_copy(update={"out": config.out, "train": train})
 

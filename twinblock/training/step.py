@@ -15,6 +15,7 @@ from twinblock.core.distributed import share_buffers
 from twinblock.methods.learner import Batch, Signal, parts_of
 from twinblock.nn.encoders import Encoder
 from twinblock.optim import make_optimizer, parameter_groups, set_lr, warmup_cosine
+from twinblock.runs.starting import Start
 from twinblock.training.compiled import compile_blocks
 from twinblock.training.loader import Samples
 
@@ -22,16 +23,27 @@ from twinblock.training.loader import Samples
 class TrainStep:
     """Encoder, Learners and optimizers of a run; called with a step's number and samples, it trains them once.
 
-    `classes`: of the labels, where there are any. `epoch_steps`: steps in an epoch. `steps`: in the whole run.
+    `classes`: of the labels, where there are any. `epoch_steps`: steps in an epoch. `steps`: in the whole run. `start`:
+    gives the encoder the weights of `encoder.weights`.
     """
 
     def __init__(
-        self, config: Config, fabric: Fabric, classes: int | None, epoch_steps: int, steps: int, objects: Objects
+        self,
+        config: Config,
+        fabric: Fabric,
+        classes: int | None,
+        epoch_steps: int,
+        steps: int,
+        objects: Objects,
+        start: Start | None = None,
     ):
         assert config.data.size is not None
         self.config, self.fabric, self.epoch_steps = config, fabric, epoch_steps
         self.offset = fabric.global_rank * (config.data.batch // fabric.world_size)
         self.encoder: Encoder = encoder_of(config, objects)
+        assert (start is None) == (config.encoder.weights is None), "the weights to start from are found elsewhere"
+        if start is not None:  # before target networks copy them
+            start(self.encoder)
         self.learners = make_learners(config, self.encoder, classes, autocast_of(config), epoch_steps, objects)
         self._place()
         self.plan: Plan = make_plan(config.scope, len(self.learners), steps, epoch_steps)

@@ -22,6 +22,7 @@ from twinblock.data import Images
 from twinblock.diagnosis.monitor import Monitor
 from twinblock.runs import checkpoint
 from twinblock.runs.run import Run
+from twinblock.runs.starting import Start
 from twinblock.runs.state import restore_state, state_of
 from twinblock.training.compiled import uncompiled
 from twinblock.training.launch import share, stop_signals
@@ -34,7 +35,10 @@ PATIENCE = 1.0  # seconds between them, where steps are long
 
 
 class Trainer:
-    """A run being trained. The monitor measures images of `held_out`, or of those trained on."""
+    """A run being trained. The monitor measures images of `held_out`, or of those trained on.
+
+    `start` gives the encoder its first weights, where they are not drawn.
+    """
 
     def __init__(
         self,
@@ -44,6 +48,7 @@ class Trainer:
         run: Run,
         reporter: Reporter,
         held_out: Images | None = None,
+        start: Start | None = None,
     ):
         self.config, self.fabric, self.run, self.reporter = config, fabric, run, reporter
         batch, world = config.data.batch, fabric.world_size
@@ -57,13 +62,15 @@ class Trainer:
         if steps < 1:
             raise InputError(f"train.length={config.train.length} is no step at all; train for at least 1step")
         self.classes = None if images.labels is None else int(images.labels.max()) + 1
-        self.train_step = TrainStep(config, fabric, self.classes, self.epoch_steps, steps, run.objects)
+        self.train_step = TrainStep(config, fabric, self.classes, self.epoch_steps, steps, run.objects, start)
         self.rates = self.train_step.rates
         self.encoder, self.learners = self.train_step.encoder, self.train_step.learners
         self.optimizers, self.plan = self.train_step.optimizers, self.train_step.plan
         views = self.train_step.views
         self.monitor = Monitor(self.learners, held_out or images, views, config, fabric.device, self.plan, world)
         self.save_every = max(1, config.train.checkpoint_every.steps(self.epoch_steps, self.plan.total))
+        keep = config.train.keep
+        self.keep_every = self.plan.total + 1 if keep is None else keep.steps(self.epoch_steps, self.plan.total)
         self.step, self.fingerprint = 0, images.fingerprint()
         self.loggers: list[Log] = []
         if self.train_step.only_warms_up():
@@ -99,6 +106,8 @@ class Trainer:
                     flushed, began = self.step, time.monotonic()
                     if saving or stopping:
                         self.save()
+                if self.step % self.keep_every == 0:
+                    self.keep()
                     if stopping and not last:
                         raise Interrupted(stop[0] if stop else signals.SIGTERM, self.step)
 
@@ -190,6 +199,11 @@ class Trainer:
             meta = {"step": self.step, "data": self.fingerprint, **self.metadata()}
             checkpoint.save(self.run.checkpoints, state, meta)
         self.fabric.barrier()
+
+    def keep(self) -> None:
+        """Write the encoder as it is now to a file of its own."""
+        if self.fabric.is_global_zero:
+            self.run.keep(self.step, self.encoder.state_dict(), self.metadata())
 
     def resume(self) -> None:
         """Go on from the newest whole checkpoint, if there is one."""
