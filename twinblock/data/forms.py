@@ -11,6 +11,7 @@ from jaxtyping import Shaped
 from numpy import ndarray as Array
 
 from twinblock.core.errors import InputError
+from twinblock.data.parts import TILES
 from twinblock.data.pillow import printable
 from twinblock.data.readers import Facts, File, Page, facts, planes
 
@@ -38,6 +39,11 @@ class Wanted:
     pages: str = "auto"
     max_pixels: int | None = None
     tile: Any = None  # a `Tile` of the config
+
+    @property
+    def parts(self) -> np.dtype | None:
+        """What is kept of images that are tiles."""
+        return None if self.tile is None else TILES
 
     @property
     def key(self) -> list[str]:

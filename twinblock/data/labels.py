@@ -10,9 +10,9 @@ import numpy as np
 from twinblock.core.errors import InputError, nearest
 from twinblock.data import Images
 from twinblock.data.decode import printable
+from twinblock.data.parts import file_of
 from twinblock.data.store import say_once
 from twinblock.data.tables import GROUPS, LABELS, WEIGHTS, Table, is_table, read_table
-from twinblock.data.tiles import file_of
 
 AUTO, NONE = "auto", "none"
 
@@ -143,7 +143,7 @@ def of_rows(images: Images, table: Table, values: Mapping[str, float], missing: 
     """
     if images.names is None:
         raise InputError(f"{table.path} cannot be used for {images.name}: its images have no names")
-    names = [file_of(name) for name in images.names]  # a tile is labelled as its image
+    names = [file_of(name) for name in images.names]  # a tile is labelled as its image, a frame as its video
     most, keys, known = 0, names, {}
     for form in FORMS:
         here, there = [form(name) for name in names], {form(name): value for name, value in values.items()}

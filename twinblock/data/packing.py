@@ -6,6 +6,7 @@ import shutil
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
@@ -17,8 +18,9 @@ from twinblock.data import Images
 from twinblock.data.decode import File, decode, printable, quiet, reason, upright_size
 from twinblock.data.forms import Form, Wanted, by_pages, survey
 from twinblock.data.journal import Journal
-from twinblock.data.store import Encoded, Item, build, cache, finish, read
-from twinblock.data.tiles import as_tiles, by_tiles
+from twinblock.data.parts import parts_of
+from twinblock.data.store import Encoded, Item, build, cache, finish, names_in, read
+from twinblock.data.tiles import by_tiles
 
 KEEP = 128  # images of one same size up to this many pixels a side are stored as they are
 UNREADABLE = 0.05  # a larger share of unreadable files is an error
@@ -47,7 +49,7 @@ def packed(source: Encoded, size: int | None = None, wanted: Wanted = Wanted()) 
             source, (height, width), same = by_tiles(source, wanted.tile, form), [wanted.tile.size] * 2, True
         part = "" if form.picture else asked  # RGB is what is packed without a wish, too
         folder = cache() / f"{key}{part}-{'kept' if same else side}"
-        build(folder, lambda temporary: _pack(source, temporary, height, width, form))
+        build(folder, lambda temporary: _pack(source, temporary, (height, width), form, wanted.parts))
     images = _read(folder, source, wanted)
     assert images is not None
     return images
@@ -55,7 +57,11 @@ def packed(source: Encoded, size: int | None = None, wanted: Wanted = Wanted()) 
 
 def _read(folder: Path, source: Encoded, wanted: Wanted) -> Images | None:
     images = read(folder, source.name, source.classes, source.classes_from)
-    return images if images is None or wanted.tile is None else as_tiles(images)
+    if images is None or wanted.parts is None or images.names is None:
+        return images
+    # what was packed before has it in the names alone
+    parts = images.parts if images.parts is not None else parts_of(images.names, wanted.parts)
+    return replace(images, parts=parts, groups=np.ascontiguousarray(parts["group"]))
 
 
 def _stored_shape(sample: Iterable[File], side: int) -> tuple[int, int, bool]:
@@ -74,8 +80,8 @@ def _stored_shape(sample: Iterable[File], side: int) -> tuple[int, int, bool]:
     return side, side, False
 
 
-def _pack(source: Encoded, folder: Path, height: int, width: int, form: Form) -> None:
-    shape = (height, width, form.channels)
+def _pack(source: Encoded, folder: Path, size: tuple[int, int], form: Form, kind: np.dtype | None) -> None:
+    shape = (*size, form.channels)
     needed, free = source.count * math.prod(shape) * np.dtype(form.dtype).itemsize, shutil.disk_usage(folder).free
     if needed > free:
         raise InputError(
@@ -102,6 +108,8 @@ def _pack(source: Encoded, folder: Path, height: int, width: int, form: Form) ->
             f"{UNREADABLE:.0%}: {first}: mend or remove them (all are listed in {report})"
         )
     np.save(folder / "names.npy", np.asarray(written.ends))
+    if kind is not None:
+        np.save(folder / "parts.npy", parts_of(names_in(folder), kind))
     finish(folder, (len(written.labels), *shape), written, form, source.name)
     written.close()
 
