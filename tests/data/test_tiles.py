@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 import tifffile
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
 import twinblock
 from twinblock.config.data import Data, Tile
 from twinblock.core.errors import InputError
-from twinblock.data import packing
+from twinblock.data import packing, tiff
 from twinblock.data.tiles import starts, tiles
 from twinblock.data.training import training
 from twinblock.evaluation.features import by_image
@@ -47,6 +47,27 @@ def test_a_tile_is_a_piece_of_the_image(tmp_path, way, overlap):
     step = 200 - overlap
     rows, columns = ({*range(0, n - 199, step), n - 200} for n in (700, 530))
     assert places == {(top, left) for top in rows for left in columns}
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_tile_of_an_image_that_lies_on_its_side_is_upright(tmp_path, monkeypatch, way, orientation):
+    """As Pillow turns an image with this tag of Exif. It is read in parts of a seventh at most."""
+    image, file = scan(), str(tmp_path / "scan.tif")
+    planar = way.get("planarconfig") == "separate"
+    turn = {"extratags": [(274, 3, 1, orientation, True)]}
+    tifffile.imwrite(file, image.transpose(2, 0, 1) if planar else image, photometric="rgb", **way, **turn)
+    whole = np.arange(image.shape[0] * image.shape[1], dtype=np.int32).reshape(image.shape[:2])
+    picture = Image.fromarray(whole)
+    picture.getexif()[274] = orientation
+    upright = image.reshape(-1, 3)[np.asarray(ImageOps.exif_transpose(picture))]
+    monkeypatch.setattr(tiff, "HELD", image.nbytes // 7)
+    parts = [part for part, _ in tiff.bands(file)]
+    assert np.array_equal(np.concatenate(parts), upright)
+    if way.get("rowsperstrip") != 1000 or orientation >= 5:
+        assert max(part.nbytes for part in parts) <= image.nbytes // 4
+    for top, left, values in tiles(file, Tile(size=200)):
+        assert (values == upright[top : top + 200, left : left + 200]).all()
 
 
 def test_every_pixel_is_in_a_tile():

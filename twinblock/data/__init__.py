@@ -148,7 +148,7 @@ def columns_of(images: Images, rows: np.ndarray) -> dict[str, Any]:
         from twinblock.data.parts import file_of
 
         columns["name"] = [file_of(name) for name in images.names[rows]]
-        columns |= {field: images.parts[field][rows] for field in images.parts.dtype.names[1:]}
+        columns |= {field: images.parts[field][rows] for field in (images.parts.dtype.names or ())[1:]}
     if images.labels is not None:
         columns["label"] = images.labels[rows]
         if images.classes:

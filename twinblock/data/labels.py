@@ -89,8 +89,11 @@ def with_columns(images: Images, table: Table) -> Images:
         number = {cell: i for i, cell in enumerate(in_order(set(filter(None, cells.values()))))} | {"": -1}
         if images.tiled:
             raise InputError(f"{table.path}: column {column} cannot be used with data.tile, whose groups are images")
-        groups = of_rows(images, table, {name: number[cell] for name, cell in cells.items()}, -1) or []
-        images = replace(images, groups=np.array(groups, np.int64))
+        found = of_rows(images, table, {name: number[cell] for name, cell in cells.items()}, -1) or []
+        groups = np.array(found, np.int64)
+        if images.groups is not None:  # frames of a video without a group stay together
+            groups = np.where((groups < 0) & (images.groups >= 0), len(number) + images.groups, groups)
+        images = replace(images, groups=groups)
     if column := table.usual(WEIGHTS):
         cells = _by_name(table, table.columns[column])
         values = {name: _weight(table, column, cell) for name, cell in cells.items()}

@@ -11,8 +11,9 @@ from numpy import ndarray as Array
 
 from twinblock.config.data import Tile
 from twinblock.core.errors import InputError
-from twinblock.data import pillow, tiff
+from twinblock.data import geo, pillow, slides, tiff
 from twinblock.data.decode import upright_size
+from twinblock.data.endings import is_slide
 from twinblock.data.forms import Form
 from twinblock.data.parts import tile_name
 from twinblock.data.readers import File, facts, kind_of, planes
@@ -88,7 +89,15 @@ def starts(length: int, size: int, step: int) -> list[int]:
 
 
 def bands(file: File, picture: bool = False) -> Iterator[tuple[Shaped[Array, "r w c"], int]]:
-    """The rows of an image, some at a time, and its height; a plain TIFF never lies in memory as a whole."""
+    """The rows of an image, some at a time, and its height; a TIFF, a JPEG 2000 of rasterio's and a slide never lie in
+    memory as a whole.
+    """
+    if isinstance(file, str) and is_slide(file):
+        yield from slides.bands(file)
+        return
+    if isinstance(file, str | bytes) and not picture and kind_of(file) == "JPEG2000" and geo.installed():
+        yield from geo.bands(file)
+        return
     if isinstance(file, str | bytes) and kind_of(file) == "TIFF" and (parts := tiff.bands(file)) is not None:
         yield from parts
         return

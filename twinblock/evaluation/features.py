@@ -15,7 +15,7 @@ from twinblock.data import Images
 from twinblock.data.values import sample
 from twinblock.data.values import value_range as found_range
 from twinblock.nn.modes import evaluating
-from twinblock.views import EIGHT_BITS, centre
+from twinblock.views import EIGHT_BITS, ValueRange, centre
 
 
 def features(encoder: nn.Module, images: Images, **seen: Any) -> Float[Tensor, "n d"]:
@@ -30,7 +30,7 @@ def feature_rows(
     size: int,
     mean: Sequence[float],
     std: Sequence[float],
-    value_range: tuple[float, float] = EIGHT_BITS,
+    value_range: ValueRange = EIGHT_BITS,
     device: torch.device | str = "cpu",
     batch: int | None = None,
     autocast: torch.dtype | None = None,
@@ -86,7 +86,7 @@ def at_size(config: Config, encoder: nn.Module, size: int | None) -> Config:
 
 
 def pixels(
-    images: Images, size: int, batch: int | None = None, value_range: tuple[float, float] | None = None
+    images: Images, size: int, batch: int | None = None, value_range: ValueRange | None = None
 ) -> Float[Tensor, "n d"]:
     """The central view of each image as one row of pixels in [0, 1]: features that need no encoder.
 
@@ -96,7 +96,7 @@ def pixels(
 
 
 def pixel_rows(
-    images: Images, size: int, batch: int | None = None, value_range: tuple[float, float] | None = None
+    images: Images, size: int, batch: int | None = None, value_range: ValueRange | None = None
 ) -> Iterator[Float[Tensor, "b d"]]:
     """`pixels`, some images at a time."""
     value_range = value_range or found_range(sample(images))
