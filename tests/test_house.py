@@ -17,7 +17,7 @@ MANY = {
     "evaluate": "the front door: every choice by its name",
     "build_encoder": "every choice of a network, by its name",
     "embed": "the front door: every choice by its name",
-    "features": "how images are seen",
+    "feature_rows": "how images are seen",
     "sgd_probe": "every constant of the published probe",
     "Learner.__init__": "the parts of a method",
     "logistic_regression": "every constant of a solver",

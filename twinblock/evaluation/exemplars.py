@@ -33,6 +33,7 @@ from twinblock.nn.pooling import Noise, Pooling
 from twinblock.runs import checkpoint
 from twinblock.runs.run import Run
 from twinblock.runs.state import restored
+from twinblock.views import ValueRange
 
 RATIO = 0.9  # where neither the run nor the caller names one: SDCLR's on CIFAR
 NEIGHBOURS, BANK = 10, 20_000
@@ -216,7 +217,7 @@ def _write_tables(run: Run, images: Images, scores: Mapping[str, np.ndarray], ra
             write_table(file, kind, columns)
 
 
-def _picture(images: Images, ranking: np.ndarray, title: str, value_range: tuple[float, float]) -> bytes:
+def _picture(images: Images, ranking: np.ndarray, title: str, value_range: ValueRange) -> bytes:
     """A PNG of two grids of 8 x 8 images: those that move most, and below them those that move least."""
     from matplotlib.figure import Figure
 
