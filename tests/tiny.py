@@ -78,7 +78,7 @@ def recipe(name: str, **train) -> Config:
     """A recipe with small sizes; its views, norms, layers of heads, target, objective, scope and optimizer stay."""
     tree = compose(name).model_dump(mode="json")
     tree["data"] |= {"batch": 16, "size": None, "longtail": None}
-    tree["encoder"] |= {"kind": "resnet10", "width": 16, "stem": "cifar"}
+    tree["encoder"] |= {"kind": "resnet10", "width": 16, "stem": "cifar", "weights": None}
     for head in filter(None, (tree["projector"], tree["predictor"])):  # 32: for 16 groups
         head["dims"] = [dim if dim == "classes" else 32 for dim in head["dims"]]
     if "queue" in tree["objective"]:

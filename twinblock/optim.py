@@ -4,7 +4,8 @@
 # pyright: reportPrivateImportUsage=false
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
+from types import MappingProxyType
 from typing import Any, Literal
 
 import torch
@@ -76,9 +77,14 @@ def parameter_groups(
     weight_decay: float,
     exclude_bias_and_norm: bool = True,
     bias_lr_scale: float = 1.0,
+    scales: Mapping[int, float] = MappingProxyType({}),
+    apart: Collection[int] = (),
 ) -> list[dict[str, Any]]:
     """The trainable parameters in two groups: weights, then biases and norms (all of one dimension).
 
+    Each is split by what `scales` has for the id of a parameter, by which its learning rate is multiplied, too.
+    Parameters whose ids are `apart` have groups of their own, as some have no gradient for a time: torch's fused SGD
+    takes no group in which only some have moved before.
     Biases and norms have no weight decay and no LARS adaptation unless told otherwise; `bias_lr_scale`
     multiplies their learning rate (Barlow Twins: 0.0048 / 0.2).
     """
@@ -89,7 +95,14 @@ def parameter_groups(
         {"params": [p for p in params if p.dim() > 1], **weights},
         {"params": [p for p in params if p.dim() <= 1], **biases, "lr_scale": bias_lr_scale},
     ]
-    return [group for group in groups if group["params"]]
+    return [part for group in groups if group["params"] for part in _split(group, scales, apart)]
+
+
+def _split(group: dict[str, Any], scales: Mapping[int, float], apart: Collection[int]) -> list[dict[str, Any]]:
+    parts: dict[tuple[float, bool], list[Tensor]] = {}
+    for p in group["params"]:
+        parts.setdefault((scales.get(id(p), 1.0), id(p) in apart), []).append(p)
+    return [{**group, "params": params, "lr_scale": group["lr_scale"] * scale} for (scale, _), params in parts.items()]
 
 
 def make_optimizer(

@@ -33,6 +33,7 @@ GROUPS = {
         "blockwise",
         "supervised",
     ),
+    "From published weights": ("continue_simclr",),
     "On the embedded digits, in minutes": ("demo", "blockwise_demo", "byol_demo", "sdclr_demo"),
 }
 

@@ -54,7 +54,11 @@ KEPT = {"data.source", "data.root", "data", "out", "train.length"}  # what would
 def test_generated_configs_give_a_run_or_one_line(tmp_path_factory, recipe, pairs):
     """Composed, resolved, built and trained for a step where they are valid; else one line, never another error."""
     overrides = [f"{key}={value}" for key, value in pairs if key not in KEPT]
-    small = {"encoder": {"kind": "resnet10", "width": 8}, "data": {"batch": 8}, "train": {"precision": "fp32"}}
+    small = {
+        "encoder": {"kind": "resnet10", "width": 8, "weights": None},
+        "data": {"batch": 8},
+        "train": {"precision": "fp32"},
+    }
     small |= {"projector": {"dims": [16, 8]}} if recipe != "supervised" else {}
     try:
         config = compose(recipe, small, overrides)

@@ -38,13 +38,14 @@ def encoder_of(config: Config, objects: Objects | None = None) -> Encoder:
     e = config.encoder
     if ":" not in e.kind:
         channels, size, _ = config.image_shape
-        return build_encoder(e.kind, e.stem, e.norm, e.width, size, config.train.seed, config.scope.cuts, channels)
+        how = size, config.train.seed, config.scope.cuts, channels, e.drop_path
+        return build_encoder(e.kind, e.stem, e.norm, e.width, *how)
     module = (objects or {}).get("encoder")
     if module is None and e.kind in OURS:
         module = OURS[e.kind]()
     if not isinstance(module, nn.Module):
         raise InputError(f"encoder={e.kind}: {how_to_give(e.kind)}, as encoder=module")
-    for name, default in (("stem", ("auto", "standard")), ("width", (None,))):
+    for name, default in (("stem", ("auto", "standard")), ("width", (None,)), ("drop_path", (0,))):
         if getattr(e, name) not in default:
             raise InputError(f"encoder.{name}={getattr(e, name)} is for named networks; leave it out for your own")
     channels, size, _ = config.image_shape

@@ -31,6 +31,10 @@ ELSEWHERE = {
     "seed": "train.seed",
     "fp16": "train.precision",
     "amp": "train.precision",
+    "drop_path_rate": "encoder.drop_path",
+    "layer_wise_lr_decay": "optim.layer_decay",
+    "freeze_backbone": "encoder.freeze=all",
+    "freeze_layers": "encoder.freeze",
 }
 OTHER_WEIGHTS = (
     "encoder.weights is pretrained, timm:TAG, a .safetensors or .pth file, or the folder of a run; a module of your "

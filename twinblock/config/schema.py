@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
-from pydantic import AfterValidator, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, model_validator
 
 from twinblock.config.data import Data, Name
 from twinblock.config.explain import explain
@@ -72,6 +72,12 @@ class EncoderSpec(Part):
     .pth or .pt file; the folder of a run; null: weights drawn from the seed."""
     weights_sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = None
     """The SHA-256 that the file of these weights must have; null: any. The run keeps the one it was."""
+    drop_path: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Drop path: how often the last residual block is left out for a sample in training; earlier ones less often."""
+    freeze: Annotated[tuple[str, ...], BeforeValidator(_one_or_more)] = ()
+    """Modules or parameters of the encoder that stay as they are, by name, or `all`."""
+    freeze_for: Duration = Duration.parse("100%")
+    """How long these stay so, from the start on."""
 
 
 class Predictor(Part):
@@ -130,6 +136,8 @@ class Optim(Part):
     """Time in which the learning rate rises from 0."""
     end: Probability = 0.0
     """Last learning rate as a part of the peak."""
+    layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Factor of the learning rate from one layer of the encoder to the one before it; the heads have the whole."""
     clip: Positive | None = None
     """Largest gradient norm of a Learner; null: any."""
 
@@ -243,6 +251,15 @@ class Config(Part):
                 self.of_block(number)
             except ValidationError as error:
                 raise ValueError(f"scope.per_block.{number}.{explain(error, Config)}") from None
+        return self
+
+    @model_validator(mode="after")
+    def _drops_where_it_can(self):
+        if self.encoder.drop_path:
+            if self.train.compile:
+                raise ValueError("encoder.drop_path draws by hand, which train.compile cannot follow: leave one out")
+            if self.learner is not None:
+                raise ValueError("encoder.drop_path is for the siamese learner, which says when and what to draw")
         return self
 
     def _siamese(self) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from twinblock.core.distributed import gather
 from twinblock.methods.objectives.objective import HALF, Objective
+from twinblock.nn.droppath import all_kept, dropping
 from twinblock.nn.modes import computed_again, evaluating
 from twinblock.nn.pooling import Noise, Pooling, average
 
@@ -97,9 +98,10 @@ class Network(nn.Module):
     def maps(self, x: Tensor, key: tuple[int, ...], offset: int) -> list[Tensor]:
         """What each block gives."""
         maps = []
-        for number, block in enumerate(self.blocks, start=self.number):
-            x = self.noise(block(x), (*key, number), offset)
-            maps.append(x)
+        with dropping(key, offset):
+            for number, block in enumerate(self.blocks, start=self.number):
+                x = self.noise(block(x), (*key, number), offset)
+                maps.append(x)
         return maps
 
 
@@ -163,10 +165,11 @@ class Learner(nn.Module):
             online[i] = self.target(self.network, *inputs) if self.target.sees(i) else self.network(*inputs)
         if not self.target.separate:
             return online, online
-        target = {
-            j: self.target(self.network, signal.target[j], (*batch.key, j), batch.offset, embed)
-            for j in sorted(self.passes.target)
-        }
+        with all_kept():
+            target = {
+                j: self.target(self.network, signal.target[j], (*batch.key, j), batch.offset, embed)
+                for j in sorted(self.passes.target)
+            }
         return online, target
 
     def gathered(self, batch: Batch, loss_on: torch.device) -> Batch:

