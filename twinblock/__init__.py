@@ -1,9 +1,9 @@
 """Self-supervised pretraining of image encoders, end to end or block by block, that tells you whether it worked.
 
 `pretrain` trains an encoder, and `draw_views` shows what it will see; `evaluate`, `diagnose`, `embed`, `search`,
-`duplicates` and `exemplars` say what came of it, and `compare` sets runs side by side; `load_encoder` gives it as a
-module. `recipes` lists the methods, `show` and `compose` what a run is made of, `reproduce` carries out a published
-comparison, `cache` lists what lies packed on the disk.
+`duplicates` and `exemplars` say what came of it; `compare` sets runs side by side, and `report` writes all of it to one
+file. `load_encoder` gives the encoder as a module. `recipes` lists the methods, `show` and `compose` what a run is made
+of, `reproduce` carries out a published comparison, `cache` lists what lies packed on the disk.
 """
 
 from importlib import import_module
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from twinblock.evaluation.evaluate import evaluate
     from twinblock.evaluation.exemplars import exemplars
     from twinblock.evaluation.search import duplicates, search
+    from twinblock.reports.report import report
     from twinblock.runs.run import Run, load_encoder
     from twinblock.studies import reproduce
     from twinblock.training.pretrain import pretrain
@@ -45,6 +46,7 @@ _HOMES = {
     "load_encoder": "runs.run",
     "pretrain": "training.pretrain",
     "recipes": "config.recipes",
+    "report": "reports.report",
     "reproduce": "studies",
     "search": "evaluation.search",
     "show": "config.recipes",
@@ -67,6 +69,7 @@ __all__ = [
     "load_encoder",
     "pretrain",
     "recipes",
+    "report",
     "reproduce",
     "search",
     "show",
