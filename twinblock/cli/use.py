@@ -36,6 +36,25 @@ def embed(
 
 
 @app.command()
+def export(
+    run: RunFolder,
+    to: Annotated[str, typer.Option("--to", help="timm, torchvision, hf, onnx, program or weights.")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="[out=FOLDER]", help="A new folder; else export-FORM in the run.")
+    ] = None,
+):
+    """Write the encoder as a folder that loads elsewhere.
+
+    In timm, torchvision, Hugging Face's transformers, onnxruntime, or plain torch. Prints the two lines that load it.
+    Its README.md says how an image is prepared.
+    """
+    from twinblock.exports.export import export
+
+    for line in export(run, to, **fields(overrides, "out")):
+        typer.echo(line)
+
+
+@app.command()
 def search(
     run: RunFolder,
     words: Annotated[
