@@ -17,6 +17,8 @@ MANY = {
     "evaluate": "the front door: every choice by its name",
     "build_encoder": "every choice of a network, by its name",
     "embed": "the front door: every choice by its name",
+    "finetune": "the front door: every choice by its name",
+    "fit": "what is trained, on what, how",
     "features": "how images are seen",
     "sgd_probe": "every constant of the published probe",
     "Learner.__init__": "the parts of a method",

@@ -2,9 +2,9 @@
 
 `pretrain` trains an encoder, and `draw_views` shows what it will see; `evaluate`, `diagnose`, `embed`, `search`,
 `duplicates` and `exemplars` say what came of it; `compare` sets runs side by side, and `report` writes all of it to one
-file. `load_encoder` gives the encoder as a module, `export` as a folder for other libraries. `recipes` lists the
-methods, `show` and `compose` what a run is made of, `reproduce` carries out a published comparison, `cache` lists what
-lies packed on the disk.
+file. `load_encoder` gives the encoder as a module, `export` as a folder for other libraries; `finetune`
+trains it further with labels. `recipes` lists the methods, `show` and `compose` what a run is made of, `reproduce`
+carries out a published comparison, `cache` lists what lies packed on the disk.
 """
 
 from importlib import import_module
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from twinblock.evaluation.embedding import Embeddings, embed
     from twinblock.evaluation.evaluate import evaluate
     from twinblock.evaluation.exemplars import exemplars
+    from twinblock.evaluation.finetune import finetune
     from twinblock.evaluation.search import duplicates, search
     from twinblock.exports.export import export
     from twinblock.reports.report import report
@@ -46,6 +47,7 @@ _HOMES = {
     "evaluate": "evaluation.evaluate",
     "exemplars": "evaluation.exemplars",
     "export": "exports.export",
+    "finetune": "evaluation.finetune",
     "load_encoder": "runs.run",
     "pretrain": "training.pretrain",
     "recipes": "config.recipes",
@@ -70,6 +72,7 @@ __all__ = [
     "evaluate",
     "exemplars",
     "export",
+    "finetune",
     "load_encoder",
     "pretrain",
     "recipes",

@@ -166,7 +166,7 @@ def test_a_library_that_gives_other_features_is_noticed(runs, tmp_path, monkeypa
     from twinblock.exports import forms
 
     monkeypatch.setattr(forms, "_timm_arguments", lambda subject: {"img_size": 32})
-    monkeypatch.setattr(forms, "_means", lambda model, images: [("model(images)", model(images))])
+    monkeypatch.setattr(forms, "_means", lambda subject, model, images: [("model(images)", model(images))])
     with pytest.raises(InputError, match="its features are not those of the run"):
         twinblock.export(runs("vit"), "timm", out=tmp_path / "out")
 

@@ -22,7 +22,8 @@ def export(
 
     `to`: `timm`, a local folder of timm; `torchvision`, a state dict; `hf`, a folder for AutoModel of transformers;
     `onnx`, a file for onnxruntime and others (needs the extra `onnx`); `program`, a torch.export program; `weights`, a
-    state dict of the run's own network. `encoder`: the module that the run was made with.
+    state dict of the run's own network. Of a classifier that `finetune` wrote, the scores of its classes are exported.
+    `encoder`: the module that the run was made with.
     The features are checked: within 1e-4 of the encoder's own, on random images. The folder also says in README.md and
     preprocessing.json how an image is prepared.
     `out`: a new folder, by default `export-FORM` in the run, which is replaced. It is written whole or not at all.
@@ -37,7 +38,12 @@ def export(
     with new_folder(folder, replace=folder == own) as partial:
         subject = subject_of(run, folder)
         exported = FORMS[to](subject, partial)
-        seen = {**subject.preprocessing(), "features": subject.encoder.width, "difference": exported.difference}
+        seen = {
+            **subject.preprocessing(),
+            subject.gives: subject.width,
+            **({"classes": list(subject.classes)} if subject.classes else {}),
+            "difference": exported.difference,
+        }
         (partial / "preprocessing.json").write_text(json.dumps(seen, indent=2) + "\n", encoding="utf-8")
         readme = _readme(subject, to, exported)
         (partial / "README.md").write_bytes(readme.encode("utf-8", "backslashreplace"))
@@ -49,11 +55,13 @@ def _readme(subject: Subject, to: str, exported: Exported) -> str:
     steps = "\n".join(f"{i}. {step[0].upper()}{step[1:]}." for i, step in enumerate(seen["steps"], 1))
     imports = "\n".join(f"import {name}" for name in exported.imports)
     mean, std = (", ".join(f"{value:.6g}" for value in seen[name]) for name in ("mean", "std"))
-    kind, size, width = subject.kind, seen["size"], subject.encoder.width
+    kind, size, width = subject.kind, seen["size"], subject.width
     note = f"\n{exported.note}\n" if exported.note else ""
-    return f"""# An image encoder, for {to}
+    if subject.classes:
+        note += f"\nClasses, in order: {', '.join(subject.classes)}.\n"
+    return f"""# An image {"encoder" if subject.head is None else "classifier"}, for {to}
 
-{kind} at {size} px, trained by twinblock {__version__}. It gives {width} features an image.
+{kind} at {size} px, trained by twinblock {__version__}. It gives {width} {subject.gives} an image.
 
 ```python
 {imports}
@@ -67,6 +75,6 @@ def _readme(subject: Subject, to: str, exported: Exported) -> str:
 
 Mean: {mean}. Std: {std}.
 
-The features were compared with the encoder's own when this was written. They differ by {exported.difference:.1e} at
+The {subject.gives} were compared with the run's own when this was written. They differ by {exported.difference:.1e} at
 most. `preprocessing.json` holds the same for programs.
 """

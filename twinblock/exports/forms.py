@@ -4,6 +4,7 @@ Each form checks the features that its library gives, and
 raises InputError, which names the forms that work, where they are not the encoder's own.
 """
 
+import copy
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -40,31 +41,36 @@ def to_timm(subject: Subject, folder: Path) -> Exported:
     """timm's local folder: `config.json` and `model.safetensors`."""
     use, difference = _timm_folder(subject, folder, {})
     load = f"model = timm.create_model({f'local-dir:{subject.place}'!r}, pretrained=True).eval()"
-    return Exported(("timm",), (load, f"features = {use}"), difference)
+    return Exported(("timm",), (load, f"{subject.gives} = {use}"), difference)
 
 
 def to_hf(subject: Subject, folder: Path) -> Exported:
     """The same with what Hugging Face's wrapper of timm needs."""
-    wrapper = {"model_type": "timm_wrapper", "architectures": ["TimmWrapperModel"]}
+    name = "TimmWrapperModel" if subject.head is None else "TimmWrapperForImageClassification"
+    wrapper = {"model_type": "timm_wrapper", "architectures": [name]}
     use, difference = _timm_folder(subject, folder, wrapper)
-    output = "model(images).pooler_output"
-    if use != "model(images)":
+    output, auto = "model(images).pooler_output", "AutoModel"
+    if subject.head is not None:
+        output, auto = "model(images).logits", "AutoModelForImageClassification"
+    elif use != "model(images)":
         output = "model(images).last_hidden_state" + use.removeprefix("model.forward_features(images)")
-    load = f"model = transformers.AutoModel.from_pretrained({str(subject.place)!r}).eval()"
-    return Exported(("transformers",), (load, f"features = {output}"), difference)
+    load = f"model = transformers.{auto}.from_pretrained({str(subject.place)!r}).eval()"
+    return Exported(("transformers",), (load, f"{subject.gives} = {output}"), difference)
 
 
 def _timm_folder(subject: Subject, folder: Path, more: dict[str, Any]) -> tuple[str, float]:
     """Writes the folder; gives how its model gives the features, and how far these are off."""
-    arguments = _timm_arguments(subject)
-    model = _built(subject, lambda: timm.create_model(subject.name, num_classes=0, **arguments), "timm")
+    arguments, classes = _timm_arguments(subject), len(subject.classes)
+    model = _built(subject, lambda: timm.create_model(subject.name, num_classes=classes, **arguments), "timm")
     _filled(subject, model, "timm")
+    if subject.head is not None:
+        _take_head(subject, model.get_classifier(), "timm")
     use, difference = _use(subject, model, "timm")
     save_file(_apart(model.state_dict()), folder / WEIGHTS, {"format": "pt"})
     seen = subject.preprocessing()
     config = {
         "architecture": subject.name,
-        "num_classes": 0,
+        "num_classes": classes,
         "num_features": subject.encoder.width,
         "model_args": arguments,
         "pretrained_cfg": {
@@ -75,13 +81,15 @@ def _timm_folder(subject: Subject, folder: Path, more: dict[str, Any]) -> tuple[
             "interpolation": seen["interpolation"],
             "crop_pct": 1.0,
             "crop_mode": "center",
-            "num_classes": 0,
+            "num_classes": classes,
             "pool_size": None,
             "first_conv": model.pretrained_cfg.get("first_conv"),
             "classifier": model.pretrained_cfg.get("classifier"),
         },
         **more,
     }
+    if classes:
+        config["label_names"] = list(subject.classes)
     if global_pool := arguments.get("global_pool"):
         config["global_pool"] = global_pool
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
@@ -106,20 +114,26 @@ def to_torchvision(subject: Subject, folder: Path) -> Exported:
     heads = [name for name, child in model.named_children() if list(child.parameters()) and name not in learned]
     if len(heads) != 1:
         raise _refused(subject, "torchvision", "its network has other parts")
-    setattr(model, heads[0], nn.Flatten())
+    layers = [nn.Flatten()] if subject.head is None else [nn.Flatten(), copy.deepcopy(subject.head)]
+    setattr(model, heads[0], layers[0] if len(layers) == 1 else nn.Sequential(*layers))
     _filled(subject, model, "torchvision")
     difference = subject.difference(_run(subject, lambda: model(subject.images), "torchvision"))
     if difference is None:
-        raise _refused(subject, "torchvision", "its features are not those of the run")
+        raise _refused(subject, "torchvision", f"its {subject.gives} are not those of the run")
     save_file(_apart(model.state_dict()), folder / WEIGHTS, {"format": "pt"})
-    build = f"model = torchvision.models.get_model({subject.name!r}).eval(); model.{heads[0]} = torch.nn.Flatten()"
-    load = f"model.load_state_dict({_loaded(subject)}); features = model(images)"
+    new = "torch.nn.Flatten()"
+    if subject.head is not None:
+        linear = f"torch.nn.Linear({subject.head.in_features}, {subject.head.out_features})"
+        new = f"torch.nn.Sequential({new}, {linear})"
+    build = f"model = torchvision.models.get_model({subject.name!r}).eval(); model.{heads[0]} = {new}"
+    load = f"model.load_state_dict({_loaded(subject)}); {subject.gives} = model(images)"
     return Exported(("safetensors.torch", "torch", "torchvision"), (build, load), difference)
 
 
 def to_weights(subject: Subject, folder: Path) -> Exported:
     """A state dict with the names of the run's own network."""
-    save_file(_apart(subject.tensors), folder / WEIGHTS, {"format": "pt"})
+    head = {} if subject.head is None else {f"classifier.{n}": t for n, t in subject.head.state_dict().items()}
+    save_file(_apart({**subject.tensors, **head}), folder / WEIGHTS, {"format": "pt"})
     load = f"weights = {_loaded(subject)}"
     note = f"`module` is your own network ({subject.kind}). Features are the mean of its last map or tokens."
     return Exported(("safetensors.torch",), (load, "module.load_state_dict(weights, strict=False)"), 0.0, note)
@@ -130,10 +144,10 @@ def to_program(subject: Subject, folder: Path) -> Exported:
     program = _traced(subject)
     difference = subject.difference(_run(subject, lambda: program.module()(subject.images), "program"))
     if difference is None:
-        raise _refused(subject, "program", "its features are not those of the run")
+        raise _refused(subject, "program", f"its {subject.gives} are not those of the run")
     torch.export.save(program, folder / "encoder.pt2")
     load = f"encoder = torch.export.load({str(subject.place / 'encoder.pt2')!r}).module()"
-    return Exported(("torch",), (load, "features = encoder(images)"), difference)
+    return Exported(("torch",), (load, f"{subject.gives} = encoder(images)"), difference)
 
 
 def to_onnx(subject: Subject, folder: Path) -> Exported:
@@ -146,7 +160,7 @@ def to_onnx(subject: Subject, folder: Path) -> Exported:
         raise InputError(f'--to onnx needs {error.name}: pip install "twinblock[onnx]"') from None
     file, traced = folder / "encoder.onnx", _traced(subject)
     program = torch.onnx.export(
-        traced, (), dynamo=True, verbose=False, input_names=["images"], output_names=["features"]
+        traced, (), dynamo=True, verbose=False, input_names=["images"], output_names=[subject.gives]
     )
     assert program is not None
     program.save(file)
@@ -154,9 +168,10 @@ def to_onnx(subject: Subject, folder: Path) -> Exported:
     parts = [session.run(None, {"images": part.numpy()})[0] for part in (subject.images[:1], subject.images[1:])]
     difference = subject.difference(torch.cat([torch.from_numpy(part) for part in parts]))
     if difference is None:
-        raise _refused(subject, "onnx", "its features are not those of the run")
+        raise _refused(subject, "onnx", f"its {subject.gives} are not those of the run")
+    use = f"{subject.gives} = session.run(None, {{'images': images.numpy()}})[0]"
     load = f"session = onnxruntime.InferenceSession({str(subject.place / 'encoder.onnx')!r})"
-    return Exported(("onnxruntime",), (load, "features = session.run(None, {'images': images.numpy()})[0]"), difference)
+    return Exported(("onnxruntime",), (load, use), difference)
 
 
 def _loaded(subject: Subject) -> str:
@@ -211,15 +226,24 @@ def _filled(subject: Subject, model: nn.Module, library: str) -> None:
 _USUAL = (("stem", ("standard", "auto")), ("norm", ("batch", "sync")), ("width", (None,)))
 
 
+def _take_head(subject: Subject, layer: Any, library: str) -> None:
+    if not isinstance(layer, nn.Linear) or subject.head is None:
+        raise _refused(subject, library, "its classifier is no linear layer there")
+    layer.load_state_dict(subject.head.state_dict())
+
+
 def _use(subject: Subject, model: Any, library: str) -> tuple[str, float]:
     """The expression that gives the encoder's features: the model itself, or a mean of its last map or tokens."""
-    for use, features in _run(subject, lambda: list(_means(model, subject.images)), library):
+    for use, features in _run(subject, lambda: list(_means(subject, model, subject.images)), library):
         if (difference := subject.difference(features)) is not None:
             return use, difference
-    raise _refused(subject, library, "its features are not those of the run")
+    raise _refused(subject, library, f"its {subject.gives} are not those of the run")
 
 
-def _means(model: Any, images: Tensor) -> Iterator[tuple[str, Tensor]]:
+def _means(subject: Subject, model: Any, images: Tensor) -> Iterator[tuple[str, Tensor]]:
+    if subject.head is not None:  # scores, by the model alone
+        yield "model(images)", model(images)
+        return
     before, maps = "model.forward_features(images)", model.forward_features(images)
     yield "model(images)", model(images)
     if maps.ndim == 4:

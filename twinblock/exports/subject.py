@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from twinblock.core.errors import InputError
+from twinblock.evaluation.classifier import head_of
 from twinblock.nn.encoders import Encoder
 from twinblock.nn.shallow import Shallow
 from twinblock.runs.run import Run
@@ -19,11 +20,16 @@ CHECKED = 3  # images
 
 @dataclass(frozen=True)
 class Subject:
-    """A run with its encoder, float32 on the CPU in evaluation mode, and the name of the folder to be."""
+    """A run with its encoder, float32 on the CPU in evaluation mode, and the name of the folder to be.
+
+    A fine-tuned run has a linear layer behind it, `head`: then its scores of the classes are exported.
+    """
 
     run: Run
     encoder: Encoder
     place: Path
+    head: nn.Linear | None = None
+    classes: tuple[str, ...] = ()
 
     @cached_property
     def kind(self) -> str:
@@ -42,7 +48,16 @@ class Subject:
     @cached_property
     def module(self) -> nn.Module:
         """Images in, features out, and nothing that a tracer stumbles over."""
-        return Shallow(self.encoder, len(self.encoder.widths)).eval()
+        encoder = Shallow(self.encoder, len(self.encoder.widths))
+        return (encoder if self.head is None else nn.Sequential(encoder, self.head)).eval()
+
+    @property
+    def gives(self) -> str:
+        return "features" if self.head is None else "logits"
+
+    @property
+    def width(self) -> int:
+        return self.encoder.width if self.head is None else self.head.out_features
 
     @cached_property
     def images(self) -> Tensor:
@@ -53,14 +68,15 @@ class Subject:
     @cached_property
     def expected(self) -> Tensor:
         with torch.no_grad():
-            return self.encoder(self.images)
+            features = self.encoder(self.images)
+            return features if self.head is None else self.head(features)
 
     @cached_property
     def tensors(self) -> dict[str, Tensor]:
         return {name: tensor.detach().contiguous() for name, tensor in self.encoder.state_dict().items()}
 
     def difference(self, given: Tensor) -> float | None:
-        """How far features are from the encoder's own at most; None where that is too far, or of another shape."""
+        """How far outputs are from the network's own at most; None where that is too far, or of another shape."""
         if given.shape != self.expected.shape or not torch.allclose(given, self.expected, TOLERANCE, TOLERANCE):
             return None
         return float((given - self.expected).abs().max())
@@ -85,7 +101,8 @@ class Subject:
 
 def subject_of(run: Run, place: Path) -> Subject:
     """A run's encoder, ready to be exported. Raises InputError where it holds NaN or infinity."""
-    subject = Subject(run, run.encoder().float().cpu().eval(), place)
+    head, names = head_of(run) or (None, ())
+    subject = Subject(run, run.encoder().float().cpu().eval(), place, head, tuple(names))
     if not subject.expected.isfinite().all():
         raise InputError(f"the features of {run.path} hold NaN or infinity: has the encoder diverged?")
     return subject
