@@ -18,6 +18,8 @@ MANY = {
     "build_encoder": "every choice of a network, by its name",
     "embed": "the front door: every choice by its name",
     "feature_rows": "how images are seen",
+    "finetune": "the front door: every choice by its name",
+    "fit": "what is trained, on what, how",
     "sgd_probe": "every constant of the published probe",
     "Learner.__init__": "the parts of a method",
     "logistic_regression": "every constant of a solver",
