@@ -1,6 +1,7 @@
 """A run goes on to a larger `train.length`."""
 
 import json
+import shutil
 
 import pytest
 import tiny
@@ -58,7 +59,10 @@ def test_it_goes_on_after_a_kill_before_its_first_step(tmp_path, monkeypatch):
         patch.setattr("twinblock.training.trainer.Trainer.fit", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             train(tmp_path / "run", "4steps")
-    assert not Run.open(tmp_path / "run").finished
+    killed = Run.open(tmp_path / "run")
+    assert not killed.finished
+    assert not (killed.path / "encoder.safetensors").exists()  # it would be taken for the last
+    assert torch.equal(killed.encoder().state_dict()["conv1.weight"], weights(killed)["encoder.conv1.weight"])
     assert train(tmp_path / "run", "4steps").result["steps"] == 4
 
 
@@ -83,3 +87,11 @@ def test_what_is_not_longer_is_another_run(tmp_path, before, after, more):
     train(tmp_path / "run", before, *more)
     with pytest.raises(InputError, match=f"train.length: {before} there, {after} here"):
         train(tmp_path / "run", after, *more)
+
+
+def test_a_run_whose_checkpoint_is_gone_does_not_begin_anew(tmp_path):
+    run = train(tmp_path / "run", "2steps")
+    shutil.rmtree(run.checkpoints)
+    with pytest.raises(InputError, match="its checkpoint is gone, so it cannot go on"):
+        train(tmp_path / "run", "4steps")
+    assert run.finished and run.encoder()

@@ -218,11 +218,12 @@ class Run:
             )
 
     def reopen(self) -> None:
-        """Take back that the run is finished: it goes on."""
-        try:
-            (self.path / "result.json").unlink(missing_ok=True)
-        except OSError as error:
-            raise InputError(f"cannot remove {self.path / 'result.json'} ({error.strerror})") from None
+        """Take back that the run is finished: it goes on. Its encoder is the one in its checkpoint until it is again."""
+        for name in ("result.json", "encoder.safetensors"):
+            try:
+                (self.path / name).unlink(missing_ok=True)
+            except OSError as error:
+                raise InputError(f"cannot remove {self.path / name} ({error.strerror})") from None
 
     def release(self) -> None:
         """Let other processes have the folder; take away one that was made for a run that did not begin."""

@@ -61,19 +61,8 @@ def pretrain(
     """
     from twinblock.training.launch import make_fabric  # here, so that looking at a run does not need it
 
-    parts = {"encoder": encoder, "objective": objective, "target": target, "learner": learner}
-    objects = {part: given for part, given in parts.items() if is_object(given)}
-    parts |= {part: describe(given) for part, given in objects.items()}
-    if "encoder" in objects:  # what it was made with does not say what it is
-        parts["encoder"] = {"kind": describe(objects["encoder"])["kind"]}
-    source = data.get("source") if isinstance(data, Mapping) else data
-    if is_object(source):
-        objects["data"] = source
-        data = {**(data if isinstance(data, Mapping) else {}), "source": describe_images(source)}
-    if blocks is not None:
-        overrides = [*overrides, f"scope.cuts={json.dumps([*blocks])}"]
-    given = {"data": data, **parts, "out": None if out is None else str(out), **fields}
-    config = compose(recipe, {k: v for k, v in given.items() if v is not None}, overrides)
+    parts = {"data": data, "encoder": encoder, "objective": objective, "target": target, "learner": learner, "out": out}
+    config, objects = composed(recipe, parts | fields, blocks, overrides)
     run = Run(config.out or f"runs/{Path(recipe).stem}", **objects)
     config = config.model_copy(update={"out": str(run.path)})
     reporter = Reporter(quiet)
@@ -81,6 +70,26 @@ def pretrain(
         return run
     with own_settings():
         return _begin(run, config, make_fabric(), reporter)
+
+
+def composed(
+    recipe: str | Path, given: Mapping[str, Any], blocks: Sequence[str] | None = None, overrides: Iterable[str] = ()
+) -> tuple[Config, dict[str, Any]]:
+    """The config of a run from what the caller of `pretrain` gives, and the Python objects among it by part."""
+    parts = {part: given.get(part) for part in ("encoder", "objective", "target", "learner")}
+    objects = {part: one for part, one in parts.items() if is_object(one)}
+    parts |= {part: describe(one) for part, one in objects.items()}
+    if "encoder" in objects:  # what it was made with does not say what it is
+        parts["encoder"] = {"kind": describe(objects["encoder"])["kind"]}
+    data, out = given.get("data"), given.get("out")
+    source = data.get("source") if isinstance(data, Mapping) else data
+    if is_object(source):
+        objects["data"] = source
+        data = {**(data if isinstance(data, Mapping) else {}), "source": describe_images(source)}
+    if blocks is not None:
+        overrides = [*overrides, f"scope.cuts={json.dumps([*blocks])}"]
+    tree = {**given, **parts, "data": data, "out": None if out is None else str(out)}
+    return compose(recipe, {name: value for name, value in tree.items() if value is not None}, overrides), objects
 
 
 def _begin(run: Run, config: Config, fabric, reporter: Reporter) -> Run:
@@ -112,6 +121,7 @@ def _train(run: Run, config: Config, fabric, reporter: Reporter) -> None:
     if run.begun:
         before, config = run.config, _as_begun(run.config, config)
         if longer(before, config):
+            _need_checkpoint(run)
             reporter.say(f"train.length: {before.train.length} becomes {config.train.length}; {GOES_ON}")
         start = going_on(run, config)
     else:
@@ -152,6 +162,12 @@ def _as_begun(saved: Config, config: Config) -> Config:
     settings = {name: getattr(config.train, name) for name in ("on_collapse", "loggers", "keep", "length")}
     train = saved.train.model_copy(update=settings)
     return saved.model_copy(update={"out": config.out, "train": train})
+
+
+def _need_checkpoint(run: Run) -> None:
+    """Raises InputError where a run cannot go on, since it would begin anew."""
+    if not any((run.checkpoints / name).is_file() for name in (checkpoint.LAST, checkpoint.PREVIOUS)):
+        raise InputError(f"out={run.path}: its checkpoint is gone, so it cannot go on; choose another out")
 
 
 def _already_finished(run: Run, config: Config, reporter: Reporter) -> bool:
