@@ -1,8 +1,8 @@
 """Self-supervised pretraining of image encoders, end to end or block by block, that tells you whether it worked.
 
-`pretrain` trains an encoder, and `draw_views` shows what it will see; `evaluate`, `diagnose`, `embed`, `search`,
-`duplicates` and `exemplars` say what came of it; `compare` sets runs side by side, and `report` writes all of it to one
-file. `load_encoder` gives the encoder as a module, `export` as a folder for other libraries; `finetune`
+`pretrain` trains an encoder; `draw_views` shows what it will see, `estimate` what it will take. `evaluate`, `diagnose`,
+`embed`, `search`, `duplicates` and `exemplars` say what came of it; `compare` sets runs side by side, and `report` writes
+all of it to one file. `load_encoder` gives the encoder as a module, `export` as a folder for other libraries; `finetune`
 trains it further with labels. `recipes` lists the methods, `show` and `compose` what a run is made of, `reproduce`
 carries out a published comparison, `cache` lists what lies packed on the disk.
 """
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from twinblock.reports.report import report
     from twinblock.runs.run import Run, load_encoder
     from twinblock.studies import reproduce
+    from twinblock.training.estimate import estimate
     from twinblock.training.pretrain import pretrain
 
 
@@ -44,6 +45,7 @@ _HOMES = {
     "draw_views": "assembly.draw",
     "duplicates": "evaluation.search",
     "embed": "evaluation.embedding",
+    "estimate": "training.estimate",
     "evaluate": "evaluation.evaluate",
     "exemplars": "evaluation.exemplars",
     "export": "exports.export",
@@ -69,6 +71,7 @@ __all__ = [
     "draw_views",
     "duplicates",
     "embed",
+    "estimate",
     "evaluate",
     "exemplars",
     "export",

@@ -32,6 +32,21 @@ def pretrain(
         sys.exit(Collapsed.code)  # the last line has said why
 
 
+@app.command()
+def estimate(
+    recipe: Recipe,
+    overrides: Overrides = None,
+):
+    """Say how long a run will take, and how much memory and disk.
+
+    Takes a few steps, as pretrain with the same words would, and keeps nothing of them.
+    """
+    from twinblock.training.estimate import estimate, in_words
+
+    for line in in_words(estimate(recipe, overrides=overrides or ())):
+        typer.echo(line)
+
+
 @app.command("views")
 def draw_views(
     recipe: Recipe,

@@ -218,7 +218,7 @@ class Run:
             )
 
     def reopen(self) -> None:
-        """Take back that the run is finished: it goes on. Its encoder is the one in its checkpoint until it is again."""
+        """Take back that the run is finished: it goes on. Until it is again, its encoder is that of its checkpoint."""
         for name in ("result.json", "encoder.safetensors"):
             try:
                 (self.path / name).unlink(missing_ok=True)
