@@ -3,6 +3,7 @@
 python examples/kinds.py microscope     # microscope/control/00.tif, ...: 16-bit TIFF, 768 px, 12 bits used
 python examples/kinds.py satellite      # satellite/000.tif, ...: four bands of 16 bits, some values missing
 python examples/kinds.py cameras        # cameras/cam1/0000.jpg, ... and cameras/animals.csv
+python examples/kinds.py clips          # clips/fox/0.mp4, ...: five seconds each; needs pip install "twinblock[video]"
 """
 
 import argparse
@@ -70,9 +71,31 @@ def cameras(folder: Path, rng: np.random.Generator) -> None:
         writer.writerows(rows)
 
 
+def clips(folder: Path, rng: np.random.Generator) -> None:
+    """Sixteen videos of an animal that walks through the picture, in a folder for each kind."""
+    import av
+
+    colours = {"fox": (190, 90, 40), "deer": (150, 120, 80)}
+    backgrounds = [Image.fromarray(pixels) for pixels in load_sample_images().images]
+    for i in range(16):
+        animal, left = ("fox", "deer")[i % 2], int(rng.integers(0, 200))
+        place = np.asarray(backgrounds[i % 4 // 2].crop((left, 80, left + 240, 320)).resize((96, 96)))
+        file = folder / animal / f"{i:02}.mp4"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        rows, columns = np.mgrid[:96, :96]
+        with av.open(str(file), "w") as container:
+            stream = container.add_stream("libx264", rate=10)
+            stream.height, stream.width, stream.pix_fmt = 96, 96, "yuv420p"
+            for k in range(50):
+                frame = place.copy()
+                frame[((rows - 70) / 10) ** 2 + ((columns - 2 * k) / 20) ** 2 < 1] = colours[animal]
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+            container.mux(stream.encode())
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    kinds = {"microscope": microscope, "satellite": satellite, "cameras": cameras}
+    kinds = {"microscope": microscope, "satellite": satellite, "cameras": cameras, "clips": clips}
     parser.add_argument("kind", choices=kinds)
     kind = parser.parse_args().kind
     kinds[kind](Path(kind), np.random.default_rng(0))

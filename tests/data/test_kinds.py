@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 from kinds import (
     BYTES,
     COUNT,
@@ -25,6 +26,7 @@ from kinds import (
 )
 from pictures import one_line
 from PIL import Image, ImageOps
+from tifffile import _imagecodecs
 
 from twinblock.config.data import Data
 from twinblock.core.errors import InputError
@@ -123,9 +125,17 @@ def test_channels_are_what_the_user_says(folder):
     one_line(error)
 
 
+@pytest.fixture(params=["with imagecodecs", "without"])
+def codecs(request, monkeypatch):
+    """With the package of all compressions that tifffile asks for, and as if it were not installed."""
+    if request.param == "without":
+        monkeypatch.setattr(tifffile.tifffile, "imagecodecs", _imagecodecs)
+        monkeypatch.setattr(tifffile.TIFF.DECOMPRESSORS, "_codecs", {})
+
+
 @pytest.mark.parametrize("bits", [8, 16])
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_a_tiff_is_seen_upright_whoever_reads_it(bits, orientation):
+def test_a_tiff_is_seen_upright_whoever_reads_it(bits, orientation, codecs):
     """By Pillow, by tifffile, and by libtiff where its compression is one that tifffile does not know."""
     array = values(2**bits - 1, 10, 14, dtype=f"uint{bits}")
     upright = np.asarray(ImageOps.exif_transpose(tagged(Image.fromarray(array), orientation)))
@@ -146,7 +156,7 @@ def tagged(image, orientation):
 
 
 @pytest.mark.parametrize(("dtype", "top"), [("bool", 255), ("uint8", 255), ("uint16", 65535)])
-def test_a_tiff_whose_zero_is_white_is_seen_so_whoever_reads_it(dtype, top, folder):
+def test_a_tiff_whose_zero_is_white_is_seen_so_whoever_reads_it(dtype, top, folder, codecs):
     array = np.arange(256).reshape(SIDE, SIDE).astype(dtype)
     expected = top - array.astype(int) * (255 if dtype == "bool" else 1)
     file = tiff(array, **WHITE)
