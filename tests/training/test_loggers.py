@@ -27,6 +27,33 @@ def test_tensorboard_holds_the_losses(tmp_path):
         assert len(found) == 5
 
 
+@pytest.mark.filterwarnings("ignore")  # of its own libraries
+def test_mlflow_holds_every_step_once_after_a_kill(tmp_path, monkeypatch):
+    """In a database in the run, without a server."""
+    client = pytest.importorskip("mlflow.tracking").MlflowClient
+    pytest.importorskip("sqlalchemy")
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    run = tmp_path / "my run"
+    run.mkdir()
+    for start in (0, 3):
+        (log,) = make_loggers(["mlflow"], run, start)
+        for step in range(start, start + 5):
+            log({"loss/learner 1": float(step), "encoder std/learner 1": float("nan")}, step)
+    there = client(f"sqlite:///{run / 'mlflow.db'}")
+    (found,) = there.search_runs([there.get_experiment_by_name("twinblock").experiment_id])
+    history = there.get_metric_history(found.info.run_id, "loss/learner 1")
+    assert found.info.run_name == "my run" and [(m.step, m.value) for m in history] == [(s, s) for s in range(8)]
+
+
+@pytest.mark.parametrize("name", ["wandb", "mlflow"])
+def test_a_logger_that_is_not_installed_is_one_line(monkeypatch, tmp_path, name):
+    for module in [m for m in sys.modules if m.partition(".")[0] == name]:
+        monkeypatch.delitem(sys.modules, module)
+    monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(InputError, match=rf"train\.loggers: {name}\S* is not installed; pip install {name}"):
+        make_loggers([name], tmp_path)
+
+
 @pytest.mark.parametrize(
     ("error", "words"),
     [(OSError(errno.ENOSPC, "No space left on device"), "No space left on device"), (RuntimeError("no key"), "no key")],
@@ -52,14 +79,14 @@ def test_the_names_of_numbers():
     assert scalars(row) == numbers
 
 
-def test_a_logger_that_is_not_installed_is_one_line(monkeypatch, tmp_path):
-    monkeypatch.setitem(sys.modules, "wandb", None)
-    with pytest.raises(InputError, match=r"train\.loggers: wandb is not installed; pip install wandb"):
-        make_loggers(["wandb"], tmp_path)
-
-
 def test_nothing_is_imported_unless_asked_for():
-    heavy = ("tensorboard", "wandb", "timm", "torchvision")  # the last two would cost every `twinblock show` a second
+    heavy = (
+        "tensorboard",
+        "wandb",
+        "mlflow",
+        "timm",
+        "torchvision",
+    )  # the last two would cost every `twinblock show` a second
     code = f"""
 import sys
 from twinblock import cli

@@ -44,7 +44,7 @@ def _one_or_more(given: Any) -> Any:
 
 
 Norm = Annotated[str, AfterValidator(_norm)]  # batch, sync, layer, group, none; group8, group+ws and so on
-Logger = Literal["tensorboard", "wandb"]
+Logger = Literal["tensorboard", "wandb", "mlflow"]
 
 
 class ViewSpec(View, frozen=True):
@@ -163,7 +163,7 @@ class Train(Part):
     compile: bool = False
     """Whether to compile the encoder with torch.compile."""
     loggers: tuple[Logger, ...] = ()
-    """Where else to log: `tensorboard`, `wandb`."""
+    """Where else to log: `tensorboard`, `wandb`, `mlflow`."""
     on_collapse: Literal["warn", "stop"] = "warn"
     """What a complete collapse does: `warn` goes on, `stop` saves and ends; exit code 3 for both."""
 

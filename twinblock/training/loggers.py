@@ -1,13 +1,21 @@
-"""TensorBoard and Weights & Biases beside `metrics.jsonl`, for those who look there; imported only when asked for."""
+"""TensorBoard, Weights & Biases and MLflow beside `metrics.jsonl`, for those who look there.
 
+A logger is a function of numbers by name and a step. Each is imported only when it is asked for.
+"""
+
+import atexit
+import logging
+import os
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
 from twinblock.core.errors import InputError, first_line
 from twinblock.core.seeding import hashed
 
-Logger = Literal["tensorboard", "wandb"]
+Logger = Literal["tensorboard", "wandb", "mlflow"]
 Log = Callable[[Mapping[str, float], int], None]  # numbers by name, step
 
 
@@ -16,7 +24,7 @@ def make_loggers(names: Sequence[Logger], path: Path, again_from: int | None = N
 
     `again_from`: the step from which on all numbers come once more; those of a killed start are dropped.
     """
-    makers = {"tensorboard": _tensorboard, "wandb": _wandb}
+    makers = {"tensorboard": _tensorboard, "wandb": _wandb, "mlflow": _mlflow}
     loggers = []
     for name in names:
         try:
@@ -61,6 +69,38 @@ def _wandb(path: Path, again_from: int | None) -> Log:
     # a run that goes on is the same run there, and passes over steps that it has
     run = wandb.init(dir=str(path), name=path.name, id=f"{hashed(str(path.resolve())):x}", resume="allow")
     return lambda numbers, step: run.log(dict(numbers), step=step)
+
+
+def _mlflow(path: Path, again_from: int | None) -> Log:
+    """To MLFLOW_TRACKING_URI, or without it to `mlflow.db` in the run, which needs no server."""
+    from mlflow.entities import Metric  # pyright: ignore[reportMissingImports]
+    from mlflow.tracking import MlflowClient  # pyright: ignore[reportMissingImports]
+
+    for talkative in ("mlflow", "alembic"):
+        logging.getLogger(talkative).setLevel(logging.WARNING)
+    client = MlflowClient(os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{path.resolve() / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name("twinblock")
+    where = client.create_experiment("twinblock") if experiment is None else experiment.experiment_id
+    # a run that goes on is the same run there, and passes over steps that it has
+    mark = f"{hashed(str(path.resolve())):x}"
+    known = client.search_runs([where], f"tags.twinblock = '{mark}'")
+    run = known[0] if known else client.create_run(where, tags={"twinblock": mark}, run_name=path.name)
+    number, names = run.info.run_id, run.data.metrics
+    last = max((m.step for name in names for m in client.get_metric_history(number, name)), default=-1)
+    client.update_run(number, status="RUNNING")
+    atexit.register(_ended, client, number)
+
+    def log(numbers: Mapping[str, float], step: int) -> None:
+        if step > last:
+            now = round(time.time() * 1000)
+            client.log_batch(number, [Metric(name, float(value), now, step) for name, value in numbers.items()])
+
+    return log
+
+
+def _ended(client: Any, number: str) -> None:
+    with suppress(Exception):  # a service has errors of its own
+        client.set_terminated(number)
 
 
 def log_rows(loggers: list[Log], rows: Iterable[Mapping[str, Any]], warn: Callable[[str], None]) -> None:
