@@ -21,12 +21,10 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 from torch import Tensor
-from torch.multiprocessing.reductions import StorageWeakRef
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from twinblock.assembly.build import make_learners
 from twinblock.config.recipes import compose
+from twinblock.core.memory import Alive
 from twinblock.methods.learner import Batch, Learner, Signal
 from twinblock.nn.encoders import build_encoder
 from twinblock.studies.study import markdown
@@ -80,24 +78,6 @@ class Entry:
 
     def __del__(self):
         self.saved.change(self.tensor, -1)
-
-
-class Alive(TorchDispatchMode):
-    """The tensors that operations give, for as long as they live: `peak` is the most at any moment, in bytes."""
-
-    def __init__(self, before: set[int]):
-        super().__init__()
-        self.before, self.peak = before, 0
-        self.found: dict[int, tuple[StorageWeakRef, int]] = {}
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        out = func(*args, **(kwargs or {}))
-        self.found = {key: (ref, size) for key, (ref, size) in self.found.items() if not ref.expired()}
-        for storage in (leaf.untyped_storage() for leaf in tree_leaves(out) if isinstance(leaf, Tensor)):
-            if storage.data_ptr() not in self.before:
-                self.found.setdefault(storage._cdata, (StorageWeakRef(storage), storage.nbytes()))
-        self.peak = max(self.peak, sum(size for _, size in self.found.values()))
-        return out
 
 
 class Step:
@@ -158,10 +138,7 @@ class Step:
 
     def bytes_in_all(self, trained: set[int]) -> int:
         """The peak of what there is in a step besides what lies there between steps; on a CPU, after a first step."""
-        momenta = [t for optimizer in self.optimizers for state in optimizer.state.values() for t in state.values()]
-        lasting = [*self._heads(), *(b for learner in self.learners for b in learner.buffers()), *momenta, *self.views]
-        alive = Alive({tensor.untyped_storage().data_ptr() for tensor in lasting if isinstance(tensor, Tensor)})
-        with alive:
+        with Alive() as alive:
             self.run(trained)
         return alive.peak
 

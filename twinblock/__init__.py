@@ -1,9 +1,10 @@
 """Self-supervised pretraining of image encoders, end to end or block by block, that tells you whether it worked.
 
 `pretrain` trains an encoder, and `draw_views` shows what it will see; `evaluate`, `diagnose`, `embed`, `search`,
-`duplicates` and `exemplars` say what came of it, and `compare` sets runs side by side; `load_encoder` gives it as a
-module. `recipes` lists the methods, `show` and `compose` what a run is made of, `reproduce` carries out a published
-comparison, `cache` lists what lies packed on the disk.
+`duplicates` and `exemplars` say what came of it; `compare` sets runs side by side, and `report` writes all of it to one
+file. `load_encoder` gives the encoder as a module, `export` as a folder for other libraries; `finetune`
+trains it further with labels. `recipes` lists the methods, `show` and `compose` what a run is made of, `reproduce`
+carries out a published comparison, `cache` lists what lies packed on the disk.
 """
 
 from importlib import import_module
@@ -22,7 +23,10 @@ if TYPE_CHECKING:
     from twinblock.evaluation.embedding import Embeddings, embed
     from twinblock.evaluation.evaluate import evaluate
     from twinblock.evaluation.exemplars import exemplars
+    from twinblock.evaluation.finetune import finetune
     from twinblock.evaluation.search import duplicates, search
+    from twinblock.exports.export import export
+    from twinblock.reports.report import report
     from twinblock.runs.run import Run, load_encoder
     from twinblock.studies import reproduce
     from twinblock.training.pretrain import pretrain
@@ -42,9 +46,12 @@ _HOMES = {
     "embed": "evaluation.embedding",
     "evaluate": "evaluation.evaluate",
     "exemplars": "evaluation.exemplars",
+    "export": "exports.export",
+    "finetune": "evaluation.finetune",
     "load_encoder": "runs.run",
     "pretrain": "training.pretrain",
     "recipes": "config.recipes",
+    "report": "reports.report",
     "reproduce": "studies",
     "search": "evaluation.search",
     "show": "config.recipes",
@@ -64,9 +71,12 @@ __all__ = [
     "embed",
     "evaluate",
     "exemplars",
+    "export",
+    "finetune",
     "load_encoder",
     "pretrain",
     "recipes",
+    "report",
     "reproduce",
     "search",
     "show",

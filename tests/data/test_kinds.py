@@ -1,13 +1,29 @@
 """What a file holds and what the network sees, for each kind of file in the table of the docs."""
 
 import re
-from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 import pytest
-import tifffile
-from pictures import encode, one_line
+from kinds import (
+    BYTES,
+    COUNT,
+    FOUR,
+    KINDS,
+    RGB,
+    SIDE,
+    STACK,
+    TWELVE,
+    WHITE,
+    avif,
+    netpbm,
+    pillow_tiff,
+    png,
+    tiff,
+    turned,
+    values,
+)
+from pictures import one_line
 from PIL import Image, ImageOps
 
 from twinblock.config.data import Data
@@ -20,177 +36,7 @@ from twinblock.data.training import training
 from twinblock.data.values import fitted, in_words
 
 PAGE = Path(__file__).parents[2] / "docs" / "howto" / "kinds.md"
-SIDE, COUNT = 16, 20
-
-
-def values(top, *shape, dtype=np.uint16, low=0, seed=0):
-    """Numbers from `low` to `top`, both of which are there."""
-    found = np.random.default_rng(seed).integers(low, top + 1, shape or (SIDE, SIDE)).astype(dtype)
-    found.flat[:2] = low, top
-    return found
-
-
-def png(array, mode=None):
-    return "png", encode(array, mode)
-
-
-def deep_png(array):
-    """A PNG of 16 bits and three samples, which Pillow cannot write."""
-    import struct
-    import zlib
-
-    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in array)
-    chunks = ((b"IHDR", struct.pack(">IIBBBBB", *array.shape[1::-1], 16, 2, 0, 0, 0)), (b"IDAT", zlib.compress(rows)))
-    parts = [
-        struct.pack(">I", len(d)) + k + d + struct.pack(">I", zlib.crc32(k + d)) for k, d in (*chunks, (b"IEND", b""))
-    ]
-    return "png", b"\x89PNG\r\n\x1a\n" + b"".join(parts)
-
-
-def tiff(array, **options):
-    file = BytesIO()
-    options = {"photometric": "minisblack", **options}
-    tifffile.imwrite(file, array, **options)
-    return "tif", file.getvalue()
-
-
-def pillow_tiff(array, mode=None, **options):
-    image = Image.fromarray(array) if mode is None else Image.fromarray(array).convert(mode)
-    return "tif", encode(image, kind="TIFF", **options)
-
-
-def netpbm(array, white, plain=False):
-    """A PGM or PPM whose white is a number of its own; `plain`: in digits, with a remark."""
-    number, size = 5 + (array.ndim == 3) - 3 * plain, f"{array.shape[1]} {array.shape[0]}"
-    head = f"P{number}\n# a remark\n{size}\n{white}\n".encode()
-    digits = "".join(f"{value} # {i}\n" for i, value in enumerate(array.flat)).encode()
-    return "pgm", head + (digits if plain else array.astype(">u2" if white > 255 else "u1").tobytes())
-
-
-def avif(bits, kind="AVIF"):
-    """An AVIF or HEIC whose header says that it holds so many bits."""
-    if kind == "HEIF":
-        from pillow_heif import from_bytes
-
-        file, mode = BytesIO(), "RGB" if bits == 8 else "RGB;16"
-        from_bytes(mode, (SIDE, SIDE), bytes(SIDE * SIDE * 3 * (1 if bits == 8 else 2))).save(file)
-        return "heic", file.getvalue()
-    file = bytearray(encode(np.full((SIDE, SIDE, 3), 90, np.uint8), kind="AVIF"))
-    samples, config = file.index(b"pixi") + 9, file.index(b"av1C") + 6
-    file[samples : samples + 3] = [bits] * 3
-    file[config] |= {8: 0, 10: 0x40, 12: 0x60}[bits]
-    return "avif", bytes(file)
-
-
-def npy(array):
-    file = BytesIO()
-    np.save(file, array)
-    return "npy", file.getvalue()
-
-
-def gif():
-    frames = [Image.fromarray(values(255, SIDE, SIDE, dtype=np.uint8, seed=i)) for i in range(3)]
-    return "gif", encode(frames[0], kind="GIF", save_all=True, append_images=frames[1:])
-
-
-def dicom():
-    from pydicom.data import get_testdata_file
-
-    return "dcm", Path(str(get_testdata_file("CT_small.dcm"))).read_bytes()
-
-
-def pyramid():
-    file, whole = BytesIO(), values(4000, 32, 32)
-    with tifffile.TiffWriter(file) as out:
-        out.write(whole, photometric="minisblack")
-        out.write(whole[::2, ::2], subfiletype=1, photometric="minisblack")
-    return "tif", file.getvalue()
-
-
-BYTES = values(255, SIDE, SIDE, 3, dtype=np.uint8)
-FOUR = values(255, SIDE, SIDE, 4, dtype=np.uint8)
-OPAQUE = np.concatenate([BYTES, np.full((SIDE, SIDE, 1), 255, np.uint8)], 2)
-TWELVE, NARROW = values(4095), values(8206, low=7301)
-DEEP, BANDS = values(65535, SIDE, SIDE, 3), values(9000, SIDE, SIDE, 12)
-UNIT = np.random.default_rng(0).random((SIDE, SIDE), np.float32)
-HU = values(1500, low=-1024, dtype=np.int16)
-HEIGHTS = values(900, low=200, dtype=np.float32) + np.float32(0.25)
-HOLED = np.where(np.arange(SIDE) < 4, np.float32(-9999), HEIGHTS)
-STACK = values(4095, 5, SIDE, SIDE)
-RGB, SAMPLES = {"photometric": "rgb"}, {"planarconfig": "contig"}
-WHITE = {"photometric": "miniswhite"}  # 0 is white
-
-
-def turned(orientation):
-    """The option of a TIFF that is to be turned when it is looked at."""
-    return {"extratags": [(274, 3, 1, orientation, True)]}
-
-
-# the row of the table: files, and the values that the network gets; None: refused
-KINDS = {
-    "8-bit RGB PNG": ([png(BYTES)], BYTES),
-    "8-bit RGB TIFF": ([pillow_tiff(BYTES)], BYTES),
-    "8-bit grey": ([png(BYTES[..., 0])], np.stack([BYTES[..., 0]] * 3, 2)),
-    "8-bit grey and RGB in one folder": ([png(BYTES), png(BYTES[..., 0])], BYTES),
-    "1-bit": ([png(np.full((SIDE, SIDE), 255, np.uint8), "1")], np.full((SIDE, SIDE, 3), 255)),
-    "PNG with opacity": ([png(OPAQUE)], BYTES),
-    "CMYK": ([pillow_tiff(np.zeros((SIDE, SIDE, 3), np.uint8), "CMYK")], np.zeros((SIDE, SIDE, 3))),
-    "10 bits in a 16-bit PNG": ([png(values(1023))], values(1023)[..., None]),
-    "12 bits in a 16-bit TIFF": ([tiff(TWELVE)], TWELVE[..., None]),
-    "12 bits in an LZW TIFF": ([pillow_tiff(TWELVE, compression="tiff_lzw")], TWELVE[..., None]),
-    "16-bit grey": ([png(values(65535))], values(65535)[..., None]),
-    "a thermal camera, 7301 to 8206": ([tiff(NARROW)], NARROW[..., None]),
-    "16-bit RGB PNG": ([deep_png(DEEP)], DEEP),
-    "16-bit RGB TIFF": ([tiff(DEEP, **RGB)], DEEP),
-    "16-bit RGB TIFF, planar": ([tiff(DEEP.transpose(2, 0, 1), planarconfig="separate", **RGB)], DEEP),
-    "4 bands of 8 bits, no opacity": ([tiff(FOUR, extrasamples=("unspecified",), **RGB)], FOUR),
-    "4 bands of 8 bits, the last called opacity": ([tiff(FOUR, extrasamples=("unassalpha",), **RGB)], None),
-    "RGBA TIFF, opaque": ([pillow_tiff(OPAQUE)], BYTES),
-    "12 bands of 16 bits": ([tiff(BANDS, **SAMPLES)], BANDS),
-    "12 bands of 16 bits, planar": ([tiff(BANDS.transpose(2, 0, 1), planarconfig="separate")], BANDS),
-    "floats from 0 to 1": ([tiff(UNIT)], UNIT[..., None]),
-    "signed 16-bit TIFF, Hounsfield units": ([tiff(HU)], HU[..., None]),
-    "32-bit integers": ([tiff(HU.astype(np.int32))], HU[..., None]),
-    "heights, -9999 for none": ([tiff(HOLED)], np.where(HOLED < 0, np.nan, HOLED)[..., None]),
-    "heights, NaN for none": (
-        [tiff(np.where(HOLED < 0, np.nan, HOLED))],
-        np.where(HOLED < 0, np.nan, HOLED)[..., None],
-    ),
-    "16 bits, GDAL's nodata 4000": (
-        [tiff(np.where(TWELVE % 7, TWELVE, 4000), extratags=[(42113, 2, 5, "4000", True)])],
-        np.where((TWELVE % 7 == 0) | (TWELVE == 4000), np.nan, TWELVE)[..., None],
-    ),
-    "8-bit TIFF whose 0 is white": ([tiff(BYTES[..., 0], **WHITE)], np.stack([255 - BYTES[..., 0]] * 3, 2)),
-    "16-bit TIFF whose 0 is white": ([tiff(values(65535), **WHITE)], 65535 - values(65535)[..., None]),
-    "float TIFF whose 0 is white": ([tiff(UNIT, **WHITE)], None),
-    "8-bit TIFF that lies on its side": (
-        [tiff(BYTES[:12], **RGB, **turned(6))],
-        np.rot90(BYTES[:12], -1),
-    ),
-    "16-bit TIFF that lies on its side": ([tiff(TWELVE[:12], **turned(6))], np.rot90(TWELVE[:12], -1)[..., None]),
-    "PGM whose white is 255": ([netpbm(BYTES[..., 0], 255)], np.stack([BYTES[..., 0]] * 3, 2)),
-    "PGM whose white is 100": ([netpbm(values(100), 100)], values(100)[..., None]),
-    "PGM whose white is 1000": ([netpbm(values(1000), 1000)], values(1000)[..., None]),
-    "PGM whose white is 65535": ([netpbm(values(65535), 65535)], values(65535)[..., None]),
-    "PPM whose white is 4095": ([netpbm(DEEP // 16, 4095)], DEEP // 16),
-    "PPM whose white is 65535": ([netpbm(DEEP, 65535)], DEEP),
-    "AVIF of 10 bits": ([avif(10)], None),
-    "TIFF of 5 pages": ([tiff(STACK)], None),
-    "ImageJ's channels": ([tiff(STACK[:2], imagej=True, metadata={"axes": "CYX"})], STACK[:2].transpose(1, 2, 0)),
-    "ImageJ's stack": ([tiff(STACK, imagej=True, metadata={"axes": "ZYX"})], None),
-    "OME-TIFF over time": ([tiff(STACK, ome=True, metadata={"axes": "TYX"})], None),
-    "TIFF with a small copy of itself": ([pyramid()], values(4000, 32, 32)[..., None]),
-    "GIF that moves": ([gif()], None),
-    "`.npy` of (h, w)": ([npy(TWELVE)], TWELVE[..., None]),
-    "`.npy` of (h, w, c)": ([npy(BANDS)], BANDS),
-    "`.npy` of (c, h, w)": ([npy(BANDS.transpose(2, 0, 1))], BANDS),
-    "`.npy` of (n, h, w, c)": ([npy(np.stack([BANDS] * 3))], None),
-    "DICOM of a CT": ([dicom()], "rescaled"),
-    "8 and 16 bits in one folder": ([png(BYTES), tiff(TWELVE)], None),
-    "16-bit grey and RGB in one folder": ([tiff(TWELVE), tiff(DEEP, **RGB)], None),
-}
-
-REFUSED = r"pages or frames|data\.channels|folder of its own|MINISBLACK|TIFF or PNG"  # what its message says
+REFUSED = r"pages or frames|data\.(channels|fps|tile)|folder of its own|MINISBLACK|TIFF or PNG"  # what its message says
 
 
 @pytest.fixture
@@ -226,9 +72,7 @@ def test_the_network_sees_what_the_file_holds(kind, folder):
     photos, said = str(folder(files)), table()[kind]
     if expected is None:
         assert said.startswith("refused")
-        with pytest.raises(
-            InputError, match=r"pages or frames|data\.channels|folder of its own|MINISBLACK|TIFF or PNG"
-        ) as error:
+        with pytest.raises(InputError, match=REFUSED) as error:
             load(photos)
         one_line(error)
         return
@@ -242,14 +86,13 @@ def test_the_network_sees_what_the_file_holds(kind, folder):
         expected = (image.pixel_array * float(image.RescaleSlope) + float(image.RescaleIntercept))[..., None]
     assert np.array_equal(images.batch([0])[0].numpy(), expected, equal_nan=expected.dtype.kind == "f")
     assert said.startswith(f"{images.channels} channel")
-    low, high = data.range
-    if ranges := re.search(r"\[(\S+), (\S+)\]", said):
-        assert (float(ranges[1]), float(ranges[2])) == (low, high)
+    if ranges := re.findall(r"\[(\S+), (\S+)\]", said):
+        assert np.array_equal(np.array(ranges, float), np.reshape(data.range, (-1, 2)))
     else:  # of the values themselves
-        assert np.allclose((low, high), np.nanpercentile(np.repeat(expected.ravel(), COUNT), (0.1, 99.9)), rtol=1e-4)
+        assert np.allclose(data.range, np.nanpercentile(np.repeat(expected.ravel(), COUNT), (0.1, 99.9)), rtol=1e-4)
     words = in_words(images, data)
     assert (words is None) == (images.channels == 3 and images.pixels.dtype == np.uint8)
-    assert words is None or f"range [{low:.6g}, {high:.6g}]" in words
+    assert words is None or all(f"[{low:.6g}, {high:.6g}]" in words for low, high in np.reshape(data.range, (-1, 2)))
 
 
 @pytest.mark.parametrize("bits", [10, 12, 14, 16])
@@ -320,6 +163,20 @@ def test_the_missing_value_of_a_tiff_whose_zero_is_white_is_turned_with_it(folde
     array = values(9)
     image = load(str(folder([tiff(array, extratags=nodata, **WHITE)]))).batch([0])[0, ..., 0].numpy()
     assert np.array_equal(image, np.where(array == 7, np.nan, 65535 - array.astype(float)), equal_nan=True)
+
+
+def test_how_a_declared_nodata_value_is_treated_is_said(folder, caplog):
+    nodata = lambda text: {"extratags": [(42113, 2, len(text) + 1, text, True)]}  # noqa: E731
+    photos = str(folder([tiff(values(4095, low=1), **nodata("7"))]))
+    images = load(photos)
+    assert images.kind == "16-bit TIFF with nodata 7" and not caplog.text
+    assert "16-bit TIFF with nodata 7, 1 channel" in in_words(images, fitted(Data(source=photos), images))
+    for content in (tiff(TWELVE, **nodata("0")), tiff(BYTES, **RGB, **nodata("0"))):
+        for file in Path(photos).iterdir():
+            file.write_bytes(content[1])
+        caplog.clear()
+        assert not np.isnan(load(photos).batch([0]).numpy().astype(float)).any()
+        assert caplog.text.count("nodata 0 is kept as a value") == 1
 
 
 def test_inks_and_palettes_are_colours_whatever_channels_are_asked_for(folder):

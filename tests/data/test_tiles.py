@@ -1,15 +1,20 @@
 """Tiles are the image's own pixels, wherever they lie in the file, and take memory for a band alone."""
 
 import io
+import json
+import weakref
+from zlib import crc32
 
 import numpy as np
 import pytest
 import tifffile
-from PIL import Image
+import torch
+from PIL import Image, ImageOps
 
 import twinblock
 from twinblock.config.data import Data, Tile
 from twinblock.core.errors import InputError
+from twinblock.data import packing, tiff
 from twinblock.data.tiles import starts, tiles
 from twinblock.data.training import training
 from twinblock.evaluation.features import by_image
@@ -42,6 +47,27 @@ def test_a_tile_is_a_piece_of_the_image(tmp_path, way, overlap):
     step = 200 - overlap
     rows, columns = ({*range(0, n - 199, step), n - 200} for n in (700, 530))
     assert places == {(top, left) for top in rows for left in columns}
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_tile_of_an_image_that_lies_on_its_side_is_upright(tmp_path, monkeypatch, way, orientation):
+    """As Pillow turns an image with this tag of Exif. It is read in parts of a seventh at most."""
+    image, file = scan(), str(tmp_path / "scan.tif")
+    planar = way.get("planarconfig") == "separate"
+    turn = {"extratags": [(274, 3, 1, orientation, True)]}
+    tifffile.imwrite(file, image.transpose(2, 0, 1) if planar else image, photometric="rgb", **way, **turn)
+    whole = np.arange(image.shape[0] * image.shape[1], dtype=np.int32).reshape(image.shape[:2])
+    picture = Image.fromarray(whole)
+    picture.getexif()[274] = orientation
+    upright = image.reshape(-1, 3)[np.asarray(ImageOps.exif_transpose(picture))]
+    monkeypatch.setattr(tiff, "HELD", image.nbytes // 7)
+    parts = [part for part, _ in tiff.bands(file)]
+    assert np.array_equal(np.concatenate(parts), upright)
+    if way.get("rowsperstrip") != 1000 or orientation >= 5:
+        assert max(part.nbytes for part in parts) <= image.nbytes // 4
+    for top, left, values in tiles(file, Tile(size=200)):
+        assert (values == upright[top : top + 200, left : left + 200]).all()
 
 
 def test_every_pixel_is_in_a_tile():
@@ -150,11 +176,49 @@ def test_tiles_of_an_image_are_tested_together_and_judged_as_one(slides):
     files = [name.partition("[")[0] for name in test.names]
     values = test.batch(range(len(test))).numpy().reshape(len(test), -1).mean(1)
     expected = [values[[one == file for one in files]].mean() for file in sorted(set(files))]
-    import torch
-
-    got = by_image(torch.from_numpy(values)[:, None], test)[:, 0]
+    got = by_image(torch.from_numpy(values)[:, None].split(4), test)[:, 0]
     assert np.allclose(got, expected)
     assert [int(file[5]) for file in sorted(set(files))] == sets.classes[sets.test_labels].tolist()
+
+
+def test_features_of_tiles_are_added_up_as_they_come(slides):
+    images, alive = training(data(slides)), []
+
+    def rows():
+        for i in range(0, len(images), 4):
+            part = torch.ones(min(4, len(images) - i), 3)
+            alive.append(weakref.ref(part))
+            yield part
+            del part
+            assert sum(one() is not None for one in alive) <= 1
+
+    assert torch.equal(by_image(rows(), images), torch.ones(10, 3))
+
+
+def test_opening_tiles_reads_no_name(slides, monkeypatch):
+    """Where each tile lies is a column of the store. One that was packed without it still opens."""
+    first = training(data(slides))
+
+    def never(*_):
+        raise AssertionError("a name is read")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(packing, "parts_of", never)
+        again = training(data(slides))
+    assert again.parts.dtype.names == ("group", "top", "left")
+    assert [f"[{top},{left}]" for _, top, left in again.parts] == [name[name.index("[") :] for name in again.names]
+    files = [name.partition("[")[0] for name in again.names]
+    assert [sorted(set(files))[group] for group in again.groups] == files
+    (store,) = (path.parent for path in packing.cache().glob("*/meta.json"))
+    meta = json.loads((store / "meta.json").read_bytes().split(b"\n")[0])
+    del meta["files"]["parts.npy"]
+    (store / "parts.npy").unlink()
+    line = json.dumps(meta).encode()
+    (store / "meta.json").write_bytes(b"%s\n%08x\n" % (line, crc32(line)))
+    old = training(data(slides))
+    assert not (store / "parts.npy").exists()
+    for images in (again, old):
+        assert (images.groups == first.groups).all() and (images.parts == first.parts).all()
 
 
 def test_a_run_on_tiles_trains_evaluates_and_embeds(slides, tmp_path):

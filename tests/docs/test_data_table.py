@@ -9,6 +9,7 @@ import tarfile
 import zipfile
 from pathlib import Path
 
+import av
 import numpy as np
 import pages
 import pytest
@@ -60,12 +61,28 @@ def folders(home: Path) -> None:
         (home / name).write_bytes(b"something")
     for name in ("damaged/7.png", "broken/2.png"):
         (home / name).write_bytes(b"no image")
+    for i, name in enumerate(("clips/fox/a.mp4", "clips/deer/b.mkv")):
+        write_video(home / name, [np.full((16, 16, 3), 40 * i + k, np.uint8) for k in range(20)])
+    (home / "no_clips").mkdir()
+    (home / "no_clips/a.mp4").write_bytes(b"no video")
+    table(home / "clips.csv", "path,label", "clips/fox/a.mp4,fox", "clips/deer/b.mkv,deer")
     (home / "phone").mkdir()
     import pillow_heif
 
     pillow_heif.from_pillow(Image.new("RGB", (64, 48), (200, 30, 30))).save(home / "phone/IMG_1.HEIC")
     (home / "large").mkdir()
     Image.new("1", (10_000, 9_000)).save(home / "large/1.png")
+
+
+def write_video(path: Path, frames: list[np.ndarray], rate: int = 10) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    codec, pixels = ("ffv1", "bgr0") if path.suffix == ".mkv" else ("libx264", "yuv420p")
+    with av.open(str(path), "w") as file:
+        stream = file.add_stream(codec, rate=rate)
+        stream.height, stream.width, stream.pix_fmt = *frames[0].shape[:2], pixels
+        for frame in frames:
+            file.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        file.mux(stream.encode())
 
 
 def tables(home: Path) -> None:
@@ -204,6 +221,10 @@ EXPECTED: Expected = {
     "data=with_run/": (2, None, None, "left out: runs/simclr", None),
     "data=phone/": (1, None, None, "", None),
     "data=mixed/": (1, None, None, "1 .nii files, 1 .cr2 files, 1 .mp4 files are not read", None),
+    "data=clips/ data.fps=2": (8, [0] * 4 + [1] * 4, ("deer", "fox"), "", "top folder: deer, fox"),
+    "data=clips/ data.fps=0.1": (2, [0, 1], ("deer", "fox"), "", "top folder: deer, fox"),
+    "data=clips/fox/a.mp4 data.fps=1": (2, None, None, "", None),
+    "data=clips.csv data.fps=1": (4, [1, 1, 0, 0], ("deer", "fox"), "", "column label"),
     "data=large/ data.max_pixels=200000000": (1, None, None, "", None),
     "data=damaged/": (29, None, None, "", None),
     "data=photos/ data.labels=labels.csv": (

@@ -11,6 +11,7 @@ from twinblock.core.errors import InputError
 from twinblock.data.training import training
 from twinblock.evaluation import features
 from twinblock.views import centre
+from twinblock.views.operations import unit
 
 SMALL = (
     *("data.batch=16", "encoder.kind=resnet10", "encoder.width=8", "encoder.stem=cifar", "train.length=4steps"),
@@ -68,6 +69,57 @@ def test_a_run_goes_on_with_the_range_that_it_began_with(tmp_path):
     assert twinblock.pretrain("simclr", overrides=[*SMALL, "data.range=percentile"], **how).result == run.result
     with pytest.raises(InputError, match=r"data.range: \[0.0, 4095.0\] there, \[0.0, 1023.0\] here") as error:
         twinblock.pretrain("simclr", overrides=[*SMALL, "data.range=[0,1023]"], **how)
+    one_line(error)
+
+
+def test_channels_that_differ_widely_keep_their_levels(tmp_path, capsys):
+    """Of a mask of 0 to 3 beside 16 bits one range would leave 4 of 65 536 values, so each channel has its own."""
+    rng = np.random.default_rng(0)
+    values = np.stack([rng.integers(0, 60_001, (40, 16, 16)), rng.integers(0, 4, (40, 16, 16))], -1).astype(np.uint16)
+    how = {"data": values, "quiet": True}
+    run = twinblock.pretrain("simclr", out=tmp_path / "auto", overrides=SMALL, data=values)
+    assert run.config.data.range == ((0, 65_535), (0, 3))
+    said = " ".join("".join(capsys.readouterr()).split())
+    assert (
+        f"values 0 to {values.max()}: ranges [0, 65535], [0, 3] of the channels; data.range=[low, high] changes them"
+        in said
+    )
+    unit = values / np.array([65_535, 3])
+    assert np.allclose(run.config.data.mean, unit.mean((0, 1, 2)), atol=1e-4)
+    assert np.allclose(run.config.data.std, unit.std((0, 1, 2)), atol=1e-4)
+    seen = centre(torch.from_numpy(values[:2]), 16, (0, 0), (1, 1), value_range=run.config.data.range)
+    assert np.allclose(seen.numpy(), unit[:2].transpose(0, 3, 1, 2), atol=1e-6)
+    given = twinblock.pretrain(
+        "simclr", out=tmp_path / "given", overrides=[*SMALL, "data.range=[[0,65535],[0,3]]"], **how
+    )
+    assert given.result == run.result
+    assert given.config.data.range == run.config.data.range
+    assert twinblock.pretrain("simclr", out=tmp_path / "given", overrides=SMALL, **how).result == given.result
+    assert len(twinblock.embed(run, data=values).features) == 40 and str(twinblock.diagnose(run, data=values))
+    with pytest.raises(InputError, match=r"and the run sees 0 to 65535") as error:
+        twinblock.embed(run, data=values[..., ::-1].copy())
+    one_line(error)
+
+
+@pytest.mark.parametrize("scale", [1, 1000])
+def test_missing_values_are_the_lower_end_of_their_channel(scale):
+    holed = torch.tensor([[np.nan, np.nan], [5.0, 5.0 * scale]]).view(1, 1, 2, 2)
+    seen = unit(holed, ((4.0, 6.0), (4.0 * scale, 6.0 * scale)))
+    assert seen.flatten().tolist() == [0, 0, 0.5, 0.5]
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ("[[0,1],[5,2]]", r"range is \[\[0.0, 1.0\], \[5.0, 2.0\]\], but must be \[low, high\], or a list of these"),
+        ("[[0,1],[0,2],[0,3]]", "data.range has 3 pairs, and the images have 2 channels"),
+        ("[]", "data.range"),
+    ],
+)
+def test_bad_ranges_are_one_line(given, said, tmp_path):
+    values = np.zeros((40, 16, 16, 2), np.uint16)
+    with pytest.raises(InputError, match=said) as error:
+        twinblock.pretrain("simclr", data=values, out=tmp_path / "run", overrides=[*SMALL, f"data.range={given}"])
     one_line(error)
 
 

@@ -3,6 +3,7 @@
 import shutil
 from contextlib import contextmanager
 
+import numpy as np
 import pytest
 import tiny
 import torch
@@ -10,7 +11,7 @@ import torch
 import twinblock
 from twinblock.core.errors import InputError
 from twinblock.evaluation import evaluate as evaluation
-from twinblock.evaluation.depth import EveryBlock, figure, rank_share, rows_by_block, trained_pooling
+from twinblock.evaluation.depth import EveryBlock, _drawing, figure, rank_share, rows_by_block, trained_pooling
 
 SMALL = ["encoder.width=8", "encoder.kind=resnet10", "train.length=2steps", "projector.dims=[16,8]", "data.batch=64"]
 
@@ -97,3 +98,37 @@ def test_rank_is_a_share_of_the_width():
 def test_a_figure_of_several_runs_and_of_none():
     rows = [{"features": f"block {k}", "linear %": 10.0 * k, "kNN %": 9.0 * k, "rank %": 50.0} for k in (1, 2)]
     assert figure({"a": [rows, rows], "b": [rows], "nothing": [[]]}, "t").startswith(b"\x89PNG")
+
+
+def test_the_figure_shows_each_block_at_its_depth_with_the_spread_of_runs_and_the_baselines():
+    def run(*values):
+        rows = [{"features": f"block {k}", "linear %": v, "kNN %": v / 2, "rank %": v / 4} for k, v in values]
+        return [{"features": "encoder", "linear %": 99.0, "kNN %": 99.0, "rank %": 99.0}, *rows]
+
+    arms = {
+        "$two": [run((1, 20.0), (2, 40.0)), run((1, 24.0), (2, 40.0))],
+        "one": [run(*((k, 8.0 * k) for k in (1, 2, 3, 4)))],
+    }
+    baselines = {"raw pixels": {"linear %": 12.0, "kNN %": 6.0, "rank %": None}}
+    drawing = _drawing(arms, "a $title", baselines)
+    linear, knn, rank = drawing.axes
+    two, one = linear.containers
+    assert two.lines[0].get_xydata().tolist() == [[0.5, 22], [1, 40]]
+    assert one.lines[0].get_xydata().tolist() == [[0.25, 8], [0.5, 16], [0.75, 24], [1, 32]]
+    spread = [np.ptp(bar[:, 1]) for bar in two.lines[2][0].get_segments()]
+    assert spread == pytest.approx([2 * 8**0.5, 0])
+    assert knn.containers[0].lines[0].get_ydata().tolist() == [11, 20]
+    assert rank.containers[0].lines[0].get_ydata().tolist() == [5.5, 10]
+    assert [set(line.get_ydata()) for line in (linear.lines[0], knn.lines[0])] == [{12}, {6}]
+    assert len(rank.lines) == len(linear.lines) - 1  # pixels have no rank of an encoder
+    for axes, name in zip(drawing.axes, ("linear %", "kNN %", "rank %"), strict=True):
+        assert axes.get_ylim()[0] == 0  # no cut axis
+        assert axes.get_ylabel() == name
+        assert axes.get_xlabel() == "depth (part of the blocks)"
+        assert axes.get_xlim()[0] == 0 and axes.get_xlim()[1] > 1  # the last block is not at the edge
+    (legend,) = drawing.legends
+    assert [text.get_text() for text in legend.get_texts()] == ["raw pixels", r"\$two", "one"]
+    assert drawing.get_suptitle() == r"a \$title"
+    drawing.draw_without_rendering()
+    right = max(axes.get_window_extent().x1 for axes in drawing.axes)
+    assert legend.get_window_extent().x0 >= right  # beside the curves

@@ -113,7 +113,24 @@ def test_what_cannot_be_built_is_refused_in_one_line(kind, words):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("kind", ["deit_tiny_patch16_224", "timm/test_vit"])
+@pytest.mark.parametrize(("kind", "size"), [("halonet26t", 32), ("ghostnetv3_050", 32), ("torchvision/vit_b_16", 40)])
+def test_a_size_that_a_network_does_not_take_is_refused_in_one_line(kind, size):
+    with pytest.raises(InputError, match=rf"encoder\.kind={kind} (fails|cannot be built) for .*{size}") as caught:
+        build_encoder(kind, "standard", "batch", None, size, seed=0)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", ["swin_tiny_patch4_window7_224", "beit_base_patch16_224"])
+def test_a_network_made_for_one_size_is_made_for_the_size_of_the_images(kind):
+    with torch.device("meta"):
+        theirs = timm.create_model(kind, num_classes=0, img_size=64)
+    encoder = build_encoder(kind, "standard", "batch", None, 64, seed=0)
+    shapes = {name: t.shape for name, t in theirs.state_dict().items()}
+    assert {name: t.shape for name, t in encoder.state_dict().items()}.items() <= shapes.items()
+    assert encoder.eval()(images(1, 64)).shape == (1, encoder.width)
+
+
+@pytest.mark.parametrize("kind", ["deit_tiny_patch16_224", "timm/test_vit", "torchvision/vit_b_16"])
 def test_vision_transformers_by_any_name_have_no_stem_to_choose(kind):
     config = compose("simclr", overrides=[f"encoder.kind={kind}", "data.size=32"])
     stem = resolve(config, tiny.images(4, 32), torch.device("cpu")).encoder.stem

@@ -291,10 +291,11 @@ def test_a_named_network_that_cannot_be_cut_is_one_block():
 
 @pytest.mark.filterwarnings("ignore")  # torch says that tracing is deprecated
 @pytest.mark.parametrize("name", ["CIFAR ResNet", "timm ResNet", "timm ViT"])
-def test_encoders_can_be_traced_and_exported(name):
+def test_encoders_can_be_scripted_traced_and_exported(name):
     _, encoder = build(name)
     x = images()
     with torch.no_grad():
+        torch.testing.assert_close(torch.jit.script(encoder)(x), encoder(x))
         torch.testing.assert_close(torch.jit.trace(encoder, x)(x), encoder(x))
         torch.testing.assert_close(torch.export.export(encoder, (x,)).module()(x), encoder(x))
 

@@ -7,7 +7,7 @@ import pytest
 import tiny
 import torch
 
-from twinblock.core.seeding import order
+from twinblock.core.seeding import drawn, order
 from twinblock.training.loader import Loader, Samples
 
 CPU = torch.device("cpu")
@@ -35,6 +35,15 @@ def test_each_step_has_the_rows_of_its_place_in_the_epoch(start, stop):
         assert np.array_equal(samples.pixels, images.pixels[rows])
         assert samples.labels.tolist() == images.labels[rows].tolist()
         assert np.array_equal(samples.aspect, images.aspect[rows])
+
+
+def test_images_with_weights_are_drawn_by_them_anew_in_each_epoch():
+    weights = np.linspace(0, 1, 20)
+    given = list(loader(replace(tiny.images(20), weights=weights)).batches(0, 4))
+    for step, samples in enumerate(given):
+        epoch, i = divmod(step, 2)
+        assert samples.index.tolist() == drawn(3, epoch, weights)[8 * i : 8 * (i + 1)].tolist()
+    assert given[0].index.tolist() != given[2].index.tolist()
 
 
 def test_the_parts_of_the_processes_are_the_batch():
@@ -70,3 +79,17 @@ def test_on_another_device_views_still_draw_from_the_cpu():
     devices = [x.device.type for x in (there.pixels, there.labels, there.aspect, there.index)]
     assert devices == ["meta", "meta", "cpu", "cpu"]
     assert replace(samples, labels=None).to(CPU).labels is None
+
+
+def test_no_copy_to_the_device_is_waited_for(monkeypatch):
+    """From pinned memory it goes on beside the training."""
+    waited, to = [], torch.Tensor.to
+
+    def noted(tensor, *args, non_blocking=False, **kwargs):
+        waited.append(not non_blocking)
+        return to(tensor, *args, **kwargs)
+
+    monkeypatch.setattr(torch.Tensor, "to", noted)
+    pixels = torch.zeros(2, 4, 4, 3, dtype=torch.uint8)
+    Samples(pixels, torch.zeros(2, dtype=torch.int64), None, torch.arange(2)).to(torch.device("meta"))
+    assert waited == [False, False]

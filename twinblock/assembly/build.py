@@ -24,6 +24,7 @@ from twinblock.methods.overlapping import OverlappingLearners
 from twinblock.methods.parts import OURS, how_to_give, make
 from twinblock.nn.encoders import Encoder, build_encoder, own_encoder
 from twinblock.nn.heads import mlp
+from twinblock.nn.modes import has_batch_norm
 from twinblock.nn.pooling import Noise, Pooling
 
 Objects = Mapping[str, Any]  # Python objects of the caller's own, by the part of the run that they are
@@ -136,8 +137,7 @@ def _check_views(config: Config, encoder: Encoder) -> None:
 
 def _norm_of_expansions(config: Config, encoder: Encoder) -> str:
     """An expansion has the norm of its encoder, or layer norm where the encoder has no batch norm of its own."""
-    batch_norms = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in encoder.modules())
-    return config.encoder.norm if batch_norms or config.encoder.norm != "batch" else "layer"
+    return config.encoder.norm if has_batch_norm(encoder) or config.encoder.norm != "batch" else "layer"
 
 
 @dataclass(frozen=True)
@@ -164,7 +164,7 @@ class _Siamese:
                 f"predictor.dims ends in {predicted}, but it predicts the projector's {dim}: make them equal"
             )
         noise = Noise(scope.noise, scope.noise_over)
-        network = Network(cut.blocks, pooling, projector, noise, cut.first)
+        network = Network(cut.blocks, pooling, projector, noise, cut.first, config.train.micro_batch)
         target = make(
             config.target,
             targets.KINDS,

@@ -46,11 +46,14 @@ def draw_views(
     images = training(*chosen(config.data, held=held))
     config = resolve(config, images, torch.device("cpu"))
     with replacing(file) as picture:
-        picture.write(_drawn(config, images, file.suffix[1:].lower(), f"{Path(recipe).stem} on {config.data.source}"))
+        picture.write(
+            picture_of_views(config, images, file.suffix[1:].lower(), f"{Path(recipe).stem} on {config.data.source}")
+        )
     return file
 
 
-def _drawn(config: Config, images: Images, kind: str, title: str) -> bytes:
+def picture_of_views(config: Config, images: Images, kind: str, title: str) -> bytes:
+    """Eight images beside their views, of a resolved config, as a picture of this kind (png, svg, pdf)."""
     from matplotlib.figure import Figure
 
     index = np.linspace(0, len(images) - 1, min(ROWS, len(images))).astype(int)

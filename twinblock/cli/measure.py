@@ -1,7 +1,7 @@
 """Commands that say what a run is worth."""
 
 import os
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -93,24 +93,35 @@ def compare(
     to compare.png or out=FILE, and the table beside it.
     """
     from twinblock.core.console import print_table
-    from twinblock.core.console import show as in_words
-    from twinblock.evaluation.compare import OWN, ROUNDED, compare
-    from twinblock.evaluation.report import table
+    from twinblock.evaluation.compare import OWN, by_run, compare
 
     folders = [word for word in runs if os.path.isdir(word) or "=" not in word]
     out = fields([word for word in runs if word not in folders], "out").get("out")
-    shown = [table([row], row["test images"] or 0)[0] for row in compare(folders, out=out)]
-    names = [row.pop("run") for row in shown]
-
-    def cell(name: str, value: Any) -> str:  # a setting is never rounded
-        return in_words(value if name in ROUNDED or value is None else str(value))
-
-    lines = [
-        {"": name, **{run: cell(name, row[name]) for run, row in zip(names, shown, strict=True)}} for name in shown[0]
-    ]
-    print_table("what differs, and what came of it", lines)
+    print_table("what differs, and what came of it", by_run(compare(folders, out=out)))
     picture = out or OWN
     typer.echo(f"{picture} and {os.path.splitext(picture)[0]}.csv; ±: standard error on the test images")
+
+
+@app.command()
+def report(
+    runs: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="RUN... [out=FILE.html] [data=...]", help="Folders of runs; the file; images in place of the run's."
+        ),
+    ],
+):
+    """Write what came of a run, or of several, to one HTML file.
+
+    Verdict, curves, views, nearest neighbours, a map of the embeddings, accuracies, measures of collapse, environment
+    and config. The file needs no server and no network; it holds small copies of images. Without out=FILE.html it is
+    report.html in the run, or here for several.
+    """
+    from twinblock.reports.report import report
+
+    folders = [word for word in runs if os.path.isdir(word) or "=" not in word]
+    given = fields([word for word in runs if word not in folders], "out", "data")
+    typer.echo(report(folders, **given))
 
 
 @app.command()

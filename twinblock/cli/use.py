@@ -17,8 +17,9 @@ def embed(
     overrides: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[data=...] [data.size=N] [split=test] [block=K] [out=FILE]",
-            help="Other images; their size; the features of block K; the file, whose ending chooses the format.",
+            metavar="[data=...] [data.size=N] [split=test] [block=K] [step=N] [out=FILE]",
+            help="Other images; their size; the features of block K, or of the encoder that was kept after step N; the "
+            "file, whose ending chooses the format.",
         ),
     ] = None,
 ):
@@ -29,10 +30,69 @@ def embed(
     """
     from twinblock.evaluation.embedding import OWN, embed
 
-    given = fields(overrides, "data", "split", "block", "out")
+    given = fields(overrides, "data", "split", "block", "step", "out")
     out = given.pop("out", None) or os.path.join(run, f"{OWN}.npz")
     count, width = embed(run, out=out, **given).features.shape
     typer.echo(f"{out}: {width} features of each of {count:,} images")
+
+
+@app.command()
+def finetune(
+    start: Annotated[str, typer.Argument(metavar="RUN|timm:NAME", help="A run, or published weights.")],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[data=...] [fraction=[0.01,0.1,1]] [seeds=3] [epochs=30] [freeze=...] [beside=timm:...] [out=DIR]",
+            help="Labelled images; parts of them; repetitions; passes; modules that stay; other starts; the folder.",
+        ),
+    ] = None,
+):
+    """Train the whole network with a classifier.
+
+    Compares starting points, with few labels and with many: the run's own weights, a network from scratch, and
+    published weights beside=timm:NAME. Writes the table and a classifier, which `export` takes, to out=DIR, by default
+    finetune in the run. The same command again goes on.
+    """
+    from twinblock.core.console import print_table
+    from twinblock.evaluation.finetune import OWN, finetune
+
+    known = ("data", "fraction", "seeds", "epochs", "freeze", "beside", "out")
+    given = fields(overrides, *known)
+    for name in ("seeds", "epochs"):
+        if not isinstance(given.get(name, 1), int):
+            raise InputError(f"{name}={given[name]}: give a whole number of at least 1")
+    parts = given.get("fraction", 1)
+    if not all(isinstance(part, int | float) for part in (parts if isinstance(parts, list) else [parts])):
+        raise InputError(f"fraction={parts}: give a number or a list of them, as [0.01,1]")
+    rows = finetune(start, given.pop("data", None), **given)
+    print_table("fine-tuned; std: over the seeds", [_with_places(row) for row in rows])
+    out = given.get("out") or (os.path.join(start, OWN) if os.path.isdir(start) else f"runs/{OWN}-{start[5:]}")
+    typer.echo(
+        f"{out}: {OWN}.csv and {OWN}.json; the classifier: twinblock export {os.path.join(out, 'model')} --to onnx"
+    )
+
+
+def _with_places(row: dict[str, Any]) -> dict[str, Any]:
+    return {name: f"{row[name]:g}" if name in ("labels %", "rate") else row[name] for name in row}
+
+
+@app.command()
+def export(
+    run: RunFolder,
+    to: Annotated[str, typer.Option("--to", help="timm, torchvision, hf, onnx, program or weights.")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="[out=FOLDER]", help="A new folder; else export-FORM in the run.")
+    ] = None,
+):
+    """Write the encoder as a folder that loads elsewhere.
+
+    In timm, torchvision, Hugging Face's transformers, onnxruntime, or plain torch. Prints the two lines that load it.
+    Its README.md says how an image is prepared.
+    """
+    from twinblock.exports.export import export
+
+    for line in export(run, to, **fields(overrides, "out")):
+        typer.echo(line)
 
 
 @app.command()

@@ -21,12 +21,16 @@ NOT_OF_TRAINING = (
     "out",
     "train.on_collapse",
     "train.loggers",
+    "train.keep",
 )  # fields that a run may be resumed with another value of
 PATHS = ("data.source", "data.root", "data.indices", "data.labels", "encoder.weights")
 
 
 def differences(saved: Config, wanted: Config) -> list[str]:
-    """The fields in which two configs differ, in words; what was left open agrees with what it became."""
+    """The fields in which two configs differ, in words; what was left open agrees with what it became.
+
+    A longer training is no difference: a run may go on to it.
+    """
     old, new = (leaves(config.model_dump(mode="json")) for config in (saved, wanted))
     return [
         f"{name}: {old.get(name)} there, {new.get(name)} here"
@@ -35,7 +39,18 @@ def differences(saved: Config, wanted: Config) -> list[str]:
         and old.get(name) != new.get(name)
         and not (name in PATHS and same_places(old[name], new[name]))
         and not (RESOLVED.fullmatch(name) and _open(name, new))
+        and not (name == "train.length" and longer(saved, wanted))
     ]
+
+
+def longer(saved: Config, wanted: Config) -> bool:
+    """Whether a run of the first config may go on to the length of the second: both in steps or both in epochs.
+
+    Blocks that train one after the other have had their time, each by the length of the whole.
+    """
+    old, new = saved.train.length, wanted.train.length
+    in_sequence = getattr(wanted.scope, "plan", None) == "sequential"
+    return old.unit == new.unit and old.amount < new.amount and not in_sequence
 
 
 def settings(configs: Sequence[Config]) -> dict[str, list[Any]]:

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from os import PathLike
 from typing import Annotated, Any, Literal
 
+import numpy as np
 from pydantic import BeforeValidator, Field, FiniteFloat, ValidationError, model_validator
 
 from twinblock.config.explain import explain
@@ -14,6 +15,9 @@ from twinblock.nn.imagenet import MEAN, STD
 from twinblock.views import EIGHT_BITS
 
 Name = Annotated[str, BeforeValidator(lambda given: str(given) if isinstance(given, PathLike) else given)]  # or path
+
+
+LowHigh = tuple[FiniteFloat, FiniteFloat]
 
 
 class LongTail(Part):
@@ -66,14 +70,20 @@ class Data(Part):
     """Side of a view in pixels; null: that of small images of one size, else 224."""
     tile: Tile | None = None
     """Tiles of each image file, at its own resolution, in place of the whole image; null: the image."""
+    fps: Annotated[float, Field(gt=0, le=1000)] | None = None
+    """Frames of a video that are taken in a second, as images; less than 1 for one in several seconds; null: videos are
+    left out."""
     max_pixels: Annotated[int, Field(ge=1, le=2**40)] | None = None
     """Pixels of the largest image that is read; null: 89,478,485, Pillow's limit against files that fill the memory."""
     channels: Literal["auto"] | Annotated[int, Field(ge=1, le=256)] = "auto"
     """Channels of an image; `auto`: of the files, and 3 for 8-bit pictures, grey or not."""
     pages: Literal["auto", "first", "channels", "images"] = "auto"
     """What the pages or frames of a file are; `auto`: files of several pages are refused."""
-    range: Literal["auto", "dtype", "percentile"] | tuple[FiniteFloat, FiniteFloat] = "auto"
-    """The values that become 0 and 1: `dtype`, all that the type holds; `percentile`, 0.1 % and 99.9 % of a sample."""
+    range: Literal["auto", "dtype", "percentile"] | LowHigh | Annotated[tuple[LowHigh, ...], Field(min_length=1)] = (
+        "auto"
+    )
+    """The values that become 0 and 1, as [low, high], or a list of these, one of each channel. `dtype`: all that the
+    type holds; `percentile`: 0.1 % and 99.9 % of a sample."""
     mean: Literal["auto", "imagenet", "measured"] | Annotated[tuple[FiniteFloat, ...], Field(min_length=1)] = "auto"
     """Subtracted from each channel in [0, 1]; `auto`: ImageNet's for 8-bit RGB, else measured in a sample."""
     std: Literal["auto", "imagenet", "measured"] | Annotated[tuple[Positive, ...], Field(min_length=1)] = "auto"
@@ -90,8 +100,15 @@ class Data(Part):
 
     @model_validator(mode="after")
     def _low_is_below_high(self):
-        if not isinstance(self.range, str) and not self.range[0] < self.range[1]:
-            raise ValueError(f"range is {list(self.range)}, but must be [low, high]")
+        if not isinstance(self.range, str) and not np.less(*np.transpose(self.range)).all():
+            given = np.array(self.range).tolist()
+            raise ValueError(f"range is {given}, but must be [low, high], or a list of these, one of each channel")
+        return self
+
+    @model_validator(mode="after")
+    def _tiles_are_of_images(self):
+        if self.tile is not None and self.fps is not None:
+            raise ValueError("tile and fps do not go together: frames of a video are not cut into tiles")
         return self
 
     @property

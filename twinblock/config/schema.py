@@ -151,8 +151,13 @@ class Train(Part):
     """What all random draws follow from."""
     precision: Literal["auto", "fp32", "bf16", "fp64"] = "auto"
     """Number type; `auto`: bf16 where the processor is fast at it, else fp32."""
+    micro_batch: Annotated[int, Field(ge=1)] | None = None
+    """Images of a batch that go through the network at a time, on each process; null: all. It takes less memory and a
+    third more time; the gradient is that of the whole batch, but a batch norm of the encoder sees each part alone."""
     checkpoint_every: Duration = Duration.parse("1epochs")
     """Time from one checkpoint to the next."""
+    keep: Duration | None = None
+    """Time from one encoder that is kept to the next, in steps or epochs; null: the last one alone is kept."""
     deterministic: bool = False
     """Bit-exact on a GPU too, at some cost; a CPU is so anyway."""
     compile: bool = False
@@ -166,6 +171,8 @@ class Train(Part):
     def _some_time(self):
         if not self.checkpoint_every.amount:
             raise ValueError("checkpoint_every is the time from one to the next; 100% is the end alone")
+        if self.keep is not None and not self.keep.amount:
+            raise ValueError("keep is the time from one encoder to the next; null keeps the last one alone")
         return self
 
 
@@ -237,6 +244,8 @@ class Config(Part):
                 raise ValueError(f"data.batch=1 with {name}: one sample has no batch statistics")
         if self.learner is None:
             self._siamese()
+        elif self.train.micro_batch is not None:
+            raise ValueError("train.micro_batch: a learner of your own divides its batch itself; leave it out")
         for number in self.scope.per_block:
             try:
                 self.of_block(number)

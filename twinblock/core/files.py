@@ -5,6 +5,7 @@ import errno
 import fcntl
 import io
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -161,3 +162,31 @@ def _parts(columns: Columns) -> Iterator[dict[str, Any]]:
     count = len(next(iter(columns.values())))
     for start in range(0, count, ROWS):
         yield {name: column[start : start + ROWS] for name, column in columns.items()}
+
+
+@contextmanager
+def new_folder(folder: Path, replace: bool = False) -> Iterator[Path]:
+    """A folder to fill, which becomes `folder` once it is whole; nothing is left of one that fails.
+
+    Raises InputError where `folder` is there already, unless it may be replaced, and where it cannot be made.
+    """
+    if folder.is_symlink() or (folder.exists() and not (replace and folder.is_dir())):
+        raise InputError(f"out={folder} is there already; delete it or choose another name")
+    if not folder.parent.is_dir():
+        raise InputError(f"out={folder}: there is no folder {folder.parent}; make it or choose another")
+    partial, before = (folder.with_name(f"{folder.name}.{os.getpid()}.{end}") for end in ("partial", "before"))
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir()
+        yield partial
+        for path in partial.iterdir():
+            with open(path, "rb") as file:
+                os.fsync(file.fileno())
+        if folder.exists():
+            folder.rename(before)
+        partial.rename(folder)
+    except OSError as error:
+        raise InputError(f"cannot write {folder}: {error.strerror or error}") from None
+    finally:
+        for left in (partial, before):
+            shutil.rmtree(left, ignore_errors=True)

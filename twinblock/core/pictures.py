@@ -1,9 +1,11 @@
 """Pictures beside results: one that cannot be drawn is a warning, and no result is lost for it."""
 
+import io
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
@@ -21,6 +23,13 @@ def optional_picture(path: Path, warn: Callable[[str], None] = log.warning) -> I
         yield
     except Exception as error:  # fonts, backends and formats have errors of their own
         warn(f"{path.name} was not drawn ({one_line(error)}); nothing else is missing")
+
+
+def as_png(drawing: Any) -> bytes:
+    """A figure of matplotlib as the bytes of a PNG."""
+    file = io.BytesIO()
+    drawing.savefig(file, format="png", dpi=130)
+    return file.getvalue()
 
 
 def picture_file(file: Path, own: str) -> Path:

@@ -63,7 +63,8 @@ class Images:
     group, 0 or more, are tested together or not at all; -1: a group of its own. An epoch draws images by `weights`,
     with replacement.
     `check(rows, pixels)` raises InputError where stored images are damaged; `batch` calls it. `kind`: what files they
-    are of, as "16-bit TIFF". `tiled`: they are tiles, and those of one image are a group.
+    are of, as "16-bit TIFF". `parts`: where they are in their files, if they are tiles or frames (`parts.TILES`,
+    `parts.FRAMES`); those of one file are a group.
     """
 
     pixels: np.ndarray  # (stored, h, w, c), the files' own values: uint8, uint16, int16 or float32; NaN: none
@@ -79,11 +80,16 @@ class Images:
     groups: np.ndarray | None = None  # (n,) int64
     weights: np.ndarray | None = None  # (n,) float64
     kind: str = ""
-    tiled: bool = False
+    parts: np.ndarray | None = None  # (n,) of records
 
     @property
     def channels(self) -> int:
         return self.pixels.shape[3]
+
+    @property
+    def tiled(self) -> bool:
+        """Whether they are tiles of larger images."""
+        return self.parts is not None and "top" in (self.parts.dtype.names or ())
 
     def __repr__(self) -> str:
         """`Images(photos: 500 of 32 x 32, 10 classes)`."""
@@ -123,21 +129,26 @@ class Images:
 def take(images: Images, rows: np.ndarray) -> Images:
     """The images at these places; their pixels stay where they are. Where none of them has a label, there are none."""
     pick = lambda column: None if column is None else column[rows]  # noqa: E731
-    columns = {name: pick(getattr(images, name)) for name in ("labels", "aspect", "names", "groups", "weights")}
+    columns = {
+        name: pick(getattr(images, name)) for name in ("labels", "aspect", "names", "groups", "weights", "parts")
+    }
     if columns["labels"] is not None and not (columns["labels"] >= 0).any():
         columns["labels"] = None
     return replace(images, rows=rows if images.rows is None else images.rows[rows], **columns)
 
 
 def columns_of(images: Images, rows: np.ndarray) -> dict[str, Any]:
-    """What a table says of these images, as columns: their number, and name, label and class where there are any."""
+    """What a table says of these images, as columns: their number, and name, label and class where there are any; of
+    tiles and frames the name of their file, and where they are in it.
+    """
     columns: dict[str, Any] = {"image": rows}
     if images.names is not None:
         columns["name"] = images.names[rows]
-    if images.tiled and images.names is not None:
-        from twinblock.data.tiles import places
+    if images.parts is not None and images.names is not None:
+        from twinblock.data.parts import file_of
 
-        columns["name"], (columns["top"], columns["left"]) = places(images.names[rows])
+        columns["name"] = [file_of(name) for name in images.names[rows]]
+        columns |= {field: images.parts[field][rows] for field in (images.parts.dtype.names or ())[1:]}
     if images.labels is not None:
         columns["label"] = images.labels[rows]
         if images.classes:

@@ -14,13 +14,14 @@ HEIF = (".heic", ".heif")  # by the extra `heif`
 TABLES = (".csv", ".tsv")
 ARCHIVES = (".tar", ".tgz", ".tar.gz", ".zip")
 RAW = (".cr2", ".cr3", ".crw", ".nef", ".arw", ".dng", ".raf", ".orf", ".rw2", ".pef", ".srw")
-VIDEOS = (".mp4", ".mov", ".avi", ".mkv", ".webm")
+SLIDES = (".svs", ".ndpi")  # by the extra `slides`
+VIDEOS = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".mts", ".wmv", ".3gp")  # by `data.fps`
 UNREAD = {  # pictures of phones, cameras, hospitals and microscopes, drawings and videos: they are counted
     **dict.fromkeys(RAW, "develop them to TIFF or JPEG, as `darktable-cli` or `dcraw -T` do"),
     **dict.fromkeys((".nii", ".mha", ".mhd", ".nrrd"), "convert their slices to PNG by SimpleITK"),
-    **dict.fromkeys((".svs", ".ndpi", ".mrxs", ".scn", ".bif"), "cut them into tiles of PNG by tiffslide"),
-    **dict.fromkeys((".czi", ".lif", ".nd2", ".lsm", ".vsi", ".oib", ".oif"), "convert them to TIFF by bioio"),
-    **dict.fromkeys(VIDEOS, "write their frames with `ffmpeg -i FILE -vf fps=1 FRAMES/%06d.png`"),
+    **dict.fromkeys((".mrxs", ".scn", ".bif", ".vsi"), "convert them to tiled TIFF by bioformats2raw or libvips"),
+    **dict.fromkeys((".czi", ".lif", ".nd2", ".lsm", ".oib", ".oif"), "convert them to TIFF by bioio"),
+    **dict.fromkeys(VIDEOS, "data.fps=1 takes one frame a second of them"),
     **dict.fromkeys((".jxl", ".fits", ".fit", ".exr", ".hdr", ".tga", ".psd", ".xcf", ".svg", ".ico"), ""),
     **dict.fromkeys((ARRAYS, ".npz"), "give the array in Python: data=array"),
 }
@@ -28,19 +29,35 @@ CONVERT = "convert them to PNG or JPEG"
 
 
 @functools.cache
+def reads_slides() -> bool:
+    return find_spec("tiffslide") is not None
+
+
+@functools.cache
 def reads_heif() -> bool:
     return find_spec("pillow_heif") is not None
 
 
-def is_image(name: str) -> bool:
-    return name.lower().endswith((*IMAGES, *HEIF) if reads_heif() else IMAGES)
+def is_image(name: str, videos: bool = False) -> bool:
+    """Whether a file of this name is read; `videos`: those are, too."""
+    read = (*IMAGES, *(HEIF if reads_heif() else ()), *(SLIDES if reads_slides() else ()))
+    return name.lower().endswith(read) or (videos and is_video(name))
+
+
+def is_video(name: str) -> bool:
+    return name.lower().endswith(VIDEOS)
+
+
+def is_slide(name: str) -> bool:
+    return name.lower().endswith(SLIDES)
 
 
 def unread(name: str) -> str:
     """The ending of a picture or video that is not read; empty for all other files."""
     name = name.lower().removesuffix(".gz")
     ending = name[name.rfind(".") :] if "." in name else ""
-    return ending if ending in UNREAD or (ending in HEIF and not reads_heif()) else ""
+    missing = (*(() if reads_heif() else HEIF), *(() if reads_slides() else SLIDES))
+    return ending if ending in UNREAD or ending in missing else ""
 
 
 def counted(endings: Counter[str]) -> str:
@@ -51,4 +68,6 @@ def counted(endings: Counter[str]) -> str:
 def remedy(endings: Iterable[str]) -> str:
     """What to do with files of these endings, the most frequent first."""
     first = next(iter(endings))
+    if first in SLIDES:
+        return 'to read them, pip install "twinblock[slides]"'
     return 'to read them, pip install "twinblock[heif]"' if first in HEIF else UNREAD.get(first) or CONVERT

@@ -18,22 +18,22 @@ from twinblock.data.store import Encoded, Item, digest, say_once
 from twinblock.data.tables import LABELS, Table, beginning, read_table
 
 
-def folder_of_images(source: str, path: str, split: str) -> Encoded | None:
+def folder_of_images(source: str, path: str, split: str, videos: bool = False) -> Encoded | None:
     """The images below a folder, or below its training and test folders where it has them (`_splits`).
 
     Labels are the names of the first level of folders, where there are at least two. At most a tenth of the images may
     lie beside them, and have no label; where more do, folders are not taken for classes.
     """
-    folder, *tests = _splits(source, path)
+    folder, *tests = _splits(source, path, videos)
     if split == "test" and not tests:
         return None
-    inside = listing(folder)
+    inside = listing(folder, videos)
     _say_left_out(source, inside)
     if not inside.files:
         raise InputError(f"data source {source!r}: there are no image files in {folder!r}{_instead(folder, inside)}")
     classes = classes_of(source, inside.files)
     if split == "test":
-        filled = [(test, inside) for test in tests if (inside := listing(test)).files]
+        filled = [(test, inside) for test in tests if (inside := listing(test, videos)).files]
         if not filled:
             return None
         alike = [one for one in filled if set(first_level(one[1].files)) & set(classes)]
@@ -66,8 +66,8 @@ class Listing:
     unread: Counter[str]  # pictures and videos of formats that are not read, by ending
 
 
-def listing(folder: str) -> Listing:
-    """What lies below `folder`.
+def listing(folder: str, videos: bool = False) -> Listing:
+    """What lies below `folder`; `videos` are image files.
 
     Hidden files are left out. Links are followed, but never to a folder that we are in. A folder or link that
     leads nowhere is listed as a file, so that it is counted as unreadable.
@@ -92,7 +92,7 @@ def listing(folder: str) -> Listing:
             if name.startswith("."):
                 continue
             path = f"{inner}{os.sep}{name}" if inner else name
-            image = is_image(name)
+            image = is_image(name, videos)
             try:
                 status = os.stat(f"{folder}{os.sep}{path}")
             except OSError:  # a link to nowhere, or to itself
@@ -154,7 +154,7 @@ def metadata(path: str) -> Table | None:
     return Table("metadata.csv", {"file_name": files, column: labels}) if files else None
 
 
-def _splits(source: str, path: str) -> list[str]:
+def _splits(source: str, path: str, videos: bool) -> list[str]:
     """The folder of the training images, and those that may be the test split, the likeliest first.
 
     That is `path` itself where no folder in it is named for training, or other images lie beside that one and none is
@@ -169,11 +169,10 @@ def _splits(source: str, path: str) -> list[str]:
     train = [name for name in roles if roles[name] == "train"]
     tests = [name for name in roles if roles[name] in ("test", "val")]
     tests.sort(key=lambda name: ([*TESTS, name.lower()].index(name.lower()), roles[name] != "test"))
-    others = (
-        [name for name in folders if name not in roles and _holds_images(os.path.join(path, name))] if train else []
-    )
-    stray = any(is_image(name) for name in names)
-    if not train or not (tests or (not others and (not stray or few_loose(listing(path).files)))):
+    others = [name for name in folders if train and name not in roles]
+    others = [name for name in others if _holds_images(os.path.join(path, name), videos)]
+    stray = any(is_image(name, videos) for name in names)
+    if not train or not (tests or (not others and (not stray or few_loose(listing(path, videos).files)))):
         return [path]
     train = [name for name in train if name.lower() == "train"] or train
     if len(train) > 1:
@@ -188,6 +187,6 @@ def _splits(source: str, path: str) -> list[str]:
     return [os.path.join(path, name) for name in (*train, *tests)]
 
 
-def _holds_images(folder: str) -> bool:
+def _holds_images(folder: str, videos: bool) -> bool:
     inside = ((inner, names) for inner, folders, names in os.walk(folder) if not _is_run([*folders, *names]))
-    return any(is_image(name) for _, names in inside for name in names)
+    return any(is_image(name, videos) for _, names in inside for name in names)

@@ -1,18 +1,26 @@
 """The form that the images of a set are stored in, found in some of them: their type, channels and pages."""
 
+import logging
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from itertools import islice
-from typing import Any
+from math import ceil
+from typing import Any, TypeGuard
 
 import numpy as np
 from jaxtyping import Shaped
 from numpy import ndarray as Array
 
 from twinblock.core.errors import InputError
+from twinblock.data import video
+from twinblock.data.endings import is_video
+from twinblock.data.parts import FRAMES, TILES, frame_name
 from twinblock.data.pillow import printable
 from twinblock.data.readers import Facts, File, Page, facts, planes
+
+log = logging.getLogger(__name__)
 
 SURVEYED, READ = 64, 16  # files whose headers and whose values are looked at
 ODD = 0.05  # a larger share of another kind, and a set is refused; a smaller one is left out and listed
@@ -38,13 +46,22 @@ class Wanted:
     pages: str = "auto"
     max_pixels: int | None = None
     tile: Any = None  # a `Tile` of the config
+    fps: float | None = None  # frames a second that are taken of videos
+
+    @property
+    def parts(self) -> np.dtype | None:
+        """What is kept of images that may be parts of a file."""
+        return TILES if self.tile is not None else FRAMES if self.fps is not None else None
 
     @property
     def key(self) -> list[str]:
         """What other images follow from than without a wish, but for channels."""
         key = [] if self.pages == "auto" else [self.pages]
         key += [] if self.max_pixels is None else [f"{self.max_pixels}px"]
-        return key if self.tile is None else [*key, "t".join(map(str, self.tile.model_dump().values()))]
+        key += [] if self.fps is None else [f"{Fraction(str(self.fps))}fps".replace("/", "in")]
+        return (
+            key if self.tile is None else [*key, "t".join(map(str, self.tile.model_dump().values())).replace(".", "p")]
+        )
 
 
 @dataclass(frozen=True)
@@ -124,6 +141,7 @@ def survey(name: str, sample: Iterable[File], wanted: Wanted) -> Form:
     found = [(file, one) for file, one in found if one.shape[0] == 1 or wanted.pages != "auto"]
     pictures = all(one.picture and (one.shape[0] == 1 or wanted.pages == "first") for _, one in found)
     if pictures and wanted.channels in (None, 3):
+        _say_kept(name, {one.missing for _, one in found})
         return Form(pages=wanted.pages, converted=wanted.channels is not None)
     groups = Counter(_group(one, wanted) for _, one in found)
     (of, channels), count = groups.most_common(1)[0]
@@ -150,6 +168,47 @@ def by_pages(source: Any) -> Any:
             yield from pages if count > 1 else [(name, file, label)]
 
     return replace(source, count=sum(1 for _ in items()), items=items)
+
+
+def by_frames(source: Any, fps: float) -> Any:
+    """The source `Encoded` with frames in place of its videos: `clip.mp4@12.500s`; its images are as they are.
+
+    Of a damaged video the frames before the damage are there, and it is one of the files that could not be read. Raises
+    InputError where there are videos, and what reads them is not installed.
+    """
+    count, deep = 0, ""
+    for name, file, _ in source.items():
+        if not _is_video(file):
+            count += 1
+            continue
+        if not video.installed():
+            raise InputError(f"{source.name}: {printable(name)} and other {video.EXTRA}")
+        try:
+            header = video.header(file)
+        except Exception:  # counted and listed when it is packed
+            count += 1
+        else:
+            count += max(1, ceil(header.seconds * fps))
+            deep = deep or (name if header.bits > 8 else "")
+    if deep:
+        log.warning(f"{source.name}: {printable(deep)} has more than 8 bits, of which 8 are seen")
+
+    def items() -> Iterator[tuple[str, File, int]]:
+        for name, file, label in source.items():
+            if not _is_video(file):
+                yield name, file, label
+                continue
+            try:
+                for time, pixels in video.frames(file, fps):
+                    yield frame_name(name, time), pixels, label
+            except Exception as error:  # damaged files make decoders raise anything: the store lists it
+                yield name, error, label
+
+    return replace(source, count=count, items=items)
+
+
+def _is_video(file: File) -> TypeGuard[str]:
+    return isinstance(file, str) and is_video(file)
 
 
 def _group(one: Facts, wanted: Wanted) -> tuple[str, int]:
@@ -182,7 +241,18 @@ def _by_values(name: str, form: Form, alike: list[tuple[File, Facts]], wanted: W
         flat = flat[np.isfinite(flat) & (np.abs(flat) < HUGE) & ~np.isin(flat, [*missing])]
         if len(flat) > 2 and flat[0] in NO_VALUE and flat[1] - flat[0] > flat[-1] - flat[1]:
             missing.add(float(flat[0]))
-    return replace(form, missing=tuple(sorted(missing)), dtype="float32" if missing else form.dtype)
+    _say_kept(name, {one.missing for _, one in alike} - missing)
+    if not missing:
+        return form
+    kind = f"{form.kind} with nodata {' and '.join(f'{value:.10g}' for value in sorted(missing))}"
+    return replace(form, missing=tuple(sorted(missing)), dtype="float32", kind=kind)
+
+
+def _say_kept(name: str, declared: set[float | None]) -> None:
+    """Say which of these values, that files call none, are seen as all others; NaN is none anyway."""
+    if kept := sorted(value for value in declared if value is not None and np.isfinite(value)):
+        words = " and ".join(f"{value:.10g}" for value in kept)
+        log.warning(f"{name}: nodata {words} is kept as a value, as are all of 8-bit pictures and any 0")
 
 
 def _mixed(found: list[tuple[File, Facts]], groups: Counter, wanted: Wanted) -> str:

@@ -10,9 +10,9 @@ import numpy as np
 from twinblock.core.errors import InputError, nearest
 from twinblock.data import Images
 from twinblock.data.decode import printable
+from twinblock.data.parts import file_of
 from twinblock.data.store import say_once
 from twinblock.data.tables import GROUPS, LABELS, WEIGHTS, Table, is_table, read_table
-from twinblock.data.tiles import file_of
 
 AUTO, NONE = "auto", "none"
 
@@ -89,8 +89,11 @@ def with_columns(images: Images, table: Table) -> Images:
         number = {cell: i for i, cell in enumerate(in_order(set(filter(None, cells.values()))))} | {"": -1}
         if images.tiled:
             raise InputError(f"{table.path}: column {column} cannot be used with data.tile, whose groups are images")
-        groups = of_rows(images, table, {name: number[cell] for name, cell in cells.items()}, -1) or []
-        images = replace(images, groups=np.array(groups, np.int64))
+        found = of_rows(images, table, {name: number[cell] for name, cell in cells.items()}, -1) or []
+        groups = np.array(found, np.int64)
+        if images.groups is not None:  # frames of a video without a group stay together
+            groups = np.where((groups < 0) & (images.groups >= 0), len(number) + images.groups, groups)
+        images = replace(images, groups=groups)
     if column := table.usual(WEIGHTS):
         cells = _by_name(table, table.columns[column])
         values = {name: _weight(table, column, cell) for name, cell in cells.items()}
@@ -143,7 +146,7 @@ def of_rows(images: Images, table: Table, values: Mapping[str, float], missing: 
     """
     if images.names is None:
         raise InputError(f"{table.path} cannot be used for {images.name}: its images have no names")
-    names = [file_of(name) for name in images.names]  # a tile is labelled as its image
+    names = [file_of(name) for name in images.names]  # a tile is labelled as its image, a frame as its video
     most, keys, known = 0, names, {}
     for form in FORMS:
         here, there = [form(name) for name in names], {form(name): value for name, value in values.items()}

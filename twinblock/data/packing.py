@@ -6,6 +6,7 @@ import shutil
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
@@ -15,12 +16,14 @@ from twinblock.core.console import progress
 from twinblock.core.errors import InputError
 from twinblock.data import Images
 from twinblock.data.decode import File, decode, printable, quiet, reason, upright_size
-from twinblock.data.forms import Form, Wanted, by_pages, survey
+from twinblock.data.forms import Form, Wanted, by_frames, by_pages, survey
 from twinblock.data.journal import Journal
-from twinblock.data.store import Encoded, Item, build, cache, finish, read
-from twinblock.data.tiles import as_tiles, by_tiles
+from twinblock.data.parts import TILES, parts_of
+from twinblock.data.store import Encoded, Item, build, cache, finish, names_in, read
+from twinblock.data.tiles import by_tiles
 
 KEEP = 128  # images of one same size up to this many pixels a side are stored as they are
+HELD = 2**24  # bytes of decoded images that wait together
 UNREADABLE = 0.05  # a larger share of unreadable files is an error
 
 
@@ -40,6 +43,7 @@ def packed(source: Encoded, size: int | None = None, wanted: Wanted = Wanted()) 
                 return images
     with quiet(wanted.max_pixels):
         form = survey(source.name, source.sample(), wanted)
+        source = source if wanted.fps is None else by_frames(source, wanted.fps)
         source = by_pages(source) if wanted.pages == "images" else source
         if wanted.tile is None:
             height, width, same = _stored_shape(source.sample(), side)
@@ -47,7 +51,7 @@ def packed(source: Encoded, size: int | None = None, wanted: Wanted = Wanted()) 
             source, (height, width), same = by_tiles(source, wanted.tile, form), [wanted.tile.size] * 2, True
         part = "" if form.picture else asked  # RGB is what is packed without a wish, too
         folder = cache() / f"{key}{part}-{'kept' if same else side}"
-        build(folder, lambda temporary: _pack(source, temporary, height, width, form))
+        build(folder, lambda temporary: _pack(source, temporary, (height, width), form, wanted.parts))
     images = _read(folder, source, wanted)
     assert images is not None
     return images
@@ -55,7 +59,12 @@ def packed(source: Encoded, size: int | None = None, wanted: Wanted = Wanted()) 
 
 def _read(folder: Path, source: Encoded, wanted: Wanted) -> Images | None:
     images = read(folder, source.name, source.classes, source.classes_from)
-    return images if images is None or wanted.tile is None else as_tiles(images)
+    if images is None or images.names is None:
+        return images
+    parts = images.parts
+    if parts is None and wanted.tile is not None:  # what was packed before has them in the names alone
+        parts = parts_of(images.names, TILES)
+    return images if parts is None else replace(images, parts=parts, groups=np.ascontiguousarray(parts["group"]))
 
 
 def _stored_shape(sample: Iterable[File], side: int) -> tuple[int, int, bool]:
@@ -74,8 +83,8 @@ def _stored_shape(sample: Iterable[File], side: int) -> tuple[int, int, bool]:
     return side, side, False
 
 
-def _pack(source: Encoded, folder: Path, height: int, width: int, form: Form) -> None:
-    shape = (height, width, form.channels)
+def _pack(source: Encoded, folder: Path, size: tuple[int, int], form: Form, kind: np.dtype | None) -> None:
+    shape = (*size, form.channels)
     needed, free = source.count * math.prod(shape) * np.dtype(form.dtype).itemsize, shutil.disk_usage(folder).free
     if needed > free:
         raise InputError(
@@ -102,6 +111,8 @@ def _pack(source: Encoded, folder: Path, height: int, width: int, form: Form) ->
             f"{UNREADABLE:.0%}: {first}: mend or remove them (all are listed in {report})"
         )
     np.save(folder / "names.npy", np.asarray(written.ends))
+    if kind is not None and len(parts := parts_of(names_in(folder), kind)) and parts["group"].max() >= 0:
+        np.save(folder / "parts.npy", parts)
     finish(folder, (len(written.labels), *shape), written, form, source.name)
     written.close()
 
@@ -117,12 +128,25 @@ def _decoded(items: Iterator[Item], shape: tuple[int, int, int], form: Form) -> 
     step = max(16, min(1024, 2**22 // math.prod(shape)))
     waiting = deque()
     with ThreadPoolExecutor(workers) as pool:
-        for chunk in iter(lambda: list(islice(items, step)), []):
+        for chunk in _together(items, step):
             waiting.append(pool.submit(_decode_chunk, chunk, shape, form))
             if len(waiting) > 2 * workers:
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
+
+
+def _together(items: Iterator[Item], most: int) -> Iterator[list[Item]]:
+    """Items in order, so many at a time, or fewer that hold 16 MB: frames and tiles are in memory already."""
+    chunk, held = [], 0
+    for item in items:
+        chunk.append(item)
+        held += item[1].nbytes if isinstance(item[1], np.ndarray) else 0
+        if len(chunk) == most or held > HELD:
+            yield chunk
+            chunk, held = [], 0
+    if chunk:
+        yield chunk
 
 
 def _decode_chunk(items: list[Item], shape: tuple[int, int, int], form: Form) -> tuple:

@@ -78,7 +78,7 @@ def is_rescaled(image: Image.Image) -> bool:
         return tile[0].startswith("ppm") and isinstance(tile[3], tuple) and tile[3][-1] != 255
     if image.mode not in ("LA", "RGB", "RGBA"):
         return False
-    return _bits_of_jpeg2000(image) > 8 if image.format == "JPEG2000" else ";16" in str(tile[3])
+    return bits_of_jpeg2000(image) > 8 if image.format == "JPEG2000" else ";16" in str(tile[3])
 
 
 def _is_deep_avif(image: Any) -> bool:
@@ -86,7 +86,7 @@ def _is_deep_avif(image: Any) -> bool:
     return any(flags[0] & 0x40 for flags in re.findall(rb"av1C\x81.(.)", _head(image), re.DOTALL))
 
 
-def _bits_of_jpeg2000(image: Any) -> int:
+def bits_of_jpeg2000(image: Any) -> int:
     """Bits of the first sample, by the marker SIZ of the codestream (ITU-T T.800, A.5.1)."""
     head = _head(image)
     marker = head.find(b"\xff\x4f\xff\x51")  # start of codestream, then SIZ

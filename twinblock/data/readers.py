@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 from jaxtyping import Shaped
 from numpy import ndarray as Array
-from PIL import Image
+from PIL import UnidentifiedImageError
 
-from twinblock.data import tiff
-from twinblock.data.pillow import ANIMATED, frames, is_picture, is_rescaled, opened
+from twinblock.data import geo, slides, tiff, video
+from twinblock.data.endings import is_slide, is_video
+from twinblock.data.pillow import ANIMATED, bits_of_jpeg2000, frames, is_picture, is_rescaled, opened
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,9 @@ def planes(file: File) -> Shaped[Array, "pages h w c"]:
 
 
 def kind_of(file: str | bytes) -> str:
-    """Which of the readers a file is for, by its first bytes."""
+    """Which of the readers a file is for: a video or slide by its ending, all others by their first bytes."""
+    if isinstance(file, str) and (is_video(file) or is_slide(file)):
+        return "video" if is_video(file) else "slide"
     if isinstance(file, bytes):
         head = file[:132]
     else:
@@ -85,6 +88,8 @@ def kind_of(file: str | bytes) -> str:
         return "DICOM"
     if head[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
         return "TIFF"
+    if head.startswith(geo.BEGINNINGS):
+        return "JPEG2000"
     return "npy" if head[:6] == b"\x93NUMPY" else "picture"
 
 
@@ -114,11 +119,17 @@ def _picture_planes(file: str | bytes) -> np.ndarray:
     with opened(file) as image:
         rescaled, kind = is_rescaled(image), image.format
         integers = image.mode == "I" and kind in ("PNG", "PPM")
+        # Pillow shifts grey JPEG 2000 of 12 bits to 16
+        spare = 16 - bits_of_jpeg2000(image) if kind == "JPEG2000" and image.mode.startswith("I;16") else 0
     if rescaled and kind in ("PNG", "PPM"):
         return (_png if kind == "PNG" else _netpbm)(file)[None]
+    if rescaled and kind == "JPEG2000":
+        raise ValueError(geo.EXTRA)
     if rescaled:
         raise ValueError(f"more than 8 bits, of which Pillow gives 8 of {kind}: convert it to TIFF or PNG")
     found = [frame if frame.ndim == 3 else frame[..., None] for frame in frames(file)]
+    if spare:
+        found = [frame >> spare for frame in found]
     return np.stack([frame.astype(np.uint16) for frame in found] if integers else found)
 
 
@@ -268,35 +279,50 @@ def _dicom_planes(file: str | bytes) -> np.ndarray:
     return rounded.astype(np.int16) if exact else values.astype(np.float32)
 
 
+# ---- JPEG 2000
+
+
+def _jpeg2000_facts(file: str | bytes) -> Facts:
+    if not geo.installed():
+        try:
+            return _picture_facts(file)
+        except UnidentifiedImageError:  # of more channels than Pillow knows
+            raise ValueError(geo.EXTRA) from None
+    dtype, shape, opacity, missing = geo.header(file)
+    return Facts("JPEG2000", dtype, (1, *shape), dtype == "uint8" and shape[2] - opacity in (1, 3), opacity, missing)
+
+
+def _jpeg2000_planes(file: str | bytes) -> np.ndarray:
+    return geo.values(file)[None] if geo.installed() else _picture_planes(file)
+
+
+# ---- videos and slides
+
+
+def _video_facts(file: str | bytes) -> Facts:
+    assert isinstance(file, str)
+    return Facts("video", "uint8", (1, *video.header(file).size, 3), picture=True)
+
+
+def _video_planes(file: str | bytes) -> np.ndarray:
+    raise ValueError("a video; data.fps=1 takes one frame a second")
+
+
+def _slide_facts(file: str | bytes) -> Facts:
+    assert isinstance(file, str)
+    return Facts("slide", "uint8", (1, *slides.size(file), 3), picture=True)
+
+
+def _slide_planes(file: str | bytes) -> np.ndarray:
+    raise ValueError('a whole-slide image; data.tile="{size: 256}" cuts it into tiles')
+
+
 READERS: dict[str, tuple[Callable[[str | bytes], Facts], Callable[[str | bytes], np.ndarray]]] = {
     "picture": (_picture_facts, _picture_planes),
     "TIFF": (_tiff_facts, _tiff_planes),
     "npy": (_npy_facts, _npy),
     "DICOM": (_dicom_facts, _dicom_planes),
+    "JPEG2000": (_jpeg2000_facts, _jpeg2000_planes),
+    "video": (_video_facts, _video_planes),
+    "slide": (_slide_facts, _slide_planes),
 }
-
-
-def resized(values: Shaped[Array, "h w c"], height: int, width: int) -> Shaped[Array, "height width c"]:
-    """The values at another size, by Pillow's bicubic, channel by channel; NaN is where most of a place is NaN."""
-    if values.shape[:2] == (height, width):
-        return values
-    out = np.empty((height, width, values.shape[2]), values.dtype)
-    for channel in range(values.shape[2]):
-        x = values[..., channel].astype(np.float32)
-        missing = np.isnan(x)
-        if missing.all():
-            out[..., channel] = np.nan
-            continue
-        small = _bicubic(np.where(missing, 0, x), height, width)
-        if missing.any():
-            share = _bicubic((~missing).astype(np.float32), height, width)
-            small = np.where(share > 0.5, small / np.maximum(share, 0.5), np.nan)
-        if values.dtype.kind in "iu":
-            top = np.iinfo(values.dtype)
-            small = np.rint(small).clip(top.min, top.max)
-        out[..., channel] = small
-    return out
-
-
-def _bicubic(x: np.ndarray, height: int, width: int) -> np.ndarray:
-    return np.asarray(Image.fromarray(x).resize((width, height), Image.Resampling.BICUBIC, reducing_gap=3.0))

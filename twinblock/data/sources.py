@@ -50,16 +50,16 @@ def load(
         raise InputError(f"the run's images were a Python object, {source}; give them again: data=...")
     if root is not None and not os.path.isdir(os.path.expanduser(root)):
         raise _no_root(root)
-    path = _path(source, root) if isinstance(source, str) else ""
+    path, videos = _path(source, root) if isinstance(source, str) else "", wanted.fps is not None
     if isinstance(source, str) and is_table(source) and not os.path.isfile(path):
         path = os.path.expanduser(source)  # only its paths begin in the root
     table = _table(source, path, root) if isinstance(source, str) else None
     if table is not None:
         encoded = listed(str(source), table, os.path.expanduser(root) if root else os.path.dirname(path), split)
     elif isinstance(source, str):
-        encoded = _encoded(source, root, split, download, column_of(labels))
+        encoded = _encoded(source, root, split, download, column_of(labels), videos)
     else:
-        encoded = _joined(source, root, split, download, column_of(labels))
+        encoded = _joined(source, root, split, download, column_of(labels), videos)
     images = encoded and packed(encoded, size, wanted)
     if images is None:
         return None
@@ -96,8 +96,12 @@ def _path(source: str, root: str | None) -> str:
     return os.path.expanduser(os.path.join(root or "", source))
 
 
-def _encoded(source: str, root: str | None, split: Split, download: bool, column: str | None) -> Encoded | None:
-    """The images of a folder, a file, a pattern or a set on the hub, labelled by this column where it has any."""
+def _encoded(
+    source: str, root: str | None, split: Split, download: bool, column: str | None, videos: bool
+) -> Encoded | None:
+    """The images, and `videos`, of a folder, a file, a pattern or a set on the hub, labelled by this column where it
+    has any.
+    """
     path = _path(source, root)
     try:
         is_folder = stat.S_ISDIR(os.stat(path).st_mode)
@@ -106,16 +110,16 @@ def _encoded(source: str, root: str | None, split: Split, download: bool, column
     except (OSError, ValueError):
         is_folder = False
     if is_folder:
-        return _here(source, path, split, column)
+        return _here(source, path, split, column, videos)
     if os.path.isfile(path):
-        return _file(source, path, split, column)
+        return _file(source, path, split, column, videos)
     if re.search(r"[*?[{]", source):
-        return _pattern(source, path, split, column)
+        return _pattern(source, path, split, column, videos)
     _refuse(source)
     return hf.hub(source, root, split, download, column)
 
 
-def _file(source: str, path: str, split: Split, column: str | None) -> Encoded | None:
+def _file(source: str, path: str, split: Split, column: str | None, videos: bool) -> Encoded | None:
     """A file that holds images, or is one."""
     if is_archive(path):
         return archives(source, [path], split, column)
@@ -123,7 +127,7 @@ def _file(source: str, path: str, split: Split, column: str | None) -> Encoded |
         return hf.parquet(source, Path(path).parent, {"train": [Path(path)]}, split, column)
     if column:
         raise no_columns(source, column)
-    if is_image(path) or path.lower().endswith(ARRAYS):
+    if is_image(path, videos) or path.lower().endswith(ARRAYS):
         return _one_file(path, split)
     if ending := unread(path):
         raise InputError(f"data source {source!r}: {ending} files are not read; {remedy([ending])}")
@@ -162,7 +166,7 @@ def _labelled_by_table(images: Images, table: Table, labels: str, split: Split) 
     return with_labels(images, table, column, f"column {printable(column)}", split == "test")
 
 
-def _here(source: str, path: str, split: Split, column: str | None) -> Encoded | None:
+def _here(source: str, path: str, split: Split, column: str | None, videos: bool) -> Encoded | None:
     """The images of a folder of parquet files, of shards or of image files; InputError where it could be either."""
     if hf.is_saved(path):
         return hf.saved(source, path, split, column)
@@ -170,14 +174,14 @@ def _here(source: str, path: str, split: Split, column: str | None) -> Encoded |
         tables = hf.parquet_files(Path(path))
     except OSError as error:
         raise InputError(f"data source {source!r}: cannot list the folder ({error.strerror})") from error
-    files = listing(path).files if tables or shards(path) else []
+    files = listing(path, videos).files if tables or shards(path) else []
     files = [] if files and files[0].lower().endswith(ARRAYS) else files  # those beside a table may be features
     if not tables and not files and (packs := shards(path)):
         return archives(source, packs, split, column)
     if not tables or (files and not hf.hold_images(source, tables)):  # a table among image files may hold features
         if column:
             raise no_columns(source, column)
-        return folder_of_images(source, path, split)
+        return folder_of_images(source, path, split, videos)
     encoded = hf.parquet(source, Path(path), tables, split, column)
     if encoded and files and not any(isinstance(file, str) for file in encoded.sample()):  # those may be the table's
         table = os.path.relpath(next(iter(tables.values()))[0], path)
@@ -199,7 +203,7 @@ def _one_file(path: str, split: str) -> Encoded | None:
 # ---- several
 
 
-def _pattern(source: str, path: str, split: Split, column: str | None) -> Encoded | None:
+def _pattern(source: str, path: str, split: Split, column: str | None, videos: bool) -> Encoded | None:
     """What a pattern as `photos/*/raw/*.jpg` or `shard-{000..099}.tar` stands for."""
     found = []
     for name in _expanded(path):
@@ -209,8 +213,9 @@ def _pattern(source: str, path: str, split: Split, column: str | None) -> Encode
         found += there
     folders = [name for name in found if os.path.isdir(name)]
     files = [name for name in found if not os.path.isdir(name)]
-    if folders and not any(map(is_image, files)):
-        return _joined(folders, None, split, False, column)
+    images = [name for name in files if is_image(name, videos)]
+    if folders and not images:
+        return _joined(folders, None, split, False, column, videos)
     if folders:
         raise InputError(
             f"data source {source!r} stands for folders ({few(folders)}) and for files; end it with the files' names, "
@@ -222,9 +227,9 @@ def _pattern(source: str, path: str, split: Split, column: str | None) -> Encode
         return hf.parquet(source, Path(path).parent, hf.by_split(("", Path(name)) for name in files), split, column)
     if column:
         raise no_columns(source, column)
-    if left_out := [name for name in files if not is_image(name)]:
+    if left_out := [name for name in files if not is_image(name, videos)]:
         say_once(f"{source}: {len(left_out):,} files are no images and left out: {few(left_out)}")
-    if not (images := [name for name in files if is_image(name)]):
+    if not images:
         raise InputError(f"data source {source!r}: none of {few(files)} is an image")
     return _files(source, images, _fixed(path)) if split == "train" else None
 
@@ -262,13 +267,13 @@ def _files(source: str, files: list[str], folder: str) -> Encoded:
 
 
 def _joined(
-    sources: Sequence[str], root: str | None, split: Split, download: bool, column: str | None
+    sources: Sequence[str], root: str | None, split: Split, download: bool, column: str | None, videos: bool
 ) -> Encoded | None:
     """Several sources, one after the other; None where none has such a split."""
     shown = ", ".join(sources)
     if tables := [one for one in sources if one in BUILT_IN or (is_table(one) and not one.endswith(".parquet"))]:
         raise InputError(f"data={shown}: {tables[0]} stands alone; give folders or archives together")
-    of = lambda split: [(one, _encoded(one, root, split, download, column)) for one in sources]  # noqa: E731
+    of = lambda split: [(one, _encoded(one, root, split, download, column, videos)) for one in sources]  # noqa: E731
     parts = [(one, part) for one, part in of(split) if part is not None]
     if not parts:
         return None

@@ -13,7 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from zlib import crc32
 
 import numpy as np
@@ -124,9 +124,9 @@ def _locks_files(folder: Path) -> bool:
 # ---- the files of a store
 
 # pixels.u8, of the type that meta.json names; labels.npy, aspect.npy; names.u8 and names.npy, where images have names;
-# sums.npy, a CRC-32 of each image; meta.json: a line of shape, type, skipped files and CRC-32 of the other files, and a
-# line with the CRC-32 of that one.
-BESIDE = ("labels.npy", "aspect.npy", "sums.npy", "names.npy", "names.u8")
+# parts.npy, where they are tiles or frames; sums.npy, a CRC-32 of each image; meta.json: a line of shape, type, skipped
+# files and CRC-32 of the other files, and a line with the CRC-32 of that one.
+BESIDE = ("labels.npy", "aspect.npy", "sums.npy", "names.npy", "names.u8", "parts.npy")
 
 
 class Pixels:
@@ -213,25 +213,38 @@ def read(folder: Path, name: str, classes: tuple[str, ...] | None, classes_from:
     """
     if (store := opened(folder)) is None:
         return None
-    pixels, labels, aspect, names, skipped, checked, kind = store
-    labelled = bool((labels >= 0).any())
-    undistorted = bool((aspect == np.float32(pixels.shape[2] / pixels.shape[1])).all())
+    labelled = bool((store.labels >= 0).any())
+    undistorted = bool((store.aspect == np.float32(store.pixels.shape[2] / store.pixels.shape[1])).all())
     return Images(
-        pixels=pixels,
-        labels=labels if labelled else None,
+        pixels=store.pixels,
+        labels=store.labels if labelled else None,
         classes=classes if labelled else None,
         classes_from=classes_from if labelled else None,
-        aspect=None if undistorted else aspect,
+        aspect=None if undistorted else store.aspect,
         name=name,
-        names=names,
-        skipped=tuple((file, why) for file, why in skipped),
-        check=checked,
-        kind=kind,
+        names=store.names,
+        skipped=tuple((file, why) for file, why in store.skipped),
+        check=store.check,
+        kind=store.kind,
+        parts=store.parts,
     )
 
 
-def opened(folder: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray, Names | None, list, Checked, str] | None:
-    """Pixels, labels, aspects, names, skipped files, checksums and kind; None where there is no whole store."""
+class Store(NamedTuple):
+    """A complete store; its columns are as in `Images`."""
+
+    pixels: np.ndarray
+    labels: np.ndarray
+    aspect: np.ndarray
+    names: Names | None
+    parts: np.ndarray | None
+    skipped: list
+    check: Checked
+    kind: str
+
+
+def opened(folder: Path) -> Store | None:
+    """The store in a folder; None where there is no whole one."""
     if (meta := sealed(folder)) is None or meta.get("key") != _key_of(folder):  # or a folder with another's name
         return None
     try:
@@ -240,7 +253,8 @@ def opened(folder: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray, Names | No
                 return None
         pixels = np.memmap(folder / "pixels.u8", meta["dtype"], "r").reshape(meta["shape"])
         labels, aspect, sums = (np.load(folder / name) for name in BESIDE[:3])
-        names = _names(folder) if "names.u8" in meta["files"] else None
+        names = names_in(folder) if "names.u8" in meta["files"] else None
+        parts = np.load(folder / "parts.npy") if "parts.npy" in meta["files"] else None
     except PermissionError as error:
         raise _closed(folder, error) from error
     except (OSError, ValueError, TypeError, KeyError):
@@ -248,7 +262,7 @@ def opened(folder: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray, Names | No
     checked, count = Checked(folder, sums), len(pixels)
     some = np.unique(np.linspace(0, count - 1, min(count, 1 + OPENED // pixels[0].nbytes)).astype(int))
     whole = all(checked.damaged(some[i : i + 64], pixels[some[i : i + 64]]) is None for i in range(0, len(some), 64))
-    return (pixels, labels, aspect, names, meta["skipped"], checked, meta["kind"]) if whole else None
+    return Store(pixels, labels, aspect, names, parts, meta["skipped"], checked, meta["kind"]) if whole else None
 
 
 def sealed(folder: Path) -> dict | None:
@@ -274,7 +288,8 @@ def _key_of(folder: Path) -> str:
     return folder.name.split(".")[0]
 
 
-def _names(folder: Path) -> Names:
+def names_in(folder: Path) -> Names:
+    """The names in a store, or in one that is being written."""
     text, ends = np.memmap(folder / "names.u8", np.uint8, "r"), np.load(folder / "names.npy")
     return Names(text, np.append(0, ends)[:-1], ends)
 

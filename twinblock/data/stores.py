@@ -99,7 +99,7 @@ def _verified(folder: Path) -> str:
     except InputError as error:
         return first_line(error)
     if store is not None:
-        pixels, check = store[0], store[5]
+        pixels, check = store.pixels, store.check
         rows = np.arange(len(pixels))
         parts = (rows[i : i + ROWS] for i in range(0, len(rows), ROWS))
         if all(check.damaged(part, pixels[part]) is None for part in parts):

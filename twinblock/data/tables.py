@@ -52,7 +52,11 @@ class Table:
         """The column that names files. Raises InputError where none does clearly."""
         if name := self.usual(PATHS):
             return name
-        files = [name for name, cells in self.columns.items() if all(map(is_image, filter(None, cells[:100])))]
+        files = [
+            name
+            for name, cells in self.columns.items()
+            if all(is_image(cell, True) for cell in filter(None, cells[:100]))
+        ]
         files = [name for name in files if any(self.columns[name][:100])]
         if len(files) == 1:
             return files[0]
@@ -82,7 +86,7 @@ def _csv(file, path: str) -> dict[str, list[str]]:
     head = [name.strip() for name in next(csv.reader([first], delimiter=sign), [])]
     if not any(head):
         raise InputError(f"{path}: the first line is empty; it names the columns, as path,label")
-    if any(map(is_image, head)):
+    if any(is_image(cell, True) for cell in head):
         raise InputError(f"{path}: the first line is {first.strip()[:60]!r}; it should name the columns, as path,label")
     if twice := [name for name in head if head.count(name) > 1]:
         raise InputError(f"{path}: two columns are called {twice[0]!r}; rename one")

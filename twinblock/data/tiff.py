@@ -11,6 +11,7 @@ from jaxtyping import Shaped
 from numpy import ndarray as Array
 
 ORIENTATION = 274
+HELD = 2**28  # bytes of a band of an image in strips that lies on its side
 MINISWHITE = 0  # what the tag of photometric interpretation says where 0 is white
 
 
@@ -60,36 +61,58 @@ def upright(values: Shaped[Array, "pages a b c"], orientation: int) -> Shaped[Ar
 
 
 def bands(file: str | bytes) -> Iterator[tuple[Shaped[Array, "r w c"], int]] | None:
-    """The rows of a TIFF, as many at a time as its strips or tiles are high, and its height.
+    """The rows of a TIFF as it is to be looked at, some at a time, and its height.
 
-    None where it has several pages, or values that are not those of the image: a palette, inks,
-    single bits, or what lies on its side.
+    None where it has several pages, or values that are not those of the image: a palette, inks, single bits.
     """
     with opened(file) as (page, series):
-        plain = page.photometric in (1, 2) and page.imagedepth == 1 and page.bitspersample >= 8 and lies(page) == 1
+        plain = page.photometric in (1, 2) and page.imagedepth == 1 and page.bitspersample >= 8
         one = len(series) == 1 and len(series[0].pages) == 1
     return _bands(file) if plain and one else None
 
 
 def _bands(file: str | bytes) -> Iterator[tuple[Shaped[Array, "r w c"], int]]:
+    """As many rows at a time as strips or tiles are high. Of an image that lies on its side these are columns in the
+    file: of strips, as many as 256 MB hold, since each band reads all strips again.
+    """
     with opened(file) as (page, _):
-        height, width, channels = page.imagelength, page.imagewidth, page.samplesperpixel
+        height, width, orientation = page.imagelength, page.imagewidth, lies(page)
         high, wide = (page.tilelength, page.tilewidth) if page.is_tiled else (page.rowsperstrip, width)
-        across, down = -(-width // wide), -(-height // high)
-        layers = channels if page.planarconfig == 2 else 1
-        for row in range(down):
-            band = np.zeros((min(high, height - row * high), width, channels), page.dtype)
-            for layer in range(layers):
-                for column in range(across):
-                    i = (layer * down + row) * across + column
-                    page.parent.filehandle.seek(page.dataoffsets[i])
-                    data = page.parent.filehandle.read(page.databytecounts[i])
-                    part = page.decode(data, i, jpegtables=page.jpegtables)[0]
-                    if part is not None:  # an empty place of a sparse file is zero
-                        channel = slice(layer, layer + 1) if layers > 1 else slice(None)
-                        place = band[:, column * wide : (column + 1) * wide, channel]
-                        place[:] = part[0, : place.shape[0], : place.shape[1]]
-            yield band, height
+        if orientation >= 5:
+            size = page.samplesperpixel * page.dtype.itemsize
+            step, length = wide if page.is_tiled else max(1, HELD // (height * size)), width
+        else:
+            step, length = high, height
+        starts = range(0, length, step)
+        for start in reversed(starts) if orientation in (3, 4, 7, 8) else starts:
+            here = slice(start, min(start + step, length))
+            part = _window(page, slice(0, height), here) if orientation >= 5 else _window(page, here, slice(0, width))
+            yield upright(part[None], orientation)[0], length
+
+
+def _window(page: Any, rows: slice, columns: slice) -> Shaped[Array, "r w c"]:
+    """A part of a page, of which only the strips or tiles that meet it are read."""
+    height, width, channels = page.imagelength, page.imagewidth, page.samplesperpixel
+    high, wide = (page.tilelength, page.tilewidth) if page.is_tiled else (min(page.rowsperstrip, height), width)
+    across, down = -(-width // wide), -(-height // high)
+    layers = channels if page.planarconfig == 2 else 1
+    window = np.zeros((rows.stop - rows.start, columns.stop - columns.start, channels), page.dtype)
+    for layer in range(layers):
+        channel = slice(layer, layer + 1) if layers > 1 else slice(None)
+        for row in range(rows.start // high, -(-rows.stop // high)):
+            for column in range(columns.start // wide, -(-columns.stop // wide)):
+                i = (layer * down + row) * across + column
+                page.parent.filehandle.seek(page.dataoffsets[i])
+                data = page.parent.filehandle.read(page.databytecounts[i])
+                part = page.decode(data, i, jpegtables=page.jpegtables)[0]
+                if part is None:  # an empty place of a sparse file is zero
+                    continue
+                top, left = row * high, column * wide  # of the part in the page
+                bottom, right = min(top + part.shape[1], rows.stop), min(left + part.shape[2], columns.stop)
+                first, start = max(top, rows.start), max(left, columns.start)
+                place = window[first - rows.start : bottom - rows.start, start - columns.start : right - columns.start]
+                place[..., channel] = part[0, first - top : bottom - top, start - left : right - left]
+    return window
 
 
 def ordered(values: np.ndarray, axes: str) -> np.ndarray:

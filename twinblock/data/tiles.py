@@ -1,26 +1,26 @@
 """Large images as tiles of their own resolution, read in bands: memory does not grow with an image's height."""
 
 import logging
-import re
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int, Shaped
+from jaxtyping import Shaped
 from numpy import ndarray as Array
 
 from twinblock.config.data import Tile
 from twinblock.core.errors import InputError
-from twinblock.data import Images, Names, pillow, tiff
+from twinblock.data import geo, pillow, slides, tiff
 from twinblock.data.decode import upright_size
+from twinblock.data.endings import is_slide
 from twinblock.data.forms import Form
+from twinblock.data.parts import tile_name
 from twinblock.data.readers import File, facts, kind_of, planes
 
 log = logging.getLogger(__name__)
 
 ROWS = 256  # of an image that lies in memory as a whole, at a time
-NAMED = re.compile(r"(.*)\[(\d+),(\d+)\]", re.DOTALL)
 
 
 def by_tiles(source: Any, tile: Tile, form: Form) -> Any:
@@ -37,7 +37,7 @@ def by_tiles(source: Any, tile: Tile, form: Form) -> Any:
             try:
                 for top, left, values in tiles(file, tile, form.picture):
                     here += 1
-                    yield f"{name}[{top},{left}]", values, label
+                    yield tile_name(name, top, left), values, label
                 left_out += _count(file, tile) - here
             except Exception as error:  # damaged files make decoders raise anything: the store lists it
                 yield name, error, label
@@ -89,7 +89,15 @@ def starts(length: int, size: int, step: int) -> list[int]:
 
 
 def bands(file: File, picture: bool = False) -> Iterator[tuple[Shaped[Array, "r w c"], int]]:
-    """The rows of an image, some at a time, and its height; a plain TIFF never lies in memory as a whole."""
+    """The rows of an image, some at a time, and its height; a TIFF, a JPEG 2000 of rasterio's and a slide never lie in
+    memory as a whole.
+    """
+    if isinstance(file, str) and is_slide(file):
+        yield from slides.bands(file)
+        return
+    if isinstance(file, str | bytes) and not picture and kind_of(file) == "JPEG2000" and geo.installed():
+        yield from geo.bands(file)
+        return
     if isinstance(file, str | bytes) and kind_of(file) == "TIFF" and (parts := tiff.bands(file)) is not None:
         yield from parts
         return
@@ -102,21 +110,3 @@ def bands(file: File, picture: bool = False) -> Iterator[tuple[Shaped[Array, "r 
         whole = pages[0]
     for start in range(0, len(whole), ROWS):
         yield whole[start : start + ROWS], len(whole)
-
-
-def as_tiles(images: Images) -> Images:
-    """Images that are tiles, those of one file a group."""
-    assert images.names is not None
-    _, groups = np.unique(places(images.names)[0], return_inverse=True)
-    return replace(images, groups=groups.astype(np.int64), tiled=True)
-
-
-def file_of(name: str) -> str:
-    """The file that a tile is of; any other name is itself."""
-    return part[1] if (part := NAMED.fullmatch(name)) else name
-
-
-def places(names: Names) -> tuple[list[str], Int[Array, "2 n"]]:
-    """The file of each tile, and where in it the tile begins: rows down, columns right."""
-    parts = [NAMED.fullmatch(name) for name in names]
-    return [file_of(name) for name in names], np.array([[int(part[i]) for part in parts if part] for i in (2, 3)])

@@ -19,7 +19,7 @@ def split_of(data: Data, split: Literal["train", "test"] = "train") -> Images | 
 
 def wanted(data: Data) -> Wanted:
     """How files are read, as the fields of a run have it."""
-    return Wanted(None if data.channels == "auto" else data.channels, data.pages, data.max_pixels, data.tile)
+    return Wanted(None if data.channels == "auto" else data.channels, data.pages, data.max_pixels, data.tile, data.fps)
 
 
 def training(data: Data, images: Images | None = None) -> Images:

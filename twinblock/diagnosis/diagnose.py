@@ -26,7 +26,8 @@ from twinblock.diagnosis.measures import indicators, lidar
 from twinblock.diagnosis.monitor import Monitor, held_out
 from twinblock.diagnosis.verdict import Verdict, judge, verdict, worst
 from twinblock.runs import checkpoint
-from twinblock.runs.run import BESIDE, Run
+from twinblock.runs.metrics import BESIDE
+from twinblock.runs.run import Run
 from twinblock.runs.state import restored
 
 LIDAR = 100, 10  # images and views of each, as in Thilak et al. 2024, section 5
@@ -65,7 +66,7 @@ class Diagnosis:
 
     def tables(self) -> list[tuple[str, list[dict[str, str]]]]:
         """A title and rows for each Learner: one row an indicator, one column an output."""
-        return [(self._title(i), _rows(outputs)) for i, outputs in enumerate(self.outputs)]
+        return [(self._title(i), indicator_rows(outputs)) for i, outputs in enumerate(self.outputs)]
 
     def __str__(self) -> str:
         lines = [f"{self._title(i)}: {_sentence(v)}" for i, v in enumerate(self.verdicts)]
@@ -230,7 +231,8 @@ def _read_features(path: Path) -> Tensor:
         raise InputError(f"cannot read {path} as an array of numbers ({one_line(error)})") from None
 
 
-def _rows(measures: Mapping[str, Any]) -> list[dict[str, str]]:
+def indicator_rows(measures: Mapping[str, Any]) -> list[dict[str, str]]:
+    """What was measured of a Learner as a table: one row an indicator, one column an output."""
     outputs = {name: values for name, values in measures.items() if isinstance(values, Mapping)}
     rows = []
     for key, (title, collapsed) in MEANINGS.items():

@@ -22,7 +22,7 @@ from twinblock.diagnosis.measures import agreement, indicators
 from twinblock.diagnosis.verdict import Verdict, verdict, worst
 from twinblock.methods.learner import parts_of
 from twinblock.nn.modes import calibrated
-from twinblock.runs.run import BESIDE, history_of
+from twinblock.runs.metrics import BESIDE, history_of
 from twinblock.views import Views
 
 SAMPLE = 64, 256  # images looked at: within these bounds, two batches, or fewer where a short run cannot afford them
@@ -72,7 +72,8 @@ class Monitor:
         # of all looks, in images of one: a block costs one pass where it only passes on, three where it learns
         passes = sum(phase.steps * (min(phase.trained) + 3 * len(phase.trained)) for phase in plan.phases)
         cost = SHARE * passes / len(learners) * batch / world
-        self.piece = max(1, batch // world)  # images at a time: a measurement takes no more memory than a step
+        # images at a time: a measurement takes no more memory than a step
+        self.piece = min(max(1, batch // world), config.train.micro_batch or batch)
         affordable = round(cost / (LEAST + len(EARLY) + 1))
         count = min(len(images), max(SAMPLE[0], min(SAMPLE[1], 2 * batch, affordable)))
         index = np.sort(order(config.train.seed, -1, len(images))[:count])

@@ -10,7 +10,7 @@ import numpy as np
 from twinblock.config.schema import Config
 from twinblock.diagnosis.advice import advice
 from twinblock.diagnosis.chance import LEARNED, Accuracy, by_accuracy, loss_at_chance
-from twinblock.runs.run import history_of
+from twinblock.runs.metrics import history_of
 
 ALIKE = 0.99  # mean cosine, within and between images, above which embeddings point one way
 FALLEN = 0.5  # part of the first spread: untrained networks may start alike too, but only a collapse goes on

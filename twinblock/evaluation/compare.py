@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from twinblock.config.compare import settings
+from twinblock.core.console import show
 from twinblock.core.errors import InputError
 from twinblock.core.files import expanded, replacing, write_table
 from twinblock.core.pictures import optional_picture, picture_file
-from twinblock.evaluation.report import ENCODER
+from twinblock.evaluation.report import ENCODER, table
 from twinblock.runs import curves
 from twinblock.runs.environment import starts_of
 from twinblock.runs.run import Run
@@ -36,26 +37,13 @@ def compare(runs: Sequence[Run | str | Path], *, out: str | Path | None = None) 
     opened = [Run.open(run) for run in runs]
     if len(opened) < 2:
         raise InputError("compare: give at least two runs")
-    places = [run.path.resolve() for run in opened]
-    for run, place in zip(opened, places, strict=True):
-        if places.count(place) > 1:
-            raise InputError(f"compare: {run.path} is given twice")
+    need_different(opened, "compare")
     picture = picture_file(expanded(out or OWN), OWN)
-    table = picture.with_suffix(".csv")
-    if table.exists() and picture.name != OWN:
-        raise InputError(f"out={picture}: {table} is there already; delete it or choose another name")
-    differing, accuracies = settings([run.config for run in opened]), _accuracies(opened)
-    rows = [
-        {
-            "run": str(run.path),
-            **{name: values[i] for name, values in differing.items()},
-            **_outcome(run),
-            **accuracies[i],
-            "seconds": _seconds(run),
-        }
-        for i, run in enumerate(opened)
-    ]
-    with replacing(table) as file:
+    csv = picture.with_suffix(".csv")
+    if csv.exists() and picture.name != OWN:
+        raise InputError(f"out={picture}: {csv} is there already; delete it or choose another name")
+    rows = side_by_side(opened)
+    with replacing(csv) as file:
         write_table(
             file, "csv", {name: ["" if row[name] is None else str(row[name]) for row in rows] for name in rows[0]}
         )
@@ -66,8 +54,40 @@ def compare(runs: Sequence[Run | str | Path], *, out: str | Path | None = None) 
     return rows
 
 
-def _cell(value: Any) -> str:
-    return "" if value is None else str(value)
+def side_by_side(runs: Sequence[Run]) -> list[dict[str, Any]]:
+    """The rows of `compare`, of one run or more."""
+    differing, accuracies = settings([run.config for run in runs]), _accuracies(runs)
+    return [
+        {
+            "run": str(run.path),
+            **{name: values[i] for name, values in differing.items()},
+            **_outcome(run),
+            **accuracies[i],
+            "seconds": _seconds(run),
+        }
+        for i, run in enumerate(runs)
+    ]
+
+
+def by_run(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
+    """The rows of `compare` to print: a line for each setting and outcome, a column for each run."""
+    shown = [table([row], row["test images"] or 0)[0] for row in rows]
+    names = [row.pop("run") for row in shown]
+
+    def cell(name: str, value: Any) -> str:  # a setting is never rounded
+        return show(value if name in ROUNDED or value is None else str(value))
+
+    return [
+        {"": name, **{run: cell(name, row[name]) for run, row in zip(names, shown, strict=True)}} for name in shown[0]
+    ]
+
+
+def need_different(runs: Sequence[Run], command: str) -> None:
+    """Raises InputError where a run is given twice."""
+    places = [run.path.resolve() for run in runs]
+    for run, place in zip(runs, places, strict=True):
+        if places.count(place) > 1:
+            raise InputError(f"{command}: {run.path} is given twice")
 
 
 def _outcome(run: Run) -> dict[str, Any]:

@@ -1,6 +1,5 @@
 """Every block of an encoder measured in one pass, and accuracy drawn against depth."""
 
-import io
 import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from twinblock.core.errors import InputError
-from twinblock.core.pictures import literal
+from twinblock.core.pictures import as_png, literal
 from twinblock.diagnosis.measures import effective_rank
 from twinblock.methods.learner import parts_of
 from twinblock.nn.encoders import Encoder
@@ -75,12 +74,18 @@ def figure(
     arm give its mean with their standard deviation. Depth is the part of the blocks that an image has passed, so that
     encoders of few and of many blocks compare.
     """
+    return as_png(_drawing(arms, title, baselines or {}))
+
+
+def _drawing(
+    arms: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]], title: str, baselines: Mapping[str, Mapping[str, Any]]
+) -> Any:
     from matplotlib.figure import Figure
 
     drawing = Figure(figsize=(4 * len(DRAWN) + 2.5, 4), layout="constrained")
     panels = drawing.subplots(1, len(DRAWN))
     for axes, column in zip(panels, DRAWN, strict=True):
-        for (name, row), style in zip((baselines or {}).items(), (":", "--", "-."), strict=False):
+        for (name, row), style in zip(baselines.items(), (":", "--", "-."), strict=False):
             if row.get(column) is not None:
                 axes.axhline(row[column], color="0.45", linestyle=style, label=literal(name))
         for name, runs in arms.items():
@@ -98,9 +103,7 @@ def figure(
         axes.spines[["top", "right"]].set_visible(False)
     drawing.legend(*panels[0].get_legend_handles_labels(), loc="outside right upper", frameon=False)
     drawing.suptitle(literal(title))
-    file = io.BytesIO()
-    drawing.savefig(file, format="png", dpi=150)
-    return file.getvalue()
+    return drawing
 
 
 def rows_by_block(report: Mapping[str, Any] | None) -> list[dict[str, Any]]:

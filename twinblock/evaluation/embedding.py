@@ -17,8 +17,7 @@ from twinblock.data import Images, columns_of
 from twinblock.data.training import chosen, split_of, training, whole
 from twinblock.data.values import seen_as
 from twinblock.evaluation import at_size, features, seen_by
-from twinblock.nn.shallow import encoder_of_block
-from twinblock.runs.run import Run
+from twinblock.runs.run import Run, load_encoder
 
 OWN = "embeddings"  # files of this name in a run are its own, and are replaced
 
@@ -45,6 +44,7 @@ def embed(
     *,
     split: str = "train",
     block: int | None = None,
+    step: int | None = None,
     encoder: nn.Module | None = None,
     out: str | Path | None = None,
 ) -> Embeddings:
@@ -52,6 +52,7 @@ def embed(
 
     `data`: another source, or images, as `pretrain` takes them; labels are not needed. `encoder`: the module that the
     run was made with. `split`: train or test. `block`: take the features of this block, from 1 on, not of the last.
+    `step`: those of the encoder that was kept after this step (`train.keep`), not of the last one.
     `out`: also write a new .npz, .parquet or .csv file with the columns image (its number), name (of a file, relative
     to the source), label, class, and features. It replaces `embeddings.*` in the run, and no other file.
     Raises InputError for a file that cannot be written, before the work, and for features that are not finite.
@@ -62,7 +63,7 @@ def embed(
         raise InputError(f"split={split}: should be train or test")
     config = run.config
     source, held = chosen(whole(config.data), data, run.objects.get("data"))
-    trained = run.encoder() if block is None else encoder_of_block(run.encoder(), block)
+    trained = load_encoder(run, block=block, step=step)
     seen = at_size(config, trained, source.size)
     images = training(source, held) if split == "train" else split_of(source, "test")
     if images is None:

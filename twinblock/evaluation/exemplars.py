@@ -1,6 +1,5 @@
 """Pruning-identified exemplars: the images whose features move most when the smallest weights are pruned."""
 
-import io
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -18,7 +17,7 @@ from twinblock.config.schema import Config
 from twinblock.core.device import best_device
 from twinblock.core.errors import InputError
 from twinblock.core.files import need_writable, replacing, write_table
-from twinblock.core.pictures import colours, literal, optional_picture
+from twinblock.core.pictures import as_png, colours, literal, optional_picture
 from twinblock.core.seeding import order
 from twinblock.core.settings import own_settings
 from twinblock.data import Images, columns_of, take
@@ -34,6 +33,7 @@ from twinblock.nn.pooling import Noise, Pooling
 from twinblock.runs import checkpoint
 from twinblock.runs.run import Run
 from twinblock.runs.state import restored
+from twinblock.views import ValueRange
 
 RATIO = 0.9  # where neither the run nor the caller names one: SDCLR's on CIFAR
 NEIGHBOURS, BANK = 10, 20_000
@@ -217,7 +217,7 @@ def _write_tables(run: Run, images: Images, scores: Mapping[str, np.ndarray], ra
             write_table(file, kind, columns)
 
 
-def _picture(images: Images, ranking: np.ndarray, title: str, value_range: tuple[float, float]) -> bytes:
+def _picture(images: Images, ranking: np.ndarray, title: str, value_range: ValueRange) -> bytes:
     """A PNG of two grids of 8 x 8 images: those that move most, and below them those that move least."""
     from matplotlib.figure import Figure
 
@@ -231,9 +231,7 @@ def _picture(images: Images, ranking: np.ndarray, title: str, value_range: tuple
         axes.imshow(_grid(flat.view(len(flat), -1, side, side)), interpolation="nearest")
         axes.set_title(f"the {shown} of {len(ranking):,} images that {words}", fontsize="medium", loc="left")
         axes.set_axis_off()
-    file = io.BytesIO()
-    drawing.savefig(file, format="png", dpi=100)
-    return file.getvalue()
+    return as_png(drawing)
 
 
 def _grid(images: Float[Tensor, "n c s s"]) -> np.ndarray:

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 from twinblock.config.schema import Config
 from twinblock.data import Images, take
-from twinblock.evaluation import features, pixels, seen_by
+from twinblock.evaluation import features, seen_by
 from twinblock.evaluation.depth import BLOCK, EveryBlock
-from twinblock.evaluation.features import by_image
+from twinblock.evaluation.features import by_image, feature_rows, pixel_rows
 from twinblock.evaluation.report import ENCODER
 from twinblock.nn.encoders import Encoder
 from twinblock.nn.modes import calibrated
@@ -32,14 +32,14 @@ class FeatureExtractor:
 
     def features(self, module: nn.Module) -> Pair:
         how = seen_by(self.config, self.device)
-        rows = (features(module.to(self.device), s, advance=self.advance, **how) for s in self.sets)
+        rows = (feature_rows(module.to(self.device), s, advance=self.advance, **how) for s in self.sets)
         first, second = map(by_image, rows, self.sets)
         return first, second
 
     def pixels(self) -> Pair:
         assert self.config.data.size is not None
         side = min(self.config.data.size, MOST_PIXELS)
-        rows = (pixels(s, side, value_range=self.config.data.seen["value_range"]) for s in self.sets)
+        rows = (pixel_rows(s, side, value_range=self.config.data.seen["value_range"]) for s in self.sets)
         first, second = map(by_image, rows, self.sets)
         return first, second
 

@@ -1,6 +1,6 @@
 """What is measured: the features that a frozen encoder gives for images, and their raw pixels."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,40 +15,43 @@ from twinblock.data import Images
 from twinblock.data.values import sample
 from twinblock.data.values import value_range as found_range
 from twinblock.nn.modes import evaluating
-from twinblock.views import EIGHT_BITS, centre
+from twinblock.views import EIGHT_BITS, ValueRange, centre
 
 
-@torch.no_grad()
-def features(
+def features(encoder: nn.Module, images: Images, **seen: Any) -> Float[Tensor, "n d"]:
+    """Features of the central view of each image, in order, float32 on the CPU; arguments as of `feature_rows`."""
+    return torch.cat([*feature_rows(encoder, images, **seen)])
+
+
+def feature_rows(
     encoder: nn.Module,
     images: Images,
     *,
     size: int,
     mean: Sequence[float],
     std: Sequence[float],
-    value_range: tuple[float, float] = EIGHT_BITS,
+    value_range: ValueRange = EIGHT_BITS,
     device: torch.device | str = "cpu",
     batch: int | None = None,
     autocast: torch.dtype | None = None,
     advance: Callable[[int], None] = lambda count: None,
-) -> Float[Tensor, "n d"]:
-    """Features of the central view of each image, in order, float32 on the CPU.
+) -> Iterator[Float[Tensor, "b d"]]:
+    """Features of the central view of each image, in order, some images at a time, float32 on the CPU.
 
     The encoder, already on `device`, runs in evaluation mode; each module then returns to the mode it was in.
     `batch`: images at a time, else `at_once`; `autocast`: a type for mixed precision; `advance` is told how many
     images are done. Raises InputError unless the encoder gives one row an image.
     """
-    dtype = next((p.dtype for p in encoder.parameters()), torch.float32)
-    rows = []
-    with evaluating(encoder), torch.autocast(torch.device(device).type, autocast, enabled=autocast is not None):
-        seen = {"mean": mean, "std": std, "value_range": value_range}
-        for view in _central(images, size, seen, device, batch):
+    dtype, kind = next((p.dtype for p in encoder.parameters()), torch.float32), torch.device(device).type
+    seen = {"mean": mean, "std": std, "value_range": value_range}
+    for view in _central(images, size, seen, device, batch):
+        # not around the loop: whoever takes the rows is not in evaluation mode, nor in mixed precision
+        with torch.no_grad(), evaluating(encoder), torch.autocast(kind, autocast, enabled=autocast is not None):
             output = encoder(view.to(dtype))
-            if output.ndim != 2:
-                raise InputError(f"the encoder gives shape {tuple(output.shape)}; pool it to (images, features)")
-            rows.append(output.float().cpu())
-            advance(len(view))
-    return torch.cat(rows)
+        if output.ndim != 2:
+            raise InputError(f"the encoder gives shape {tuple(output.shape)}; pool it to (images, features)")
+        yield output.float().cpu()
+        advance(len(view))
 
 
 def at_once(size: int) -> int:
@@ -83,26 +86,41 @@ def at_size(config: Config, encoder: nn.Module, size: int | None) -> Config:
 
 
 def pixels(
-    images: Images, size: int, batch: int | None = None, value_range: tuple[float, float] | None = None
+    images: Images, size: int, batch: int | None = None, value_range: ValueRange | None = None
 ) -> Float[Tensor, "n d"]:
     """The central view of each image as one row of pixels in [0, 1]: features that need no encoder.
 
     `value_range` None: 0 to 255 of bytes, else by a sample of the images.
     """
+    return torch.cat([*pixel_rows(images, size, batch, value_range)])
+
+
+def pixel_rows(
+    images: Images, size: int, batch: int | None = None, value_range: ValueRange | None = None
+) -> Iterator[Float[Tensor, "b d"]]:
+    """`pixels`, some images at a time."""
     value_range = value_range or found_range(sample(images))
     seen = {"mean": (0.0,) * images.channels, "std": (1.0,) * images.channels, "value_range": value_range}
-    return torch.cat([view.flatten(1) for view in _central(images, size, seen, "cpu", batch)])
+    for view in _central(images, size, seen, "cpu", batch):
+        yield view.flatten(1)
 
 
-def by_image(rows: Float[Tensor, "n d"], images: Images) -> Float[Tensor, "m d"]:
-    """The mean over the tiles of each image, in order of their groups; rows of other images are as they are."""
+def by_image(rows: Iterable[Float[Tensor, "b d"]], images: Images) -> Float[Tensor, "m d"]:
+    """The mean over the tiles of each image, in order of their groups; rows of other images are as they are.
+
+    `rows` come some at a time, in order of the tiles. They are added up as they come: one row an image is held.
+    """
     if not images.tiled:
-        return rows
+        return torch.cat([*rows])
     assert images.groups is not None
     groups, place, counts = np.unique(images.groups, return_inverse=True, return_counts=True)
-    sums = torch.zeros(len(groups), rows.shape[1], dtype=torch.float64)
-    sums.index_add_(0, torch.from_numpy(place), rows.double())
-    return (sums / torch.from_numpy(counts)[:, None]).to(rows.dtype)
+    sums, start, dtype = None, 0, torch.float32
+    for some in rows:
+        sums = torch.zeros(len(groups), some.shape[1], dtype=torch.float64) if sums is None else sums
+        sums.index_add_(0, torch.from_numpy(place[start : start + len(some)]), some.double())
+        start, dtype = start + len(some), some.dtype
+    assert sums is not None and start == len(images)
+    return (sums / torch.from_numpy(counts)[:, None]).to(dtype)
 
 
 def check(train: Tensor, labels: Tensor, test: Tensor, classes: int) -> None:

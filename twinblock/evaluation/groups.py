@@ -1,6 +1,5 @@
 """Accuracy by class and by groups of frequent and rare classes, and how balanced it is."""
 
-import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -9,7 +8,7 @@ from jaxtyping import Float, Int
 
 from twinblock.config.schema import Config
 from twinblock.core.errors import InputError
-from twinblock.core.pictures import literal
+from twinblock.core.pictures import as_png, literal
 from twinblock.data import Images
 from twinblock.data.training import training
 from twinblock.runs.run import Run
@@ -106,9 +105,7 @@ def figure(methods: Mapping[str, Sequence[ByClass]], title: str) -> bytes:
     A bar is the mean class accuracy of a third of the classes, averaged over the runs. Its error is the standard
     deviation over runs; of one run the standard error over the classes.
     """
-    file = io.BytesIO()
-    _drawing(methods, title).savefig(file, format="png", dpi=150)
-    return file.getvalue()
+    return as_png(_drawing(methods, title))
 
 
 def _drawing(methods: Mapping[str, Sequence[ByClass]], title: str) -> Any:

@@ -1,6 +1,5 @@
 """The images most like a picture, and near-duplicates, by the features of a run."""
 
-import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from torch.nn.functional import normalize
 from twinblock.core.device import best_device
 from twinblock.core.errors import InputError
 from twinblock.core.files import replacing, write_table
-from twinblock.core.pictures import colours, literal, optional_picture
+from twinblock.core.pictures import as_png, colours, literal, optional_picture
 from twinblock.core.settings import own_settings
 from twinblock.data import Images, columns_of, take
 from twinblock.data.forms import Wanted
@@ -174,6 +173,4 @@ def _picture(rows: Sequence[Sequence[tuple[Images, int]]], title: str) -> bytes:
             axis.imshow(thumbnail, interpolation="nearest")
             name = "" if images.names is None else Path(images.names[i]).name
             axis.set_title(literal(name if len(name) <= 18 else f"{name[:8]}…{name[-8:]}"), fontsize=6, y=-0.16)
-    file = io.BytesIO()
-    drawing.savefig(file, format="png", dpi=110)
-    return file.getvalue()
+    return as_png(drawing)

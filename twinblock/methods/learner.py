@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from twinblock.core.distributed import gather
 from twinblock.methods.objectives.objective import HALF, Objective
 from twinblock.nn.droppath import all_kept, dropping
-from twinblock.nn.modes import evaluating
+from twinblock.nn.modes import computed_again, evaluating
 from twinblock.nn.pooling import Noise, Pooling, average
 
 
@@ -60,18 +60,40 @@ class Network(nn.Module):
 
     Map in; the map that the next Learner begins with and the embedding out. That map is what the first block gives:
     of a Learner with one block its only one, of overlapping Learners the place where the next one begins.
+    More than `micro_batch` images go through blocks and pooling in parts, which backward computes again one by one:
+    the gradient of the whole batch in the memory of a part. Gao et al. 2021 (GradCache), arXiv 2101.06983.
     """
 
     def __init__(
-        self, blocks: Sequence[nn.Module], pooling: Pooling, projector: nn.Module, noise: Noise, number: int = 0
+        self,
+        blocks: Sequence[nn.Module],
+        pooling: Pooling,
+        projector: nn.Module,
+        noise: Noise,
+        number: int = 0,
+        micro_batch: int | None = None,
     ):
         super().__init__()
         self.blocks, self.pooling, self.projector, self.noise = nn.ModuleList(blocks), pooling, projector, noise
         self.number = number  # of the first block, so that each block has noise of its own
+        self.micro_batch = micro_batch
 
     def forward(self, x: Tensor, key: tuple[int, ...], offset: int, embed: bool = True) -> tuple[Tensor, ...]:
+        if not embed:
+            return (self.maps(x, key, offset)[0],)
+        if self.micro_batch is None or len(x) <= self.micro_batch:
+            first, pooled = self.vectors(x, key, offset)
+        else:
+            starts = range(0, len(x), self.micro_batch)
+            parts = zip(starts, x.split(self.micro_batch), strict=True)
+            pairs = [computed_again(_Vectors(self), part, key, offset + start) for start, part in parts]
+            first, pooled = (torch.cat(parts) for parts in zip(*pairs, strict=True))
+        return first, self.projector(pooled)
+
+    def vectors(self, x: Tensor, key: tuple[int, ...], offset: int) -> tuple[Tensor, Tensor]:
+        """The map that the next Learner begins with, and what the projector is given."""
         maps = self.maps(x, key, offset)
-        return (maps[0], self.projector(self.pooling(maps[-1]))) if embed else (maps[0],)
+        return maps[0], self.pooling(maps[-1])
 
     def maps(self, x: Tensor, key: tuple[int, ...], offset: int) -> list[Tensor]:
         """What each block gives."""
@@ -81,6 +103,17 @@ class Network(nn.Module):
                 x = self.noise(block(x), (*key, number), offset)
                 maps.append(x)
         return maps
+
+
+class _Vectors(nn.Module):
+    """`Network.vectors` as a module."""
+
+    def __init__(self, network: Network):
+        super().__init__()
+        self.network = network
+
+    def forward(self, *inputs: Any) -> tuple[Tensor, Tensor]:
+        return self.network.vectors(*inputs)
 
 
 class Learner(nn.Module):

@@ -22,7 +22,7 @@ from twinblock.nn.droppath import key_drop_paths
 from twinblock.nn.imagenet import MEAN, STD
 from twinblock.nn.layers import layers_of
 from twinblock.nn.norms import convert_norms
-from twinblock.nn.pooling import average
+from twinblock.nn.pooling import Average, average
 
 __all__ = ["MEAN", "STD", "Encoder", "build_encoder", "is_vit", "own_encoder"]
 
@@ -93,6 +93,10 @@ class Encoder(nn.Module):
                 maps.append(x)
         return maps
 
+    def __prepare_scriptable__(self) -> nn.Module:
+        """The same forward for torch.jit.script, which compiles no blocks that are put together in it."""
+        return nn.Sequential(*self.as_blocks(), Average(self.prefix)).train(self.training)
+
     @contextmanager
     def _own_mode(self) -> Iterator[None]:
         """An uncut network is the only module whose parts are the encoder's, but not itself: `train` passes it by."""
@@ -136,7 +140,13 @@ def build_encoder(
             _small_stem(model, kind, stride=2 if stem == "cifar_stride2" else 1)
         if norm != "batch":
             convert_norms(model, norm)
-    blocks = cut_network(model, (channels, size, size), cuts)
+    try:
+        blocks = cut_network(model, (channels, size, size), cuts)
+    except InputError:
+        raise
+    except Exception:  # whatever a network raises for images of a size or of channels that it does not take
+        check_network(model, (channels, size, size), f"encoder.kind={kind}")
+        raise
     notes = ()
     if blocks.uncut:
         check_network(model, (channels, size, size), f"encoder.kind={kind}")
@@ -224,36 +234,45 @@ def _create(kind: str, width: int | None, size: int, channels: int, drop_path: f
     if width is not None:
         raise InputError(f"encoder.width is for resnet10, resnet18 and resnet34; leave it out for encoder.kind={kind}")
     if library == "torchvision":
-        return _of_channels(_of_torchvision(name, drop_path), channels, kind)
-    if not is_vit(name):
-        return _of_timm(name, channels, dropped)
+        return _of_channels(_of_torchvision(name, size, drop_path), channels, kind)
+    return _of_timm(name, size, channels, dropped)
+
+
+def _of_torchvision(name: str, size: int, drop_path: float) -> nn.Module:
+    options: dict[str, Any] = {"image_size": size} if is_vit(f"torchvision/{name}") else {}
+    if drop_path:
+        options["stochastic_depth_prob"] = drop_path
     try:
-        model: Any = timm.create_model(name, num_classes=0, img_size=size, in_chans=channels, **dropped)
-        patch = model.patch_embed.patch_size[0]
+        return torchvision.models.get_model(name, weights=None, **options)
+    except TypeError:
+        if not drop_path:
+            raise
+        return _of_torchvision(name, size, 0)  # it has no paths to drop, which is said then
+    except AssertionError as error:
+        raise InputError(
+            f"encoder.kind=torchvision/{name} cannot be built for {size} px ({first_line(error)}); set data.size"
+        ) from error
+
+
+def _of_timm(name: str, size: int, channels: int, dropped: dict[str, Any]) -> nn.Module:
+    cfg = timm.get_pretrained_cfg(name, allow_unregistered=True)
+    of_one_size = cfg is not None and cfg.fixed_input_size and size != cfg.input_size[-1]
+    options: dict[str, Any] = {"img_size": size} if is_vit(name) or of_one_size else {}
+    if channels != 3:
+        options["in_chans"] = channels
+    try:
+        model: Any = timm.create_model(name, num_classes=0, **options, **dropped)
     except (RuntimeError, ValueError, TypeError, AssertionError, AttributeError) as error:
-        raise InputError(f"encoder.kind={kind} cannot be built for {size} px ({first_line(error)})") from error
-    if size % patch:
-        raise InputError(f"encoder.kind={kind} takes patches of {patch} px: set data.size to a multiple, not {size}")
-    return model
-
-
-def _of_torchvision(name: str, drop_path: float) -> nn.Module:
-    dropped: dict[str, Any] = {"stochastic_depth_prob": drop_path} if drop_path else {}
-    try:
-        return torchvision.models.get_model(name, weights=None, **dropped)
-    except TypeError:  # no such argument
-        return torchvision.models.get_model(name, weights=None)
-
-
-def _of_timm(name: str, channels: int, dropped: dict[str, Any]) -> nn.Module:
-    if channels == 3 and not dropped:
-        return timm.create_model(name, num_classes=0)
-    try:
-        return timm.create_model(name, num_classes=0, in_chans=channels, **dropped)
-    except (TypeError, RuntimeError, AssertionError) as error:
         if dropped:
-            return _of_timm(name, channels, {})  # it has no paths to drop, which is said then
-        raise InputError(f"encoder.kind={name} takes no {channels} channels ({first_line(error)})") from error
+            return _of_timm(name, size, channels, {})  # it has no paths to drop, which is said then
+        if not options:
+            raise
+        raise InputError(
+            f"encoder.kind={name} cannot be built for {channels} x {size} x {size} ({first_line(error)})"
+        ) from error
+    if is_vit(name) and size % (patch := model.patch_embed.patch_size[0]):
+        raise InputError(f"encoder.kind={name} takes patches of {patch} px: set data.size to a multiple, not {size}")
+    return model
 
 
 def _of_channels(model: nn.Module, channels: int, kind: str) -> nn.Module:
@@ -302,7 +321,9 @@ def _thin_stem(model: nn.Module, width: int, channels: int) -> None:
 
 
 def is_vit(kind: str) -> bool:
-    """Whether a name is that of one of timm's vision transformers, which have no stem to choose."""
+    """Whether a name is that of a vision transformer of timm or torchvision, which have no stem to choose."""
+    if kind.startswith("torchvision/"):
+        return kind.startswith("torchvision/vit_")
     return is_model_in_modules(kind.removeprefix("timm/"), ["vision_transformer", "deit"])
 
 

@@ -7,7 +7,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.checkpoint import checkpoint
+
+
+def has_batch_norm(module: nn.Module) -> bool:
+    """Whether anything in it takes statistics of a batch."""
+    return any(isinstance(part, _BatchNorm) for part in module.modules())
 
 
 @contextmanager
@@ -20,6 +27,24 @@ def evaluating(module: nn.Module) -> Iterator[None]:
     finally:
         for part, training in modes:
             part.training = training
+
+
+def computed_again(module: nn.Module, *inputs: Any) -> Any:
+    """`module(*inputs)`, of which backward computes all maps again instead of holding them.
+
+    The second time the module has the tensors that it has now, and moves no running statistics.
+    """
+    parameters, buffers = dict(module.named_parameters()), dict(module.named_buffers())
+    times = 0
+
+    def run(*inputs: Any) -> Any:
+        nonlocal times
+        times += 1
+        held = buffers if times == 1 else {name: buffer.clone() for name, buffer in buffers.items()}
+        # the tensors are given: those of a pruned network lie in the modules in forward alone
+        return functional_call(module, {**parameters, **held}, inputs)
+
+    return checkpoint(run, *inputs, use_reentrant=False, preserve_rng_state=False)
 
 
 @contextmanager

@@ -23,9 +23,20 @@ SLICE, PART = 64, 2**21  # channels of an expansion that there are at once, or a
 
 def average(x: Tensor, prefix: int = 0) -> Float[Tensor, "n d"]:
     """Mean of a map (n, d, h, w) over its places, of tokens (n, t, d) after the first `prefix`; a vector as it is."""
-    if x.ndim == 2:
-        return x
-    return x.mean((2, 3)) if x.ndim == 4 else x[:, prefix:].mean(1)
+    return Average(prefix)(x)
+
+
+class Average(nn.Module):
+    """`average` as a module, in words that torch.jit.script compiles."""
+
+    def __init__(self, prefix: int = 0):
+        super().__init__()
+        self.prefix = prefix
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.ndim == 2:
+            return x
+        return x.mean((2, 3)) if x.ndim == 4 else x[:, self.prefix :].mean(1)
 
 
 class Pooling(nn.Module):

@@ -32,6 +32,9 @@ class Piece(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return fx.Interpreter(self, graph=self.graph).run(x)
 
+    def __prepare_scriptable__(self) -> nn.Module:
+        return fx.GraphModule(self, self.graph)  # an interpreter is no code that torch.jit.script compiles
+
 
 @dataclass(frozen=True)
 class Step:

@@ -6,7 +6,7 @@ import os
 import re
 import shutil
 import weakref
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -24,8 +24,9 @@ from twinblock.core.settings import own_settings
 from twinblock.nn.encoders import Encoder
 from twinblock.nn.shallow import encoder_of_block
 from twinblock.runs import checkpoint
+from twinblock.runs.metrics import history_of, parsed
 
-BESIDE = "agreement", "untrained"  # what a row of metrics holds of each Learner beside `diagnosis`
+KEPT = "encoders"  # the folder of those that were kept on the way
 STARTED = "started.safetensors"  # the weights that were given and training began with
 log = logging.getLogger(__name__)
 
@@ -36,6 +37,7 @@ class Run:
     It holds `config.yaml`, the resolved config; `checkpoint/`; `metrics.jsonl`, a row for each step; `skipped.txt`, the
     images left out; `environment.json`, where and when it ran. A finished run also has `encoder.safetensors`,
     `result.json` and `curves.png`; an evaluated one `evaluation.json`, and a file for each source in `evaluations/`.
+    `encoders/` has those that were kept on the way.
     `objects`: Python objects that its config names as parts, such as `encoder=module`.
     """
 
@@ -107,7 +109,7 @@ class Run:
 
     def metrics(self) -> list[dict[str, Any]]:
         """The rows of `metrics.jsonl` so far, without a last line that a running training has only half written."""
-        return [row for row in map(_row, self._lines()) if row is not None]
+        return [row for row in map(parsed, self._lines()) if row is not None]
 
     def history(
         self, learner: int = -1, start: int = 0, rows: list[dict[str, Any]] | None = None
@@ -121,13 +123,33 @@ class Run:
         measurements = history_of(rows, learner, start)
         return [row if row["step"] not in losses else {**row, "loss": losses[row["step"]]} for row in measurements]
 
+    @property
+    def kept(self) -> list[int]:
+        """The steps after which an encoder was kept, in order; see `train.keep`."""
+        names = (file.stem for file in (self.path / KEPT).glob("*.safetensors"))
+        return sorted(int(name) for name in names if re.fullmatch(r"[0-9]+", name, re.ASCII))
+
     @own_settings()
-    def encoder(self) -> Encoder:
-        """The trained encoder, in evaluation mode; of an unfinished run, that of its last checkpoint."""
+    def encoder(self, step: int | None = None) -> Encoder:
+        """The trained encoder, in evaluation mode; of an unfinished run, that of its last checkpoint.
+
+        `step`: the one that was kept after this step. Raises InputError where none was.
+        """
         encoder, weights = encoder_of(self.config, self.objects), self.path / "encoder.safetensors"
-        file, (tensors, _) = checkpoint.newest(self.checkpoints, weights)
-        checkpoint.fill(encoder, tensors, file, "" if file == weights else "encoder.")
+        if step is not None:
+            file = self._kept(step)
+            tensors, prefix = checkpoint.read(file)[0], ""
+        else:
+            file, (tensors, _) = checkpoint.newest(self.checkpoints, weights)
+            prefix = "" if file == weights else "encoder."
+        checkpoint.fill(encoder, tensors, file, prefix)
         return encoder.eval()
+
+    def _kept(self, step: int) -> Path:
+        if step not in self.kept:
+            steps = ", ".join(map(str, self.kept)) or "none; train.keep=10epochs keeps one every 10 epochs"
+            raise InputError(f"step={step}: {self.path} kept no encoder after this step; there are: {steps}")
+        return self.path / KEPT / f"{step:08d}.safetensors"
 
     @own_settings()
     def untrained_encoder(self) -> Encoder:
@@ -195,6 +217,13 @@ class Run:
                 f"out={self.path} holds {what} with another config ({'; '.join(changed)}); choose another out"
             )
 
+    def reopen(self) -> None:
+        """Take back that the run is finished: it goes on."""
+        try:
+            (self.path / "result.json").unlink(missing_ok=True)
+        except OSError as error:
+            raise InputError(f"cannot remove {self.path / 'result.json'} ({error.strerror})") from None
+
     def release(self) -> None:
         """Let other processes have the folder; take away one that was made for a run that did not begin."""
         if self._release is not None:
@@ -211,6 +240,14 @@ class Run:
     def write_skipped(self, skipped) -> None:
         if skipped:
             self.write("skipped.txt", "".join(f"{name}\t{reason}\n" for name, reason in skipped))
+
+    def keep(self, step: int, tensors: Mapping[str, Any], meta: Mapping[str, Any]) -> None:
+        """Write the encoder of this step."""
+        try:
+            (self.path / KEPT).mkdir(exist_ok=True)
+        except OSError as error:
+            raise InputError(f"cannot make {self.path / KEPT} ({error.strerror})") from None
+        checkpoint.write(self.path / KEPT / f"{step:08d}.safetensors", tensors, {**meta, "step": step})
 
     def append_metrics(self, rows: list[dict[str, Any]]) -> None:
         try:
@@ -229,7 +266,7 @@ class Run:
     def truncate_metrics(self, step: int) -> None:
         """Forget the rows from `step` on: they will be written again."""
         lines = self._lines()
-        kept = [line for line in lines if (row := _row(line)) is not None and row["step"] < step]
+        kept = [line for line in lines if (row := parsed(line)) is not None and row["step"] < step]
         if len(kept) < len(lines):
             self.write("metrics.jsonl", "".join(line + "\n" for line in kept))
 
@@ -277,69 +314,14 @@ def _no_link(path: str, flags: int) -> int:
     return os.open(path, flags | os.O_NOFOLLOW, 0o644)
 
 
-def _row(line: str) -> dict[str, Any] | None:
-    """A line of the metrics; None where it is none: the last one of a killed process may be cut."""
-    try:
-        row = json.loads(line)
-    except (ValueError, RecursionError):
-        return None
-    if not isinstance(row, dict) or not isinstance(row.get("step"), int):
-        return None
-    for name, valid in (
-        ("loss", _is_number),
-        ("lr", _is_number),
-        ("diagnosis", _is_measurement),
-        ("agreement", _is_pair),
-        ("untrained", _is_untrained),
-    ):
-        values = row.get(name)
-        if name in row and not (isinstance(values, list) and values and all(map(valid, values))):
-            return None
-    return row
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float)
-
-
-def _is_measurement(row: Any) -> bool:
-    """Whether it is what the monitor writes of a Learner: numbers of its outputs by name, and perhaps of its kNN."""
-    if not isinstance(row, dict) or "encoder" not in row:
-        return False
-    return all(
-        all(map(_is_number, value.values())) if isinstance(value, dict) else _is_number(value) and name == "sample_knn"
-        for name, value in row.items()
-    )
-
-
-def _is_pair(value: Any) -> bool:
-    """Whether it is a number and its error."""
-    return isinstance(value, list) and len(value) == 2 and all(map(_is_number, value))
-
-
-def _is_untrained(value: Any) -> bool:
-    """Whether it is what the monitor writes of an untrained Learner; null for one that begins at another step."""
-    if value is None:
-        return True
-    return isinstance(value, dict) and _is_pair(value.get("agreement")) and _is_number(value.get("centred_rank"))
-
-
-def load_encoder(run: Run | str | Path, *, encoder: nn.Module | None = None, block: int | None = None) -> nn.Module:
+def load_encoder(
+    run: Run | str | Path, *, encoder: nn.Module | None = None, block: int | None = None, step: int | None = None
+) -> nn.Module:
     """Load the encoder of a run, in evaluation mode: normalised images (n, 3, s, s) in, features (n, d) out.
 
     `encoder`: the module that the run was made with; a copy of it gets the trained weights. `block`: end the encoder
-    with this block, from 1 on. Raises InputError if there is no such block, or if the module is missing or of another
-    architecture.
+    with this block, from 1 on. `step`: the encoder that was kept after this step. Raises InputError if there is no such
+    block or step, or if the module is missing or of another architecture.
     """
-    trained = Run.open(run, encoder=encoder).encoder()
+    trained = Run.open(run, encoder=encoder).encoder(step)
     return trained if block is None else encoder_of_block(trained, block)
-
-
-def history_of(rows: Iterable[Mapping[str, Any]], learner: int, start: int = 0) -> list[dict[str, Any]]:
-    """What the monitor measured of one Learner since its training began, in order of time, as `verdict` takes it."""
-    history = []
-    for row in rows:
-        if "diagnosis" in row and row["step"] >= start:
-            beside = {name: row[name][learner] for name in BESIDE if row.get(name) and row[name][learner]}
-            history.append({"step": row["step"], **row["diagnosis"][learner], **beside})
-    return history

@@ -95,7 +95,7 @@ def last_line(result: Mapping[str, Any]) -> str:
     `learned: kNN 58.1 % (raw pixels 21.2 %, untrained encoder 24.0 %), 34.1 ± 2.2 points above untrained on 600 test
     images, 2,400 to compare with · effective rank 61/128 · not collapsed`
     """
-    parts = [_accuracy(result), f"effective rank {result['effective_rank']:.0f}/{result['width']}"]
+    parts = [accuracy_in_words(result), f"effective rank {result['effective_rank']:.0f}/{result['width']}"]
     if result["state"] == "healthy":
         parts += ["not collapsed"] if result["headline"] != "not collapsed" else []
     if result["headline"] != "learned":
@@ -105,7 +105,8 @@ def last_line(result: Mapping[str, Any]) -> str:
     return f"{result['headline']}: " + " · ".join(parts)
 
 
-def _accuracy(result: Mapping[str, Any]) -> str:
+def accuracy_in_words(result: Mapping[str, Any]) -> str:
+    """kNN of the encoder and of the baselines, from the result of a run, and the gain with its error."""
     knn, measured = result.get("knn"), result.get("accuracy")
     if knn is None:
         return "no labels to measure accuracy with"

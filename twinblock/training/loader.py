@@ -3,6 +3,7 @@
 from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -33,7 +34,7 @@ class Loader:
     def __init__(self, images: Images, seed: int, batch: int, share: int, offset: int, device: torch.device):
         self.images, self.seed, self.batch, self.share, self.offset = images, seed, batch, share, offset
         self.device, self.epoch_steps = device, len(images) // batch
-        self.epoch, self.order = -1, np.empty(0, np.int64)
+        self.order = lru_cache(maxsize=1)(self._order)
 
     def batches(self, start: int, stop: int) -> Generator[Samples, None, None]:
         """The samples of these steps, on the device."""
@@ -47,12 +48,8 @@ class Loader:
 
     def gather(self, step: int) -> Samples:
         epoch, i = divmod(step, self.epoch_steps)
-        if epoch != self.epoch:
-            count, weights = len(self.images), self.images.weights
-            self.order = order(self.seed, epoch, count) if weights is None else drawn(self.seed, epoch, weights)
-            self.epoch = epoch
         start = i * self.batch + self.offset
-        index = self.order[start : start + self.share]
+        index = self.order(epoch)[start : start + self.share]
         pixels, labels = self.images.batch(index), self.images.labels
         return Samples(
             pixels.pin_memory() if self.device.type == "cuda" else pixels,  # else its copy would be waited for
@@ -60,3 +57,8 @@ class Loader:
             self.images.aspects(index),
             torch.from_numpy(index.astype(np.int64)),
         )
+
+    def _order(self, epoch: int) -> np.ndarray:
+        """The rows of an epoch."""
+        weights = self.images.weights
+        return order(self.seed, epoch, len(self.images)) if weights is None else drawn(self.seed, epoch, weights)

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from twinblock.assembly.views import missing_operations
+from twinblock.config.compare import longer
 from twinblock.config.recipes import compose
 from twinblock.config.schema import Config
 from twinblock.core.console import Reporter
@@ -21,11 +22,14 @@ from twinblock.data.objects import is_object
 from twinblock.data.training import chosen, training
 from twinblock.data.values import in_words
 from twinblock.methods.parts import describe
+from twinblock.nn.modes import has_batch_norm
 from twinblock.runs import checkpoint
 from twinblock.runs.environment import environment, recorded
 from twinblock.runs.run import STARTED, Run
 from twinblock.runs.starting import beginning, going_on
 from twinblock.training.finish import finish, headline, last_line
+
+GOES_ON = "from here on learning rate and momentum of the target are those of the longer run"
 
 
 def pretrain(
@@ -42,7 +46,8 @@ def pretrain(
     quiet: bool = False,
     **fields: Any,
 ) -> Run:
-    """Pretrain an encoder by a recipe, or go on with the run in `out`. Return the `Run`; a finished one is left alone.
+    """Pretrain an encoder by a recipe, or go on with the run in `out`. Return the `Run`; a finished one is left alone,
+    unless `train.length` is longer now.
 
     `recipe`: a name, or a YAML file. `data`: a folder or another source, the fields of `data`, or images themselves: a
     map-style `Dataset` of images or (image, label), an array or tensor, a list of paths, or `Images`.
@@ -105,7 +110,9 @@ def _train(run: Run, config: Config, fabric, reporter: Reporter) -> None:
 
     images = training(*chosen(config.data, held=run.objects.get("data")))
     if run.begun:
-        config = _as_begun(run.config, config)
+        before, config = run.config, _as_begun(run.config, config)
+        if longer(before, config):
+            reporter.say(f"train.length: {before.train.length} becomes {config.train.length}; {GOES_ON}")
         start = going_on(run, config)
     else:
         config, start = beginning(config, images, fabric.device, run.objects)
@@ -117,7 +124,11 @@ def _train(run: Run, config: Config, fabric, reporter: Reporter) -> None:
     trainer = Trainer(config, images, fabric, run, reporter, seen, start)
     for note in trainer.encoder.notes:
         reporter.say(f"encoder: {note}")
+    few = config.train.micro_batch
+    if few is not None and few < trainer.loader.share and has_batch_norm(trainer.encoder):
+        reporter.say(f"train.micro_batch: a batch norm of the encoder takes its statistics from {few} images at a time")
     if fabric.is_global_zero:
+        run.reopen()  # first: a finished run of the longer config would be one that did not train
         run.write_config(config)
         run.write_skipped(images.skipped)
         if (start or ":" in config.encoder.kind) and not (run.path / STARTED).exists():
@@ -138,7 +149,7 @@ def out_of_memory(error: RuntimeError | MemoryError) -> bool:
 
 def _as_begun(saved: Config, config: Config) -> Config:
     """The config of a run that goes on: what was left to data and machine stays as it was then."""
-    settings = {"on_collapse": config.train.on_collapse, "loggers": config.train.loggers}
+    settings = {name: getattr(config.train, name) for name in ("on_collapse", "loggers", "keep", "length")}
     train = saved.train.model_copy(update=settings)
     return saved.model_copy(update={"out": config.out, "train": train})
 
@@ -147,6 +158,8 @@ def _already_finished(run: Run, config: Config, reporter: Reporter) -> bool:
     if not run.begun or not run.finished:
         return False
     run.agree(config)
+    if longer(run.config, config):
+        return False
     reporter.say(f"run: {run.path} is finished; nothing to do")
     reporter.say(last_line(run.result or {}))
     return True

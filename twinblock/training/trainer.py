@@ -69,6 +69,8 @@ class Trainer:
         views = self.train_step.views
         self.monitor = Monitor(self.learners, held_out or images, views, config, fabric.device, self.plan, world)
         self.save_every = max(1, config.train.checkpoint_every.steps(self.epoch_steps, self.plan.total))
+        keep = config.train.keep
+        self.keep_every = self.plan.total + 1 if keep is None else keep.steps(self.epoch_steps, self.plan.total)
         self.step, self.fingerprint = 0, images.fingerprint()
         self.loggers: list[Log] = []
         if self.train_step.only_warms_up():
@@ -104,6 +106,8 @@ class Trainer:
                     flushed, began = self.step, time.monotonic()
                     if saving or stopping:
                         self.save()
+                if self.step % self.keep_every == 0:
+                    self.keep()
                     if stopping and not last:
                         raise Interrupted(stop[0] if stop else signals.SIGTERM, self.step)
 
@@ -195,6 +199,11 @@ class Trainer:
             meta = {"step": self.step, "data": self.fingerprint, **self.metadata()}
             checkpoint.save(self.run.checkpoints, state, meta)
         self.fabric.barrier()
+
+    def keep(self) -> None:
+        """Write the encoder as it is now to a file of its own."""
+        if self.fabric.is_global_zero:
+            self.run.keep(self.step, self.encoder.state_dict(), self.metadata())
 
     def resume(self) -> None:
         """Go on from the newest whole checkpoint, if there is one."""

@@ -22,6 +22,7 @@ from twinblock.core.errors import InputError
 from twinblock.core.seeding import hashed
 from twinblock.views.operations import (
     HUE,
+    ValueRange,
     color_jitter_,
     gaussian_blur,
     grayscale_,
@@ -92,9 +93,9 @@ def left_out(spec: View, channels: int) -> dict[str, Any]:
 class Views:
     """Makes a batch for each view of each spec, normalised by `mean` and `std` of images in [0, 1].
 
-    There are as many channels as means. `value_range`: the values that become 0 and 1; what lies beyond is cut off.
-    Brightness is one factor for all channels; contrast is of each channel alone where they are not 3. Raises InputError
-    for operations that mean nothing for these channels.
+    There are as many channels as means. `value_range`: the values that become 0 and 1, of all channels or of each; what
+    lies beyond is cut off. Brightness is one factor for all channels; contrast is of each channel alone where they are
+    not 3. Raises InputError for operations that mean nothing for these channels.
     """
 
     def __init__(
@@ -103,7 +104,7 @@ class Views:
         size: int,
         mean: Sequence[float],
         std: Sequence[float],
-        value_range: tuple[float, float] = EIGHT_BITS,
+        value_range: ValueRange = EIGHT_BITS,
     ) -> None:
         self.specs = tuple(spec for spec in specs for _ in range(spec.count))
         self.size, self.mean, self.std, self.value_range = size, tuple(mean), tuple(std), value_range
@@ -150,7 +151,7 @@ def centre(
     mean: Sequence[float],
     std: Sequence[float],
     aspect: Float[Tensor, "n"] | None = None,
-    value_range: tuple[float, float] = EIGHT_BITS,
+    value_range: ValueRange = EIGHT_BITS,
 ) -> Float[Tensor, "n c s s"]:
     """The view for evaluation: the largest central square, resized with antialiasing and normalised."""
     n, height, width, _ = images.shape
@@ -239,7 +240,7 @@ def apply(
     mean: Sequence[float],
     std: Sequence[float],
     interpolation: str,
-    value_range: tuple[float, float] = EIGHT_BITS,
+    value_range: ValueRange = EIGHT_BITS,
 ) -> Float[Tensor, "n c s s"]:
     """Crops and flips, jitters, grays, blurs, solarizes and normalises, in this order.
 

@@ -23,12 +23,18 @@ def tensor(values: Shaped[Array, "..."], like: Tensor) -> Tensor:
     return torch.from_numpy(values).to(like.device, non_blocking=True)
 
 
-def unit(images: Shaped[Tensor, "n h w c"], value_range: tuple[float, float]) -> Float[Tensor, "n h w c"]:
+# the values that become 0 and 1: of all channels, or of each
+ValueRange = tuple[float, float] | tuple[tuple[float, float], ...]
+
+
+def unit(images: Shaped[Tensor, "n h w c"], value_range: ValueRange) -> Float[Tensor, "n h w c"]:
     """Values of which `value_range` becomes 0 to 1; what lies beyond is cut off, and NaN becomes 0."""
-    low, high = value_range
-    x = images.float()
-    if images.is_floating_point():
-        x = x.nan_to_num(low, high, low)
+    x, (low, high) = images.float(), np.transpose(value_range)
+    if np.ndim(low):
+        low, high = tensor(low, x), tensor(high, x)
+        x = torch.where(x.isnan(), low, x)
+    elif images.is_floating_point():
+        x = x.nan_to_num(float(low), float(high), float(low))
     return ((x - low) / (high - low)).clamp_(0, 1)
 
 

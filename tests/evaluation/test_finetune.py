@@ -1,0 +1,240 @@
+"""`finetune`: torch's own optimizer and schedule by hand, no look at test images, and the same again after a kill."""
+
+import json
+import shutil
+import sys
+
+import numpy as np
+import pytest
+import timm
+import torch
+from tiny import images
+from torch import nn
+
+import twinblock
+from twinblock import cli
+from twinblock.core.errors import InputError
+from twinblock.data import Images, take
+from twinblock.evaluation import finetune, published
+from twinblock.evaluation.classifier import Schedule, fit, head_of
+from twinblock.nn.encoders import build_encoder
+from twinblock.views import View, Views, centre
+
+SMALL = [
+    *("encoder.kind=resnet10", "encoder.width=8", "encoder.stem=cifar", "data.batch=16", "train.length=2steps"),
+    *("projector.dims=[16,8]", "train.precision=fp32"),
+]
+HALF = (0.5,) * 3
+CENTRAL = Views([View(crop=None, flip=0, jitter_p=0, gray=0)], 16, HALF, HALF)
+
+
+def schedule(steps=5, batch=100, frozen=()) -> Schedule:
+    return Schedule(steps, batch, CENTRAL, frozen, torch.device("cpu"))
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return twinblock.pretrain(
+        "simclr", data=images(60), out=tmp_path_factory.mktemp("home") / "run", overrides=SMALL, quiet=True
+    )
+
+
+@pytest.fixture
+def short(monkeypatch):
+    monkeypatch.setattr(finetune, "FEWEST", 4)
+    monkeypatch.setattr(finetune, "RATES", (0.01, 0.1))
+
+
+def tuned(run, out, data=None, **how):
+    how = {"fraction": [0.25, 1], "seeds": 2, "epochs": 1, **how}
+    return twinblock.finetune(run, images(60) if data is None else data, out=out, quiet=True, **how)
+
+
+def test_a_frozen_encoder_is_logistic_regression_by_torchs_own_schedule():
+    encoder, data = build_encoder("resnet10", "cifar", "batch", 8, 16, 0).eval(), images(20)
+    model = fit(encoder, data, data.labels, 3, 0.3, 0, schedule(frozen=("encoder",)))
+    with torch.no_grad():
+        x = encoder(centre(data.batch(range(20)), 16, HALF, HALF))
+    layer = nn.Linear(encoder.width, 3)
+    nn.init.zeros_(layer.weight), nn.init.zeros_(layer.bias)
+    sgd = torch.optim.SGD(layer.parameters(), 0.3, 0.9, weight_decay=1e-4, nesterov=True)
+    cosine = torch.optim.lr_scheduler.CosineAnnealingLR(sgd, 5)
+    for _ in range(5):
+        sgd.zero_grad()
+        nn.functional.cross_entropy(layer(x), torch.from_numpy(data.labels)).backward()
+        nn.utils.clip_grad_norm_(layer.parameters(), 1.0)
+        sgd.step()
+        cosine.step()
+    torch.testing.assert_close(model.head.weight, layer.weight, atol=1e-5, rtol=1e-4)
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(model.encoder.state_dict().values(), encoder.state_dict().values(), strict=True)
+    )
+
+
+def test_only_frozen_modules_stay_and_the_given_encoder_is_left_alone():
+    encoder, data = build_encoder("resnet10", "cifar", "batch", 8, 16, 0), images(20)
+    before = {name: tensor.clone() for name, tensor in encoder.state_dict().items()}
+    model = fit(encoder, data, data.labels, 3, 0.1, 0, schedule(frozen=("conv1", "bn1", "layer1")))
+    after = model.encoder.state_dict()
+    assert all(torch.equal(encoder.state_dict()[name], tensor) for name, tensor in before.items())
+    for name, tensor in before.items():
+        assert torch.equal(after[name], tensor) == name.startswith(("conv1", "bn1", "layer1")), name
+
+
+def test_parts_of_the_labels_are_of_each_class_and_lie_within_each_other(run):
+    data = images(60)
+    task = finetune._task(run, run.config.data, data, 1, ())
+    labels, parts = task.sets.train_labels, {f: task.rows(f, 1) for f in (0.01, 0.5, 1.0)}
+    sizes = np.bincount(labels)
+    assert np.bincount(labels[parts[0.01]]).tolist() == [1, 1, 1]
+    assert np.bincount(labels[parts[0.5]]).tolist() == [max(1, round(n / 2)) for n in sizes.tolist()]
+    assert {*parts[0.01]} <= {*parts[0.5]} <= {*parts[1.0]} == {*range(len(labels))}
+    assert {*task.rows(0.5, 2)} != {*parts[0.5]}
+
+
+def test_a_table_and_a_classifier_come_of_it(run, tmp_path, short):
+    rows = tuned(run, tmp_path / "out")
+    assert [(r["start"], r["labels %"]) for r in rows] == [
+        *[("pretrained", 25.0), ("scratch", 25.0), ("pretrained", 100.0), ("scratch", 100.0)]
+    ]
+    kept = json.loads((tmp_path / "out" / "finetune.json").read_text())
+    for row in rows:
+        cells = [v for k, v in kept["cells"].items() if k.startswith(f"{row['start']}, {row['labels %'] / 100:g}, ")]
+        cells = [v for v in cells if isinstance(v, float)]
+        assert row["accuracy %"] == pytest.approx(np.mean(cells)) and row["std"] == pytest.approx(np.std(cells, ddof=1))
+    assert kept["rows"] == rows and (tmp_path / "out" / "finetune.csv").is_file()
+    # the classifier that was kept is the one that was measured
+    made = twinblock.Run.open(tmp_path / "out" / "model")
+    head, names = head_of(made)
+    assert names == ["red", "green", "blue"]
+    task = finetune._task(run, run.config.data, images(60), 1, ())
+    scores = head(twinblock.embed(made, task.sets.test).features)
+    assert 100 * (scores.argmax(1).numpy() == task.sets.test_labels).mean() == pytest.approx(
+        kept["cells"]["pretrained, 1, 0, model"]
+    )
+
+
+def test_labels_of_test_images_change_nothing_but_the_accuracy(run, tmp_path, short, monkeypatch):
+    tuned(run, tmp_path / "a", fraction=1, seeds=1)
+    whole = finetune._task
+
+    def shuffled(*given):
+        task = whole(*given)
+        np.random.default_rng(0).shuffle(task.sets.test_labels)
+        return task
+
+    monkeypatch.setattr(finetune, "_task", shuffled)
+    tuned(run, tmp_path / "b", fraction=1, seeds=1)
+    first, second = (json.loads((tmp_path / x / "finetune.json").read_text()) for x in "ab")
+    assert [row["rate"] for row in first["rows"]] == [row["rate"] for row in second["rows"]]
+    assert (tmp_path / "a/model/classifier.safetensors").read_bytes() == (
+        tmp_path / "b/model/classifier.safetensors"
+    ).read_bytes()
+
+
+def test_a_killed_comparison_goes_on_to_the_same_end(run, tmp_path, short, monkeypatch):
+    expected = tuned(run, tmp_path / "whole")
+    trained, count = finetune.fit, 0
+
+    def dies(*given):
+        nonlocal count
+        count += 1
+        if count == 8:
+            raise KeyboardInterrupt
+        return trained(*given)
+
+    monkeypatch.setattr(finetune, "fit", dies)
+    with pytest.raises(KeyboardInterrupt):
+        tuned(run, tmp_path / "killed")
+    assert json.loads((tmp_path / "killed/finetune.json").read_text())["rows"] is None
+    assert not (tmp_path / "killed/finetune.csv").exists()
+    assert tuned(run, tmp_path / "killed") == expected
+    assert count == 4 * (2 + 2) + 1  # the one that was killed twice, all others once
+    before = count
+    assert tuned(run, tmp_path / "killed") == expected and count == before
+    assert tuned(run, tmp_path / "killed", epochs=2) != [] and count > before  # another protocol: all anew
+
+
+def test_what_can_be_told_apart_is_learned(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(finetune, "RATES", (0.03,))
+    monkeypatch.setattr(finetune, "FEWEST", 30)
+    rows = tuned(run, tmp_path / "out", fraction=1, seeds=1)
+    assert all(row["accuracy %"] > 90 for row in rows)
+
+
+def test_the_classifier_is_exported(run, tmp_path, short):
+    pytest.importorskip("timm")
+    deep = shutil.copytree(run.path, tmp_path / "run")
+    tuned(deep, None, fraction=1, seeds=1)
+    out = deep / "finetune" / "model"
+    made = twinblock.Run.open(out)
+    for line in (lines := twinblock.export(made, "program", out=tmp_path / "program")):
+        assert line
+    names = {"torch": torch, "images": torch.randn(5, 3, 16, 16)}
+    exec("\n".join(lines), names)
+    with torch.no_grad():
+        expected = head_of(made)[0](made.encoder()(names["images"]))
+    torch.testing.assert_close(names["logits"], expected, atol=1e-4, rtol=1e-4)
+    said = json.loads((tmp_path / "program" / "preprocessing.json").read_text())
+    assert said["classes"] == ["red", "green", "blue"] and said["logits"] == 3
+
+
+def test_published_weights_are_a_start(tmp_path, short, monkeypatch):
+    model = timm.create_model("resnet18", num_classes=0).eval()
+    monkeypatch.setattr(published, "_model", lambda tag, how: model)
+    data = images(30)
+    run, *_ = published.run_of("timm:resnet18.some", data)
+    encoder, x = published.published("timm:resnet18.some", run.config), torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        torch.testing.assert_close(encoder(x), model(x))
+    rows = twinblock.finetune(
+        "timm:resnet18.some", data, fraction=1, seeds=1, epochs=1, out=tmp_path / "out", quiet=True
+    )
+    assert [row["start"] for row in rows] == ["timm:resnet18.some", "scratch"]
+
+
+@pytest.mark.parametrize(
+    ("how", "said"),
+    [
+        ({"fraction": 0}, "fraction=0: give parts"),
+        ({"fraction": [1, 1]}, "different numbers"),
+        ({"seeds": 0}, "seeds=0: give a whole number"),
+        ({"epochs": 0}, "epochs=0"),
+        ({"freeze": "layr1"}, "freeze=layr1: this encoder has no such module; it has layer1"),
+        ({"beside": "runs/b"}, "beside=runs/b: give timm:NAME"),
+        ({"data": Images(np.zeros((9, 16, 16, 3), np.uint8))}, "has no labels"),
+        ({"data": take(images(60), np.flatnonzero(images(60).labels == 1))}, "one class"),
+    ],
+)
+def test_bad_input_is_one_line(run, tmp_path, how, said):
+    with pytest.raises(InputError) as error:
+        tuned(run, tmp_path / "out", **how)
+    assert said in str(error.value) and "\n" not in str(error.value)
+
+
+def test_weights_that_cannot_be_had_are_one_line(tmp_path, monkeypatch):
+    create = timm.create_model
+
+    def offline(*given, pretrained=False, **how):
+        if pretrained:
+            raise OSError("no network\nand a long story")
+        return create(*given, **how)
+
+    monkeypatch.setattr(timm, "create_model", offline)
+    with pytest.raises(InputError, match=r"timm:resnet18: no such weights could be had \(no network\)"):
+        twinblock.finetune("timm:resnet18", images(30), out=tmp_path / "out")
+
+
+def test_a_folder_of_others_is_not_written_to(run, tmp_path, short):
+    (tmp_path / "thesis.txt").write_text("mine")
+    with pytest.raises(InputError, match="holds other files"):
+        tuned(run, tmp_path)
+
+
+@pytest.mark.parametrize("wrong", ["fraction=[1", "fraction=some", "epochs=x", "seeds=0", "freez=conv1", "data=/none"])
+def test_a_wrong_command_is_one_line(run, monkeypatch, capsys, wrong):
+    monkeypatch.setattr(sys, "argv", ["twinblock", "finetune", str(run.path), wrong])
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    assert end.value.code == 2 and capsys.readouterr().err.count("\n") == 1
