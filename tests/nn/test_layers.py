@@ -7,6 +7,7 @@ import torch
 from timm.optim import param_groups_layer_decay
 from torch import nn
 
+import twinblock
 from twinblock.core.errors import InputError
 from twinblock.nn.encoders import build_encoder
 from twinblock.nn.layers import rate_scales
@@ -86,6 +87,18 @@ def test_frozen_for_a_time(tmp_path):
     assert all(m.training for m in run.learners[0].modules() if isinstance(m, nn.BatchNorm2d))
     losses = [row["loss"] for name in ("two", "five") for row in run_of(tmp_path / name) if "loss" in row]
     assert losses[:2] == losses[2:4]
+
+
+def test_a_run_made_longer_thaws_when_the_time_is_over(tmp_path):
+    fields = {"kind": "resnet10", "width": 8, "stem": "cifar", "freeze": "layer1", "freeze_for": "2steps"}
+    small = ["data.batch=16", "projector.dims=[16,8]", "train.precision=fp32"]
+    for length in (2, 4):
+        run = twinblock.pretrain(
+            "simclr", data=tiny.images(32).pixels, encoder=fields, out=tmp_path / "run", quiet=True,
+            overrides=[*small, f"train.length={length}steps"],
+        )  # fmt: skip
+        stays = "layer1" not in moved(run.untrained_encoder().state_dict(), run.encoder().state_dict())
+        assert stays == (length == 2)
 
 
 def run_of(path):

@@ -46,8 +46,9 @@ class TrainStep:
         assert (start is None) == (config.encoder.weights is None), "the weights to start from are found elsewhere"
         if start is not None:  # before target networks copy them
             start(self.encoder)
+        for_good = str(config.encoder.freeze_for) == "100%"  # another time may end once the run is made longer
         self.thaws_at = config.encoder.freeze_for.steps(epoch_steps, steps) if config.encoder.freeze else 0
-        self.frozen = freeze(self.encoder, config.encoder.freeze, for_good=self.thaws_at >= steps)
+        self.frozen = freeze(self.encoder, config.encoder.freeze, for_good)
         self.learners = make_learners(config, self.encoder, classes, autocast_of(config), epoch_steps, objects)
         self._place()
         self.plan: Plan = make_plan(config.scope, len(self.learners), steps, epoch_steps)
