@@ -1,10 +1,10 @@
 """Self-supervised pretraining of image encoders, end to end or block by block, that tells you whether it worked.
 
-`pretrain` trains an encoder; `draw_views` shows what it will see, `estimate` what it will take. `evaluate`, `diagnose`,
-`embed`, `search`, `duplicates` and `exemplars` say what came of it; `compare` sets runs side by side, and `report` writes
-all of it to one file. `load_encoder` gives the encoder as a module, `export` as a folder for other libraries; `finetune`
-trains it further with labels. `recipes` lists the methods, `show` and `compose` what a run is made of, `reproduce`
-carries out a published comparison, `cache` lists what lies packed on the disk.
+`pretrain` trains an encoder; `draw_views` shows what it will see, `estimate` what it will take. `evaluate`,
+`diagnose`, `embed`, `search`, `duplicates` and `exemplars` say what came of it; `compare` sets runs side by side, and
+`report` writes all of it to one file. `load_encoder` gives the encoder as a module, `export` as a folder for other
+libraries; `finetune` trains it further with labels. `recipes` lists the methods, `show` and `compose` what a run is
+made of, `reproduce` carries out a published comparison, `cache` lists what lies packed on the disk.
 """
 
 from importlib import import_module
