@@ -24,7 +24,8 @@ class Accuracy:
     """Top-1 accuracy in percent on labelled test images, and by how much the encoder is better than each baseline.
 
     `gains`: the difference in points and its standard error. All are measured on the same images, so the error is that
-    of the mean difference of right and wrong over images (McNemar): what is hard for both does not count.
+    of the mean difference of right and wrong over images (McNemar): what is hard for both does not count. Images of a
+    group, such as the frames of a video, are no independent ones: the error is that over `groups` of test images.
     """
 
     top1: Mapping[str, float]
@@ -33,27 +34,36 @@ class Accuracy:
     test: int
     chance: float  # of always naming the most frequent class of the test images
     classes_from: str | None = None
+    groups: int | None = None  # None: each image is one
 
     @classmethod
     def of(
-        cls, right: Mapping[str, np.ndarray], labels: np.ndarray, train: int, classes_from: str | None = None
+        cls,
+        right: Mapping[str, np.ndarray],
+        labels: np.ndarray,
+        train: int,
+        classes_from: str | None = None,
+        groups: np.ndarray | None = None,
     ) -> "Accuracy":
-        """`right`: for `encoder` and each baseline, which test images got their label."""
+        """`right`: for `encoder` and each baseline, which test images got their label. `groups`: of each, from 0 on."""
         n = len(labels)
+        group = np.arange(n) if groups is None else np.unique(groups, return_inverse=True)[1]
+        count = int(group.max(initial=-1)) + 1
         gains = {}
         for name, others in right.items():
             if name != "encoder":
                 difference = 100 * (right["encoder"].astype(float) - others)
-                error = float(difference.std(ddof=1)) / n**0.5 if n > 1 else 100.0
+                sums = np.bincount(group, difference - difference.mean())
+                error = float((count / (count - 1) * (sums**2).sum()) ** 0.5) / n if count > 1 else 100.0
                 gains[name] = float(difference.mean()), error
         top1 = {name: 100 * float(values.mean()) for name, values in right.items() if name not in (CALIBRATED, ADAPTED)}
         chance = 100 * float(np.unique(labels, return_counts=True)[1].max()) / n
-        return cls(top1, gains, train, n, chance, classes_from)
+        return cls(top1, gains, train, n, chance, classes_from, None if groups is None else count)
 
     @property
     def tells(self) -> bool:
         """Whether any features tell the classes apart better than chance; names that mean nothing no features do."""
-        error = (self.chance * (100 - self.chance) / self.test) ** 0.5
+        error = (self.chance * (100 - self.chance) / (self.groups or self.test)) ** 0.5
         return max(self.top1.values()) > self.chance + SURE_OF_LABELS * error
 
 
@@ -89,9 +99,10 @@ def remarks(evidence: str) -> list[str]:
 def _cannot_tell(name: str, gain: float, error: float, accuracy: Accuracy) -> str:
     if gain < -SURE * error:
         return f"kNN is {-gain:.1f} ± {error:.1f} points below the {name}"
+    of_groups = "" if accuracy.groups is None else f" of {accuracy.groups} groups"
     return (
-        f"{accuracy.test:,} test images cannot tell kNN from the {name}'s: {gain:+.1f} points with a standard error of "
-        f"{error:.1f}, and {SURE * error:.1f} would be clear"
+        f"{accuracy.test:,} test images{of_groups} cannot tell kNN from the {name}'s: {gain:+.1f} points with a standard "
+        f"error of {error:.1f}, and {SURE * error:.1f} would be clear"
     )
 
 

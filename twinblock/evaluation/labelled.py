@@ -88,12 +88,18 @@ def _held_out(labels: np.ndarray, seed: int) -> np.ndarray:
 
 def _held_groups(groups: np.ndarray, seed: int) -> np.ndarray:
     """A fifth of the groups, rounded up: what is seen at one place is not tested there. An image of none is one."""
-    alone = np.flatnonzero(groups < 0)
-    groups = groups.copy()
-    groups[alone] = groups.max(initial=-1) + 1 + np.arange(len(alone))
+    groups = each_its_group(groups)
     names = np.unique(groups)
     chosen = names[order(seed, -2, len(names))[: -(-len(names) // 5)]]
     return np.isin(groups, chosen)
+
+
+def each_its_group(groups: np.ndarray) -> np.ndarray:
+    """The group of each image; one of none, below 0, becomes a group of its own."""
+    alone = np.flatnonzero(groups < 0)
+    groups = groups.copy()
+    groups[alone] = groups.max(initial=-1) + 1 + np.arange(len(alone))
+    return groups
 
 
 def _with_labels(images: Images) -> Images:

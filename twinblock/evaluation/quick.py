@@ -14,7 +14,7 @@ from twinblock.diagnosis.chance import ADAPTED, CALIBRATED, Accuracy
 from twinblock.evaluation import knn_scores
 from twinblock.evaluation.depth import PIXELS, STARTING, UNTRAINED
 from twinblock.evaluation.extractor import FeatureExtractor
-from twinblock.evaluation.labelled import LabelledSets, labelled
+from twinblock.evaluation.labelled import LabelledSets, each_its_group, labelled
 from twinblock.evaluation.report import ENCODER
 from twinblock.nn.encoders import Encoder
 from twinblock.runs.run import Run
@@ -50,7 +50,8 @@ def quick_knn(
     for name, (bank, queries) in measured.items():
         scores = knn_scores(bank, torch.from_numpy(sets.train_labels), queries, len(sets.classes))
         right[name] = scores.argmax(1).cpu().numpy() == sets.test_labels
-    return Accuracy.of(right, sets.test_labels, len(sets.train_labels), classes_from)
+    groups = None if test.groups is None or test.tiled else each_its_group(test.groups)
+    return Accuracy.of(right, sets.test_labels, len(sets.train_labels), classes_from, groups)
 
 
 def _every(passes: int, advance: Callable[[int], None]) -> Callable[[int], None]:
