@@ -77,8 +77,8 @@ def run_shell(text: str) -> None:
 
 
 def command(words: list[str]) -> None:
-    if words[:1] == ["pretrain"]:
-        words = ["pretrain", words[1], *shrunk(words[1], words[2:], {})]
+    if words[0] in ("pretrain", "estimate"):
+        words = [words[0], words[1], *shrunk(words[1], words[2:], {})]
     try:
         cli.app(words, standalone_mode=False)
     except SystemExit as stop:
