@@ -129,7 +129,7 @@ def test_a_csv_of_other_data_with_labels(run, tmp_path, monkeypatch, capsys):
 
 def test_what_cannot_be_asked_is_one_line_before_the_work(run, tmp_path, monkeypatch, capsys):
     (tmp_path / "mine.csv").write_text("mine")
-    monkeypatch.setattr(embedding, "features", lambda *_, **__: pytest.fail("worked"))
+    monkeypatch.setattr(embedding, "stored_features", lambda *_, **__: pytest.fail("worked"))
     monkeypatch.chdir(tmp_path)
     for arguments, words in (
         (["out=mine.csv"], "mine.csv is there already"),
@@ -156,7 +156,7 @@ def test_what_cannot_be_asked_is_one_line_before_the_work(run, tmp_path, monkeyp
 def test_an_encoder_that_diverged_gives_no_file(run, monkeypatch):
     encoder = run.encoder()
     torch.nn.init.constant_(encoder.layer4[0].conv1.weight, float("nan"))
-    monkeypatch.setattr(type(run), "encoder", lambda _: encoder)
+    monkeypatch.setattr(type(run), "encoder", lambda *_: encoder)
     with pytest.raises(InputError, match="NaN or infinity"):
         twinblock.embed(run, out=run.path / "embeddings.csv")
     assert not (run.path / "embeddings.csv").exists()

@@ -101,8 +101,8 @@ def _cannot_tell(name: str, gain: float, error: float, accuracy: Accuracy) -> st
         return f"kNN is {-gain:.1f} ± {error:.1f} points below the {name}"
     of_groups = "" if accuracy.groups is None else f" of {accuracy.groups} groups"
     return (
-        f"{accuracy.test:,} test images{of_groups} cannot tell kNN from the {name}'s: {gain:+.1f} points with a standard "
-        f"error of {error:.1f}, and {SURE * error:.1f} would be clear"
+        f"{accuracy.test:,} test images{of_groups} cannot tell kNN from the {name}'s: {gain:+.1f} points with a "
+        f"standard error of {error:.1f}, and {SURE * error:.1f} would be clear"
     )
 
 

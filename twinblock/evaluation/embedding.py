@@ -16,7 +16,8 @@ from twinblock.core.settings import own_settings
 from twinblock.data import Images, columns_of
 from twinblock.data.training import chosen, split_of, training, whole
 from twinblock.data.values import seen_as
-from twinblock.evaluation import at_size, features, seen_by
+from twinblock.evaluation import at_size, seen_by
+from twinblock.evaluation.stored import stored_features
 from twinblock.runs.run import Run, load_encoder
 
 OWN = "embeddings"  # files of this name in a run are its own, and are replaced
@@ -54,7 +55,8 @@ def embed(
     run was made with. `split`: train or test. `block`: take the features of this block, from 1 on, not of the last.
     `step`: those of the encoder that was kept after this step (`train.keep`), not of the last one.
     `out`: also write a new .npz, .parquet or .csv file with the columns image (its number), name (of a file, relative
-    to the source), label, class, and features. It replaces `embeddings.*` in the run, and no other file.
+    to the source), label, class, and features. It replaces `embeddings.*` in the run, and no other file. The features
+    are also kept in `features/` of the run, part by part: what was interrupted goes on, and nothing is computed twice.
     Raises InputError for a file that cannot be written, before the work, and for features that are not finite.
     """
     run, out = Run.open(run, encoder=encoder), None if out is None else expanded(out)
@@ -70,7 +72,7 @@ def embed(
         raise InputError(f"split=test: {source.source_name} has no images for testing; leave split out")
     seen, device = seen_as(seen, source, images), best_device()
     with progress("embedding images", len(images)) as advance:
-        rows = features(trained.to(device), images, advance=advance, **seen_by(seen, device))
+        rows = stored_features(run, trained.to(device), images, advance=advance, **seen_by(seen, device))
     if not rows.isfinite().all():
         raise InputError(f"the features of {run.path} hold NaN or infinity: has the encoder diverged?")
     if out is not None and kind is not None:

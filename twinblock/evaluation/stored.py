@@ -1,0 +1,79 @@
+"""Features that a run keeps as they are computed: interrupted work goes on, and nothing is computed twice."""
+
+import os
+from collections.abc import Callable
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from twinblock.core.errors import InputError
+from twinblock.data import Images, take
+from twinblock.evaluation.features import at_once, features
+from twinblock.runs import checkpoint
+from twinblock.runs.run import Run
+
+FOLDER = "features"
+BATCHES = 16  # looks of the network in a part
+ROWS = "rows"
+
+
+def stored_features(
+    run: Run, encoder: nn.Module, images: Images, *, advance: Callable[[int], None] = lambda count: None, **seen: Any
+) -> Float[Tensor, "n d"]:
+    """`features(encoder, images, **seen)`; of the parts that lie in `features/` of the run nothing is computed again.
+
+    A part is found by the encoder's weights, the images' pixels and how they are seen, and is checked by its SHA-256. A
+    run that may not be written keeps nothing. `advance` is told how many images are done.
+    """
+    step = BATCHES * at_once(seen["size"])
+    folder = run.path / FOLDER / _key(encoder, images, seen)
+    parts = []
+    for start in range(0, len(images), step):
+        index = np.arange(start, min(start + step, len(images)))
+        file = folder / f"{start:09d}.safetensors"
+        rows = _found(file, len(index))
+        if rows is None:
+            rows = features(encoder, take(images, index), advance=advance, **seen)
+            if rows.isfinite().all():
+                _keep(file, rows)
+        else:
+            advance(len(index))
+        parts.append(rows)
+    return torch.cat(parts)
+
+
+def _found(file: Path, count: int) -> Tensor | None:
+    try:
+        rows = checkpoint.read(file)[0][ROWS] if file.is_file() else None
+    except (InputError, KeyError, OSError):
+        return None  # damaged: computed again
+    return rows if rows is not None and rows.ndim == 2 and len(rows) == count else None
+
+
+def _keep(file: Path, rows: Tensor) -> None:
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        checkpoint.write(file, {ROWS: rows}, {})
+    except (InputError, OSError):  # a colleague's run, a full disk: they are here, and are computed again next time
+        return
+
+
+def _key(encoder: nn.Module, images: Images, seen: dict[str, Any]) -> str:
+    digest = blake2b(repr(sorted((name, str(value)) for name, value in seen.items())).encode(), digest_size=12)
+    for name, tensor in encoder.state_dict().items():
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    digest.update(repr((images.fingerprint(), _place(images.pixels))).encode())
+    return digest.hexdigest()
+
+
+def _place(pixels: np.ndarray) -> Any:
+    """What changes whenever a pixel does: the packed file and when it was written, or a digest of what is in memory."""
+    if isinstance(pixels, np.memmap) and pixels.filename is not None:
+        return str(pixels.filename), os.stat(pixels.filename).st_mtime_ns
+    return blake2b(np.ascontiguousarray(pixels).data, digest_size=12).hexdigest()
