@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import timm
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from tiny import images
 from torch import nn
 
@@ -181,17 +181,21 @@ def test_the_classifier_is_exported(run, tmp_path, short):
 
 
 def test_published_weights_are_a_start(tmp_path, short, monkeypatch):
-    model = timm.create_model("resnet18", num_classes=0).eval()
-    monkeypatch.setattr(published, "_model", lambda tag, how: model)
-    data = images(30)
-    run, *_ = published.run_of("timm:resnet18.some", data)
-    encoder, x = published.published("timm:resnet18.some", run.config), torch.randn(2, 3, 64, 64)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    model = timm.create_model("test_resnet", num_classes=0).eval()
+    hub = tmp_path / "hub" / "checkpoints"
+    hub.mkdir(parents=True)
+    save_file(
+        timm.create_model("test_resnet").state_dict() | model.state_dict(), hub / "test_resnet.r160_in1k.safetensors"
+    )
+    data, tag = images(30), "timm:test_resnet.r160_in1k"
+    run, *_ = published.run_of(tag, data)
+    encoder, x = published.published(tag, run.config), torch.randn(2, 3, 64, 64)
     with torch.no_grad():
         torch.testing.assert_close(encoder(x), model(x))
-    rows = twinblock.finetune(
-        "timm:resnet18.some", data, fraction=1, seeds=1, epochs=1, out=tmp_path / "out", quiet=True
-    )
-    assert [row["start"] for row in rows] == ["timm:resnet18.some", "scratch"]
+    assert run.config.data.mean == timm.get_pretrained_cfg("test_resnet.r160_in1k").mean
+    rows = twinblock.finetune(tag, data, fraction=1, seeds=1, epochs=1, out=tmp_path / "out", quiet=True)
+    assert [row["start"] for row in rows] == [tag, "scratch"]
 
 
 @pytest.mark.parametrize(
@@ -214,16 +218,24 @@ def test_bad_input_is_one_line(run, tmp_path, how, said):
 
 
 def test_weights_that_cannot_be_had_are_one_line(tmp_path, monkeypatch):
-    create = timm.create_model
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(InputError, match=r"test_resnet.r160_in1k is not on this machine .* put .* there as"):
+        twinblock.finetune("timm:test_resnet", images(30), out=tmp_path / "out")
 
-    def offline(*given, pretrained=False, **how):
-        if pretrained:
-            raise OSError("no network\nand a long story")
-        return create(*given, **how)
 
-    monkeypatch.setattr(timm, "create_model", offline)
-    with pytest.raises(InputError, match=r"timm:resnet18: no such weights could be had \(no network\)"):
-        twinblock.finetune("timm:resnet18", images(30), out=tmp_path / "out")
+def test_a_run_from_weights_is_compared_with_them_and_scratch_is_drawn(tmp_path, short):
+    file = tmp_path / "weights.safetensors"
+    small = ["encoder.kind=resnet10", "encoder.width=8", "encoder.stem=standard", "data.batch=16"]
+    small += ["train.length=1steps", "projector.dims=[8]"]
+    first = twinblock.pretrain("simclr", data=images(32), out=tmp_path / "a", overrides=small, quiet=True)
+    save_file(first.encoder().state_dict(), file)
+    more = [*small, f"encoder.weights={file}"]
+    run = twinblock.pretrain("simclr", data=images(32), out=tmp_path / "b", overrides=more, quiet=True)
+    rows = twinblock.finetune(run, images(30), fraction=1, seeds=1, epochs=1, out=tmp_path / "out", quiet=True)
+    assert [row["start"] for row in rows] == ["pretrained", "starting weights", "scratch"]
+    starts = json.loads((tmp_path / "out" / "finetune.json").read_text())["of"]["starts"]
+    assert len({*starts.values()}) == 3
 
 
 def test_a_folder_of_others_is_not_written_to(run, tmp_path, short):

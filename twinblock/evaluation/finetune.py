@@ -30,12 +30,13 @@ from twinblock.data import Images, take
 from twinblock.data.tails import by_class
 from twinblock.data.training import chosen, whole
 from twinblock.data.values import seen_as
+from twinblock.diagnosis.chance import STARTING
 from twinblock.evaluation import at_size, features, seen_by
 from twinblock.evaluation.classifier import Classifier, Schedule, fit, need_modules, save
 from twinblock.evaluation.labelled import LabelledSets, labelled
 from twinblock.evaluation.published import PREFIX, published, run_of
 from twinblock.nn.encoders import Encoder
-from twinblock.runs.run import STARTED, Run
+from twinblock.runs.run import Run
 
 FRACTIONS = (0.01, 0.1, 1.0)
 RATES = (0.003, 0.01, 0.03, 0.1)  # tried on held-out training images
@@ -116,7 +117,8 @@ def finetune(
     encoder: nn.Module | None = None,
     quiet: bool = False,
 ) -> list[dict[str, Any]]:
-    """Train the whole network with a classifier, and compare starting points: the run's weights, those beside, scratch.
+    """Train the whole network with a classifier, and compare starting points: the run's weights, those that it
+    started from, those beside, scratch.
 
     `start`: a run, or `timm:NAME` for published weights. `data`: labelled images, as `evaluate` takes them; by default
     the run's. `fraction`: parts of the training images of each class, at least one image. `seeds`: repetitions, each
@@ -188,12 +190,14 @@ def _starts(run: Run, tag: str | None, beside: Sequence[str], task: Task) -> dic
     """The starting points by name; the first is the one that is asked about."""
 
     def scratch(seed: int) -> Encoder:
-        if (run.path / STARTED).is_file() or ":" in run.config.encoder.kind:
+        if ":" in run.config.encoder.kind:
             return run.untrained_encoder()  # a module of one's own: the weights it came with
         train = run.config.train.model_copy(update={"seed": run.config.train.seed + seed})
         return encoder_of(run.config.model_copy(update={"train": train}), run.objects)
 
     named = {PRETRAINED: run.encoder()} if tag is None else {tag: published(tag, task.config)}
+    if (begun := run.starting_encoder()) is not None:
+        named[STARTING] = begun
     named |= {one: published(one, task.config) for one in beside if one != tag}
     return {**{name: (lambda seed, one=one: one) for name, one in named.items()}, SCRATCH: scratch}
 
