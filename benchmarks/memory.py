@@ -24,11 +24,12 @@ from torch import Tensor
 
 from twinblock.assembly.build import make_learners
 from twinblock.config.recipes import compose
+from twinblock.config.schema import Config
 from twinblock.core.memory import Alive
 from twinblock.methods.learner import Batch, Learner, Signal
 from twinblock.nn.encoders import build_encoder
+from twinblock.optim import make_optimizer, parameter_groups
 from twinblock.studies.study import markdown
-from twinblock.training.trainer import optimizer_of
 
 MODELS = ("resnet18", "resnet50", "vit_small_patch16_224")
 SCOPES = {
@@ -80,6 +81,11 @@ class Entry:
         self.saved.change(self.tensor, -1)
 
 
+def _optimizer(learner: torch.nn.Module, config: Config) -> torch.optim.Optimizer:
+    groups = parameter_groups(learner, config.optim.weight_decay, config.optim.exclude_bias_and_norm)
+    return make_optimizer(groups, config.optim.kind, lr=config.optim.lr, momentum=config.optim.momentum)
+
+
 class Step:
     """A training step: what the trainer does with one batch of views. `trained`: the Learners that learn."""
 
@@ -93,7 +99,7 @@ class Step:
         layout = torch.channels_last if device.type == "cuda" else torch.contiguous_format
         for learner in self.learners:
             learner.to(device).to(memory_format=layout)
-        self.optimizers = [optimizer_of(learner, self.config.optim) for learner in self.learners]
+        self.optimizers = [_optimizer(learner, self.config) for learner in self.learners]
         g = torch.Generator().manual_seed(0)
         self.views = [torch.randn(batch, 3, size, size, generator=g).to(device) for _ in range(2)]
         self.weights = {p.untyped_storage().data_ptr() for p in (*self.encoder.parameters(), *self._heads())}
