@@ -92,7 +92,7 @@ class Step:
     def __init__(self, model: str, scope: list[str], batch: int, size: int, device: torch.device):
         cuts = [VIT_STAGES] if model.startswith("vit") and "scope.cuts=blocks" not in scope else []
         cuts = [] if "scope.kind=end_to_end" in scope else cuts
-        self.config = compose("simclr", overrides=[*scope, *cuts, HEAD, f"data.batch={batch}"])
+        self.config = compose("simclr", overrides=[*scope, *cuts, HEAD, f"data.batch={batch}", f"data.size={size}"])
         self.encoder = build_encoder(model, "standard", "batch", None, size, 0, self.config.scope.cuts)
         autocast = torch.bfloat16 if device.type == "cuda" else None
         self.learners = make_learners(self.config, self.encoder, None, autocast)
