@@ -94,6 +94,8 @@ class Trainer:
                     self.stop_if_collapsed(rows, losses)
                 losses.append(self.train_step(self.step, self.next_of(batches)))
                 self.step += 1
+                if self.step % self.keep_every == 0:
+                    self.keep()
                 last = self.step == self.plan.total
                 saving = last or self.step % self.save_every == 0
                 if last:
@@ -106,8 +108,6 @@ class Trainer:
                     flushed, began = self.step, time.monotonic()
                     if saving or stopping:
                         self.save()
-                if self.step % self.keep_every == 0:
-                    self.keep()
                     if stopping and not last:
                         raise Interrupted(stop[0] if stop else signals.SIGTERM, self.step)
 
