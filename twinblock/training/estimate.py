@@ -24,6 +24,7 @@ from twinblock.runs import checkpoint
 from twinblock.runs.run import Run
 from twinblock.runs.starting import beginning
 from twinblock.training.pretrain import composed
+from twinblock.training.room import need_room
 
 SECONDS, MOST, LEAST = 6.0, 40, 3  # for the steps of a phase: at most so long, so many, and at least so many
 ROW = 400  # bytes of a step in the metrics, with its share of the measurements
@@ -57,6 +58,7 @@ def estimate(
     with tempfile.TemporaryDirectory() as folder:
         run = Run(folder, **objects)
         trainer = Trainer(config, images, fabric, run, Reporter(quiet=True), held_out(config.data, images), start)
+        need_room(trainer)
         steps = _seconds_of_steps(trainer)
         measuring = _seconds(trainer.monitor.measure, 0) * (
             1 + sum(map(trainer.monitor.due, range(trainer.plan.total)))

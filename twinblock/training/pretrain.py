@@ -28,6 +28,7 @@ from twinblock.runs.environment import environment, recorded
 from twinblock.runs.run import STARTED, Run
 from twinblock.runs.starting import beginning, going_on
 from twinblock.training.finish import finish, headline, last_line
+from twinblock.training.room import need_room
 
 GOES_ON = "from here on learning rate and momentum of the target are those of the longer run"
 
@@ -137,6 +138,7 @@ def _train(run: Run, config: Config, fabric, reporter: Reporter) -> None:
     few = config.train.micro_batch
     if few is not None and few < trainer.loader.share and has_batch_norm(trainer.encoder):
         reporter.say(f"train.micro_batch: a batch norm of the encoder takes its statistics from {few} images at a time")
+    need_room(trainer)
     if fabric.is_global_zero:
         run.reopen()  # first: a finished run of the longer config would be one that did not train
         run.write_config(config)
