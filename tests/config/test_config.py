@@ -17,7 +17,7 @@ def test_every_recipe_is_a_whole_run_with_few_fields(name):
         tree["views"] = tree["views"][:1]  # the second has the same fields
         absent = {"predictor": None, "data.longtail": None}.items()
         fields = [field for field in leaves(tree).items() if field not in absent]
-        assert len([name for name, _ in fields if not name.startswith("data.")]) <= 63
+        assert len([name for name, _ in fields if not name.startswith("data.")]) <= 65
 
 
 HEADERS = ("Source", "Deviations", "Command")
@@ -284,3 +284,8 @@ def test_the_form_of_a_run_keeps_its_names(tmp_path):
     given["views"][1] = {**given["views"][0], "solarize": 0.2}
     found = leaves(config)
     assert {name: found[name] for name in leaves(given)} == leaves(given)
+
+
+def test_a_command_without_a_recipe_says_so():
+    with pytest.raises(InputError, match="data=photos/: name a recipe first, such as simclr"):
+        compose("data=photos/")

@@ -1,6 +1,7 @@
 """The built-in recipes, how a recipe with the user's fields becomes a run, and a run as a recipe."""
 
 import copy
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -84,6 +85,8 @@ def _read(recipe: str | Path) -> Any:
     names = recipes()
     path = names.get(str(recipe), expanded(recipe))
     if not path.is_file():
+        if re.match(r"[a-z_.]+=", str(recipe)):
+            raise InputError(f"{recipe}: name a recipe first, such as simclr; `twinblock recipes` lists them")
         near = nearest(recipe, names, cutoff=0.4)
         hint = f"; did you mean {near[0]}?" if near else "."
         raise InputError(f"no recipe {str(recipe)!r}{hint} Known: {', '.join(sorted(names))}, or a path to a YAML file")
