@@ -40,6 +40,7 @@ def test_the_published_settings():
         "lr": 0.2,
         "momentum": 0.9,
         "weight_decay": 1e-6,
+        "layer_decay": 1.0,
         "exclude_bias_and_norm": True,
         "end": 0.001,
     }

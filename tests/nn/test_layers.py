@@ -22,16 +22,16 @@ def test_rates_are_those_of_timm(kind, decay):
     groups = param_groups_layer_decay(network, layer_decay=decay)
     theirs = {names[id(p)]: group["lr_scale"] for group in groups for p in group["params"]}
     encoder = build_encoder(kind, "standard", "batch", None, 64, 0)
-    ours = rate_scales(encoder, encoder.layers, encoder, decay)
+    ours = rate_scales(encoder, encoder.depths, encoder, decay)
     named = {name: ours[id(p)] for name, p in encoder.named_parameters()}
     assert named == {name: pytest.approx(theirs[name]) for name in named}
-    assert rate_scales(encoder, encoder.layers, encoder, 1.0) == {}
+    assert rate_scales(encoder, encoder.depths, encoder, 1.0) == {}
     assert {scale for name, scale in theirs.items() if name not in named} == {1.0}
 
 
 def test_of_another_network_each_block_is_a_layer():
     encoder = build_encoder("torchvision/resnet18", "standard", "batch", None, 64, 0)
-    ours = rate_scales(encoder, encoder.layers, encoder, 0.5)
+    ours = rate_scales(encoder, encoder.depths, encoder, 0.5)
     named = {name: ours[id(p)] for name, p in encoder.named_parameters()}
     assert named["conv1.weight"] == named["layer1.0.conv1.weight"] == 0.5**4
     assert named["layer4.1.conv2.weight"] == 0.5

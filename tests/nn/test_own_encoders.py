@@ -2,6 +2,7 @@
 
 import copy
 import functools
+from collections import OrderedDict
 
 import pytest
 import timm
@@ -316,3 +317,11 @@ def test_timm_gives_the_same_features(kind, options):
     with torch.no_grad():
         features = model.forward_features(x).mean((2, 3)) if "convnext" in kind else model(x)
         torch.testing.assert_close(features, encoder(x), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["shapes", "channels_last", "uncut", "prefix", "notes", "depths", "layers"])
+def test_a_network_may_have_a_module_of_any_name(name):
+    module = nn.Sequential(OrderedDict({name: nn.Conv2d(3, 4, 3), "then": nn.Conv2d(4, 5, 3)}))
+    encoder, x = own_encoder(module, 16), images(2, 16)
+    torch.testing.assert_close(encoder(x), module(x).mean((2, 3)))
+    assert encoder.state_dict().keys() == module.state_dict().keys()

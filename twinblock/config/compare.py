@@ -26,10 +26,10 @@ NOT_OF_TRAINING = (
 PATHS = ("data.source", "data.root", "data.indices", "data.labels", "encoder.weights")
 
 
-def differences(saved: Config, wanted: Config) -> list[str]:
+def differences(saved: Config, wanted: Config, going_on: bool = False) -> list[str]:
     """The fields in which two configs differ, in words; what was left open agrees with what it became.
 
-    A longer training is no difference: a run may go on to it.
+    `going_on`: a longer training is no difference, since a run may go on to it.
     """
     old, new = (leaves(config.model_dump(mode="json")) for config in (saved, wanted))
     return [
@@ -39,7 +39,7 @@ def differences(saved: Config, wanted: Config) -> list[str]:
         and old.get(name) != new.get(name)
         and not (name in PATHS and same_places(old[name], new[name]))
         and not (RESOLVED.fullmatch(name) and _open(name, new))
-        and not (name == "train.length" and longer(saved, wanted))
+        and not (going_on and name == "train.length" and longer(saved, wanted))
     ]
 
 
@@ -69,7 +69,7 @@ def settings(configs: Sequence[Config]) -> dict[str, list[Any]]:
 def not_of_this_run(config: Config, meta: Mapping[str, Any]) -> str:
     """In which fields a file, by what it says of itself, is of another config; nothing where it is of this one."""
     try:
-        return "; ".join(differences(from_yaml(meta["config"]), config)) if "config" in meta else ""
+        return "; ".join(differences(from_yaml(meta["config"]), config, True)) if "config" in meta else ""
     except ValueError:
         return "its config is damaged"
 

@@ -17,7 +17,7 @@ from torchvision.ops import Permute, StochasticDepth
 
 from twinblock.core.errors import InputError, first_line, nearest
 from twinblock.core.seeding import seeded
-from twinblock.nn.cuts import Blocks, Cuts, cut_network, prefix_of, probe_images
+from twinblock.nn.cuts import Blocks, Cuts, Shape, cut_network, prefix_of, probe_images
 from twinblock.nn.droppath import key_drop_paths
 from twinblock.nn.imagenet import MEAN, STD
 from twinblock.nn.layers import layers_of
@@ -35,10 +35,17 @@ class Encoder(nn.Module):
 
     Parameters keep their names in the network, so `state_dict()` loads there. `cuts` lists for each block the modules
     that it runs, by name; `shapes` what it gives for an image: a map (c, h, w), the tokens (t, d) of a ViT, or a vector
-    (d,). `layers`: the depth of each parameter, by name. The first `prefix` tokens (class token, registers) show no
+    (d,). `depths`: that of each parameter, by name. The first `prefix` tokens (class token, registers) show no
     place and are not averaged. `uncut` is None, or why the network is one block. `notes`: what differs from the network
     as it was given, a sentence each.
     """
+
+    shapes: list[Shape]
+    channels_last: list[bool]
+    uncut: str | None
+    prefix: int
+    depths: dict[str, int]
+    notes: tuple[str, ...]
 
     def __init__(self, model: nn.Module, blocks: Blocks, notes: Sequence[str] = ()):
         super().__init__()
@@ -48,10 +55,11 @@ class Encoder(nn.Module):
         tops = dict.fromkeys(path.split(".")[0] for path in blocks.paths)
         self._modules = model._modules if blocks.uncut else {name: model._modules[name] for name in tops}
         self._steps = blocks.steps
-        self.shapes, self.channels_last, self.uncut = blocks.shapes, blocks.channels_last, blocks.uncut
-        self.prefix = prefix_of(model, self.shapes[-1])
-        self.layers = layers_of(model, ([module for _, module in steps] for steps in self._steps))
-        self.notes = tuple(notes)
+        # a network may have a module of one of these names, which torch does not let an attribute take
+        vars(self).update(shapes=blocks.shapes, channels_last=blocks.channels_last, uncut=blocks.uncut)
+        vars(self).update(prefix=prefix_of(model, blocks.shapes[-1]), notes=tuple(notes))
+        depths = layers_of(model, ([module for _, module in steps] for steps in blocks.steps))
+        vars(self).update(depths=depths)
 
     @property
     def cuts(self) -> list[list[str]]:

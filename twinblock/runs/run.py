@@ -199,7 +199,7 @@ class Run:
         except BlockingIOError:
             self._made = False  # it is the other process's
             raise InputError(f"out={self.path}: another process is training there") from None
-        self.agree(config)
+        self.agree(config, going_on=True)
         if not self.begun:
             # what a run leaves that is killed before its config is written
             others = [p for p in self.path.iterdir() if not re.fullmatch(r"\.lock|config\.yaml\.\d+\.partial", p.name)]
@@ -209,9 +209,9 @@ class Run:
             for path in folder.glob("*.*.[0-9]*.partial"):  # of processes that were killed while they wrote
                 path.unlink(missing_ok=True)
 
-    def agree(self, config: Config) -> None:
-        """Raises InputError where this run, if it has begun, is of another config."""
-        if self.begun and (changed := differences(self.config, config)):
+    def agree(self, config: Config, going_on: bool = False) -> None:
+        """Raises InputError where this run, if it has begun, is of another config. `going_on`: a longer one will do."""
+        if self.begun and (changed := differences(self.config, config, going_on)):
             what = "a finished run" if self.finished else "a run"
             raise InputError(
                 f"out={self.path} holds {what} with another config ({'; '.join(changed)}); choose another out"

@@ -175,7 +175,7 @@ def _need_checkpoint(run: Run) -> None:
 def _already_finished(run: Run, config: Config, reporter: Reporter) -> bool:
     if not run.begun or not run.finished:
         return False
-    run.agree(config)
+    run.agree(config, going_on=True)
     if longer(run.config, config):
         return False
     reporter.say(f"run: {run.path} is finished; nothing to do")

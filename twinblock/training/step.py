@@ -124,7 +124,7 @@ class TrainStep:
         if not any(p.requires_grad for p in learner.parameters()):
             raise InputError(f"encoder.freeze={list(self.config.encoder.freeze)} leaves a learner nothing to train")
         bias = 1.0 if spec.lr_bias is None else spec.lr_bias / spec.lr
-        scales = rate_scales(self.encoder, self.encoder.layers, learner, spec.layer_decay)
+        scales = rate_scales(self.encoder, self.encoder.depths, learner, spec.layer_decay)
         groups = parameter_groups(learner, spec.weight_decay, spec.exclude_bias_and_norm, bias, scales, self.frozen)
         return make_optimizer(groups, spec.kind, lr=spec.lr, momentum=spec.momentum)
 
