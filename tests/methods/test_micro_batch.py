@@ -1,6 +1,7 @@
 """A batch that goes through the network in parts: the gradient of the whole, in the memory of a part."""
 
 import copy
+from contextvars import ContextVar
 
 import pytest
 import tiny
@@ -12,6 +13,7 @@ from twinblock.config.recipes import compose
 from twinblock.core.errors import InputError
 from twinblock.core.memory import Alive
 from twinblock.methods.learner import Batch, Signal
+from twinblock.nn.modes import computed_again
 
 PART = 6  # of batches of 16: two whole parts and one of 4
 
@@ -142,3 +144,26 @@ def test_that_a_batch_norm_sees_less_is_said(tmp_path, capsys):
         twinblock.pretrain("simclr", data=tiny.images(), out=tmp_path / norm, overrides=overrides)
         text = " ".join(capsys.readouterr().err.split())
         assert ("a batch norm of the encoder takes its statistics from 4 images at a time" in text) == said
+
+
+class Seen(nn.Module):
+    """Notes in which context it runs, at first and again."""
+
+    def __init__(self, variable: ContextVar[str]):
+        super().__init__()
+        self.variable, self.seen, self.factor = variable, [], nn.Parameter(torch.ones(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.seen.append(self.variable.get())
+        return (x * self.factor).exp()
+
+
+def test_what_is_computed_again_is_in_the_context_of_the_first_time():
+    """Such as that of a target network, which drops no paths."""
+    variable = ContextVar("variable", default="outside")
+    module = Seen(variable)
+    token = variable.set("inside")
+    y = computed_again(module, torch.ones(2, requires_grad=True))
+    variable.reset(token)
+    y.sum().backward()
+    assert module.seen == ["inside", "inside"]

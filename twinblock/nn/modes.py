@@ -3,6 +3,7 @@
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import copy_context
 from typing import Any
 
 import torch
@@ -32,8 +33,10 @@ def evaluating(module: nn.Module) -> Iterator[None]:
 def computed_again(module: nn.Module, *inputs: Any) -> Any:
     """`module(*inputs)`, of which backward computes all maps again instead of holding them.
 
-    The second time the module has the tensors that it has now, and moves no running statistics.
+    The second time the module has the tensors that it has now, is in the same context (whether paths are dropped, say),
+    and moves no running statistics.
     """
+    context = copy_context()
     parameters, buffers = dict(module.named_parameters()), dict(module.named_buffers())
     times = 0
 
@@ -42,7 +45,7 @@ def computed_again(module: nn.Module, *inputs: Any) -> Any:
         times += 1
         held = buffers if times == 1 else {name: buffer.clone() for name, buffer in buffers.items()}
         # the tensors are given: those of a pruned network lie in the modules in forward alone
-        return functional_call(module, {**parameters, **held}, inputs)
+        return context.run(functional_call, module, {**parameters, **held}, inputs)
 
     return checkpoint(run, *inputs, use_reentrant=False, preserve_rng_state=False)
 
