@@ -1,28 +1,12 @@
 import math
 
-import numpy as np
 import pytest
 import torch
+from looks import LEARNED_BY_VIEWS, UNTRAINED, accuracy, gaussian, history, look
 
 from twinblock.config.recipes import compose
-from twinblock.diagnosis.chance import AT_CHANCE, CALIBRATED, Accuracy, chance_loss, loss_at_chance
 from twinblock.diagnosis.measures import indicators
 from twinblock.diagnosis.verdict import Verdict, judge, verdict, worst
-from twinblock.training.finish import last_line
-
-
-def gaussian(n=256, width=64, seed=0):
-    return torch.randn(n, width, generator=torch.Generator().manual_seed(seed))
-
-
-def look(spread, agreement=0.6, rank=64, width=64, scale=1.0):
-    """`indicators` of two views: a mean and about it, `spread` wide, what views share and what they do not."""
-    basis = torch.linalg.qr(gaussian(width, rank, seed=2))[0].T / math.sqrt(rank)
-    shared, *noise = (gaussian(256, rank, seed=seed) @ basis for seed in (3, 4, 5))
-    mean = math.sqrt(1 - min(spread, 1) ** 2) * torch.ones(width) / math.sqrt(width)
-    return indicators(
-        *(scale * (mean + spread * (agreement**0.5 * shared + (1 - agreement) ** 0.5 * own)) for own in noise)
-    )
 
 
 def run(*projector, encoder=None, finished=True, step=100):
@@ -32,9 +16,6 @@ def run(*projector, encoder=None, finished=True, step=100):
         for i, (h, z) in enumerate(zip(encoder, projector, strict=True))
     ]
     return verdict(rows, finished)
-
-
-UNTRAINED = look(0.05, 0.3)
 
 
 def test_a_healthy_run():
@@ -218,22 +199,6 @@ def test_rows_of_indicators_alone_are_of_embeddings():
     assert verdict([{"step": 0, "projector": rows[0]}, rows[1], rows[2]], finished=True).state == "complete collapse"
 
 
-def history(*agreements, untrained=None, rank=64, step=100):
-    """Rows of a healthy run whose views agree so much at the encoder, as (value, standard error)."""
-    rows = [
-        {
-            "step": i * step,
-            "projector": UNTRAINED if i == 0 else look(0.9),
-            "encoder": look(0.5, rank=rank),
-            "agreement": a,
-        }
-        for i, a in enumerate(agreements)
-    ]
-    if untrained is not None:
-        rows[0]["untrained"] = {"agreement": untrained, "centred_rank": 60.0}
-    return rows
-
-
 def headline(*agreements, **more):
     return verdict(history(*agreements, **more), finished=True).headline
 
@@ -276,143 +241,6 @@ def test_a_few_steps_are_too_early_to_tell():
     assert verdict(history((0.2, 0.01), (0.8, 0.01), step=1), True, accuracy=accuracy(0, 90)).headline == (
         "too early to tell"
     )
-
-
-def test_the_loss_of_embeddings_without_information_is_at_least_what_is_taken_for_chance():
-    """Positives that are no more alike than any candidate: by Jensen's inequality the mean is above ln of the count."""
-    from twinblock.methods.objectives import InfoNCE, NTXent
-
-    simclr, moco = compose("simclr", overrides=["data.batch=32"]), compose("moco_v2", overrides=["objective.queue=64"])
-    assert chance_loss(simclr) == pytest.approx(math.log(63))
-    assert chance_loss(moco) == pytest.approx(math.log(65))
-    means = [float(NTXent(0.2)(*(gaussian(32, 8, seed=2 * s + k) for k in (0, 1)))) for s in range(20)]
-    assert np.mean(means) > math.log(63)
-    losses = [float(InfoNCE(8, 64, 0.2, s)(*(gaussian(32, 8, seed=2 * s + k) for k in (0, 1)))) for s in range(20)]
-    assert np.mean(losses) > math.log(65)
-    point = torch.ones(32, 8)  # nor is a collapse below it
-    assert float(NTXent(0.2)(point, point)) == pytest.approx(math.log(63))
-
-
-@pytest.mark.parametrize(
-    ("recipe", "overrides", "terms"),
-    [
-        ("simclr", [], 1),
-        ("simclr", ["objective.scale=3"], 3),
-        ("simclr", ["target={kind: ema, momentum: 0.9}"], 2),
-        ("simclr", ["predictor.dims=[16,128]"], 2),
-        ("sdclr", [], 1),
-        ("moco_v2", [], 1),
-        ("moco_v2", ["target={kind: pruned, ratio: 0.5}"], 2),
-    ],
-)
-def test_the_loss_at_chance_counts_the_terms_that_a_learner_sums(recipe, overrides, terms):
-    config = compose(recipe, overrides=["data.batch=32", "projector.dims=[16,128]", *overrides])
-    candidates = 63 if config.objective.kind == "nt_xent" else config.objective.queue + 1
-    assert chance_loss(config) == pytest.approx(terms * math.log(candidates))
-
-
-def test_other_objectives_have_no_chance_loss():
-    assert [chance_loss(compose(name)) for name in ("byol", "vicreg", "barlow_twins", "supervised")] == [None] * 4
-    assert chance_loss(None) is None
-
-
-def test_a_contrastive_loss_at_chance_is_nothing_learned():
-    config = compose("simclr", overrides=["data.batch=64"])
-    rows, chance = history((0.2, 0.01), (0.8, 0.01)), math.log(127)
-    noise = 0.01 * np.random.Generator(np.random.PCG64(0)).normal(size=100)
-    found = verdict(rows, True, config, list(chance - 0.01 + noise))
-    assert found.headline == "not collapsed"
-    assert "no better than chance, 4.844" in found.evidence
-    assert verdict(rows, True, config, list(chance - 0.1 + noise)).headline == "learned"
-    assert verdict(rows, True, config, [*(chance - 1 + noise[:80]), *([chance] * 30)]).headline == "not collapsed"
-    assert loss_at_chance(list(chance - 0.1 + 100 * noise), config)  # too noisy to be below
-    assert verdict(rows, True, compose("byol"), [chance] * 100).headline == "learned"
-
-
-def accuracy(untrained_only, encoder_only, both=100, pixels=0, n=600, classes_from=None, calibrated=None):
-    """Of n test images of two classes, how many only one of the two networks gets right, and both."""
-    index = np.arange(n)
-    right = {
-        "encoder": index < both + encoder_only,
-        "raw pixels": index < pixels,
-        "untrained encoder": (index < both) | (index >= n - untrained_only),
-    }
-    if calibrated is not None:
-        right[CALIBRATED] = index < calibrated
-    return Accuracy.of(right, index % 10, 2400, classes_from)
-
-
-def test_the_error_of_a_gain_is_that_of_paired_answers():
-    """McNemar: (b - c) / n with variance (b + c - (b - c)^2 / n) / n^2; what both get right does not count."""
-    for b, c, n in ((30, 51, 600), (0, 21, 600), (7, 7, 50)):
-        gain, error = accuracy(b, c, both=30, n=n).gains["untrained encoder"]
-        assert gain == pytest.approx(100 * (c - b) / n)
-        exact = 100 * (b + c - (c - b) ** 2 / n) ** 0.5 / n
-        assert error == pytest.approx(exact * (n / (n - 1)) ** 0.5)
-
-
-LEARNED_BY_VIEWS = history((0.2, 0.01), (0.8, 0.01))
-NOT_BY_VIEWS = history((0.8, 0.01), (0.7, 0.01))
-
-
-@pytest.mark.parametrize("rows", [LEARNED_BY_VIEWS, NOT_BY_VIEWS])
-@pytest.mark.parametrize(
-    ("only_untrained", "only_encoder", "headline"),
-    [
-        (0, 60, "learned"),
-        (100, 121, "too close to tell"),  # 42.0 against 38.5 % of 600: 3.5 points, with an error of 2.5
-        (30, 30, "no better than untrained"),
-        (40, 30, "no better than untrained"),
-        (60, 10, "worse than untrained"),
-    ],
-)
-def test_labels_decide_where_there_are_any(rows, only_untrained, only_encoder, headline):
-    """So "not collapsed" is never said alone of an encoder worse than the untrained one."""
-    measured = accuracy(only_untrained, only_encoder, both=131)
-    found = verdict(rows, True, compose("simclr"), accuracy=measured)
-    assert found.headline == headline
-    assert bool(found.advice) == (headline != "learned")
-    if headline in ("too close to tell", "no better than untrained"):
-        assert "600 test images cannot tell" in found.evidence
-
-
-def test_a_gain_that_batch_norms_alone_make_is_none():
-    rows = LEARNED_BY_VIEWS
-    assert verdict(rows, True, accuracy=accuracy(0, 60, both=131, calibrated=131)).headline == "learned"
-    assert (
-        verdict(rows, True, accuracy=accuracy(0, 60, both=131, calibrated=191)).headline == "no better than untrained"
-    )
-
-
-def test_learned_is_not_said_below_raw_pixels():
-    found = verdict(LEARNED_BY_VIEWS, True, accuracy=accuracy(0, 60, both=131, pixels=200))
-    assert found.headline == "no better than raw pixels"
-    assert "raw pixels is 33.3 %" in found.evidence
-    assert found.advice
-
-
-def test_classes_that_nothing_tells_apart_say_nothing_of_the_encoder():
-    """Images dealt at random into folders: a tenth is right by chance."""
-    folders = "top folder: a, b"
-    dealt = accuracy(30, 20, both=40, pixels=55, classes_from=folders)
-    for rows, expected in ((LEARNED_BY_VIEWS, "learned"), (NOT_BY_VIEWS, "not collapsed")):
-        found = verdict(rows, True, compose("simclr"), accuracy=dealt)
-        assert found.headline == expected
-        assert "say nothing of the encoder" in found.evidence
-        assert found.evidence.endswith("classes are the top folders: a, b")
-    assert verdict(LEARNED_BY_VIEWS, True, compose("supervised"), accuracy=dealt).headline != "learned"
-
-
-def test_a_verdict_that_rests_on_names_of_folders_says_so():
-    found = verdict(LEARNED_BY_VIEWS, True, accuracy=accuracy(0, 60, both=131, classes_from="top folder: a, b"))
-    assert found.evidence.endswith("classes are the top folders: a, b")
-    named = verdict(LEARNED_BY_VIEWS, True, accuracy=accuracy(0, 60, both=131, classes_from="column label"))
-    assert "classes are" not in named.evidence
-
-
-def test_accuracy_does_not_excuse_a_collapse():
-    rows = [{"step": 0, "projector": look(0.9)}, *({"step": s, "projector": look(0.001)} for s in (100, 200))]
-    assert verdict(rows, True, accuracy=accuracy(0, 60, both=131)).headline == "complete collapse"
 
 
 def test_judge_gives_each_learner_its_own_rows_and_losses():
@@ -482,32 +310,3 @@ def test_the_length_is_from_the_first_look_to_the_last():
 def test_the_last_look_says_whether_views_agree():
     assert headline((0.3, 0.01), (0.3, 0.01), (0.9, 0.01)) == "learned"
     assert headline((0.3, 0.01), (0.9, 0.01), (0.3, 0.01)) == "not collapsed"
-
-
-def test_features_tell_classes_apart_three_standard_errors_above_chance():
-    """Of 10 000 images at chance 50 % the error is 0.5 points."""
-    for top1, tells in ((51.49, False), (51.51, True)):
-        assert Accuracy({"encoder": top1, "raw pixels": 3.0}, {}, 1, 10_000, 50.0).tells is tells
-
-
-def test_a_gain_of_half_a_point_is_a_gain():
-    found = verdict(LEARNED_BY_VIEWS, True, accuracy=accuracy(100, 103, both=131))
-    assert found.headline == "too close to tell" and "+0.5 points" in found.evidence
-
-
-def test_the_loss_of_the_last_quarter_and_its_error_by_hand():
-    config = compose("simclr", overrides=["data.batch=64"])
-    chance = math.log(127)
-    assert loss_at_chance([*[chance] * 3, chance - 1], config) == ""  # a quarter of four is one
-    for d, clear in ((0.045, True), (0.055, False)):  # of two, the standard error is half their distance
-        losses = [*[0.0] * 6, chance - 0.1 - d, chance - 0.1 + d]
-        assert (loss_at_chance(losses, config) == "") is clear
-
-
-def test_the_last_line_says_that_labels_tell_nothing():
-    """`learned` by views stands beside an accuracy of guessing only with a word on it."""
-    result = {"state": "healthy", "headline": "learned", "knn": None, "effective_rank": 9.0, "width": 64, "advice": ""}
-    said = verdict(LEARNED_BY_VIEWS, True, accuracy=accuracy(30, 20, both=40, pixels=55)).evidence
-    assert AT_CHANCE in said and AT_CHANCE in last_line({**result, "evidence": said})
-    clear = verdict(LEARNED_BY_VIEWS, True, accuracy=accuracy(0, 60)).evidence
-    assert last_line({**result, "evidence": clear}).endswith("not collapsed")

@@ -164,6 +164,14 @@ def _parts(columns: Columns) -> Iterator[dict[str, Any]]:
         yield {name: column[start : start + ROWS] for name, column in columns.items()}
 
 
+def need_free(file: Path, own: bool = False) -> None:
+    """Raises InputError where a file is there already, unless it is one's `own`, or where its folder is not."""
+    if file.is_dir() or (file.exists() and not own):
+        raise InputError(f"out={file} is there already; delete it or choose another name")
+    if not file.parent.is_dir():
+        raise InputError(f"out={file}: there is no folder {file.parent}; make it or choose another")
+
+
 @contextmanager
 def new_folder(folder: Path, replace: bool = False) -> Iterator[Path]:
     """A folder to fill, which becomes `folder` once it is whole; nothing is left of one that fails.

@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from twinblock.core.errors import InputError, one_line
+from twinblock.core.files import need_free
 
 log = logging.getLogger(__name__)
 
@@ -36,10 +37,7 @@ def picture_file(file: Path, own: str) -> Path:
     """A picture's file that may be written: one named `own` is replaced, another never. Raises InputError otherwise."""
     if file.suffix.lower() not in (".png", ".pdf", ".svg"):
         raise InputError(f"out={file}: a picture ends in .png, .pdf or .svg")
-    if file.is_dir() or (file.exists() and file.name != own):
-        raise InputError(f"out={file} is there already; delete it or choose another name")
-    if not file.parent.is_dir():
-        raise InputError(f"out={file}: there is no folder {file.parent}; make it or choose another")
+    need_free(file, file.name == own)
     return file
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from twinblock.core.console import progress
 from twinblock.core.device import best_device
 from twinblock.core.errors import InputError
-from twinblock.core.files import expanded, need_writable, replacing, table_kind, write_table
+from twinblock.core.files import expanded, need_free, need_writable, replacing, table_kind, write_table
 from twinblock.core.settings import own_settings
 from twinblock.data import Images, columns_of
 from twinblock.data.training import chosen, split_of, training, whole
@@ -84,9 +84,6 @@ def embed(
 def _writable(file: Path, run: Run) -> str:
     kind = table_kind(file)
     default = file.stem == OWN and file.parent.resolve() == run.path.resolve()
-    if file.is_dir() or (file.exists() and not default):
-        raise InputError(f"out={file} is there already; delete it or choose another name")
-    if not file.parent.is_dir():
-        raise InputError(f"out={file}: there is no folder {file.parent}; make it or choose another")
+    need_free(file, default)
     need_writable(file.parent)
     return kind

@@ -73,9 +73,8 @@ class Protocol:
     def digest(self, network: nn.Module | None) -> str:
         """What the results for a network depend on; None stands for the pixels."""
         hashed = blake2b(repr(self._conditions).encode(), digest_size=16)
-        for name, tensor in {} if network is None else network.state_dict().items():
-            hashed.update(name.encode())
-            hashed.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+        if network is not None:
+            record.hash_weights(hashed, network)
         return hashed.hexdigest()
 
     @cached_property

@@ -35,6 +35,7 @@ from twinblock.evaluation import at_size, features, seen_by
 from twinblock.evaluation.classifier import Classifier, Schedule, fit, need_modules, save
 from twinblock.evaluation.labelled import LabelledSets, labelled
 from twinblock.evaluation.published import PREFIX, published, run_of
+from twinblock.evaluation.record import hash_weights
 from twinblock.nn.encoders import Encoder
 from twinblock.runs.run import Run
 
@@ -280,8 +281,7 @@ def _facts(task: Task, starts: Mapping[str, Start]) -> dict[str, Any]:
     digests = {}
     for name, start in starts.items():
         hashed = blake2b(digest_size=8)
-        for tensor in start(0).state_dict().values():
-            hashed.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+        hash_weights(hashed, start(0))
         digests[name] = hashed.hexdigest()
     images = [part.fingerprint() for part in task.sets.images]
     config = blake2b(to_yaml(task.config).encode(), digest_size=8).hexdigest()

@@ -7,8 +7,18 @@ all that was ever measured on it, by a digest of weights, images and protocol.
 from collections.abc import Mapping
 from typing import Any
 
+import torch
+from torch import nn
+
 from twinblock.core.errors import InputError
 from twinblock.runs.run import Run, evaluation_file
+
+
+def hash_weights(digest: Any, network: nn.Module) -> None:
+    """Add names and bytes of all tensors of a network to a digest of hashlib's."""
+    for name, tensor in network.state_dict().items():
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
 
 
 def measured(run: Run, source: str) -> dict[str, Any]:

@@ -12,8 +12,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from twinblock.core.errors import InputError
+from twinblock.core.version import __version__
 from twinblock.data import Images, take
 from twinblock.evaluation.features import at_once, features
+from twinblock.evaluation.record import hash_weights
 from twinblock.runs import checkpoint
 from twinblock.runs.run import Run
 
@@ -27,8 +29,8 @@ def stored_features(
 ) -> Float[Tensor, "n d"]:
     """`features(encoder, images, **seen)`; of the parts that lie in `features/` of the run nothing is computed again.
 
-    A part is found by the encoder's weights, the images' pixels and how they are seen, and is checked by its SHA-256. A
-    run that may not be written keeps nothing. `advance` is told how many images are done.
+    A part is found by twinblock's version, the encoder's weights, the images' pixels and how they are seen, and is
+    checked by its SHA-256. A run that may not be written keeps nothing. `advance` is told how many images are done.
     """
     step = BATCHES * at_once(seen["size"])
     folder = run.path / FOLDER / _key(encoder, images, seen)
@@ -64,10 +66,9 @@ def _keep(file: Path, rows: Tensor) -> None:
 
 
 def _key(encoder: nn.Module, images: Images, seen: dict[str, Any]) -> str:
-    digest = blake2b(repr(sorted((name, str(value)) for name, value in seen.items())).encode(), digest_size=12)
-    for name, tensor in encoder.state_dict().items():
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    how = sorted((name, str(value)) for name, value in seen.items())
+    digest = blake2b(repr((__version__, how)).encode(), digest_size=12)
+    hash_weights(digest, encoder)
     digest.update(repr((images.fingerprint(), _place(images.pixels))).encode())
     return digest.hexdigest()
 

@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from twinblock.core.errors import InputError, one_line
-from twinblock.core.files import expanded, replacing
+from twinblock.core.files import expanded, need_free, replacing
 from twinblock.core.settings import own_settings
 from twinblock.core.version import __version__
 from twinblock.evaluation.compare import by_run, need_different, side_by_side
@@ -61,10 +61,7 @@ def report(
 def _file(file: Path) -> Path:
     if file.suffix.lower() not in (".html", ".htm"):
         raise InputError(f"out={file}: a report ends in .html")
-    if file.is_dir() or (file.exists() and file.name != OWN):
-        raise InputError(f"out={file} is there already; delete it or choose another name")
-    if not file.parent.is_dir():
-        raise InputError(f"out={file}: there is no folder {file.parent}; make it or choose another")
+    need_free(file, file.name == OWN)
     return file
 
 
