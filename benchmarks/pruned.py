@@ -11,7 +11,6 @@ import argparse
 import statistics
 import tempfile
 import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
@@ -20,6 +19,7 @@ from twinblock.assembly.resolve import resolve
 from twinblock.config.recipes import compose
 from twinblock.core.console import Reporter
 from twinblock.data import load
+from twinblock.methods.learner import parts_of
 from twinblock.methods.targets.pruned import Pruned
 from twinblock.runs.run import Run
 from twinblock.training.launch import make_fabric
@@ -41,26 +41,25 @@ def waited() -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     for name, default in (("steps", 4), ("rounds", 7), ("threads", 1), ("batch", 128)):
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("fields", nargs="*", metavar="a.b=c")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     seconds: dict[str, list[float]] = {"pruned": [], "shared": []}
-    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(2) as pool:
+    with tempfile.TemporaryDirectory() as folder:
         fields = [f"data.batch={args.batch}", *args.fields]
         trainers = {target: make_trainer(target, fields, Path(folder) / target) for target in seconds}
-        loaders = {target: trainer.batches(pool) for target, trainer in trainers.items()}
+        loaders = {name: enumerate(one.loader.batches(0, one.plan.total)) for name, one in trainers.items()}
         for turn in range(args.rounds + 1):  # the first warms up
             for target in reversed(seconds) if turn % 2 else seconds:
                 trainer, start = trainers[target], waited()
                 for _ in range(args.steps):
                     trainer.train_step(*next(loaders[target]))
-                    trainer.step += 1
                 if turn:
                     seconds[target].append((waited() - start) / args.steps)
-        learners = [part for learner in trainers["pruned"].learners for part in learner.parts]
+        learners = [part for learner in trainers["pruned"].learners for part in parts_of(learner)]
         start = waited()
         for learner in learners:
             assert isinstance(learner.target, Pruned)

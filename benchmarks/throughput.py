@@ -16,8 +16,8 @@ import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -29,6 +29,7 @@ from twinblock.data import Images, load
 from twinblock.runs.run import Run
 from twinblock.training.launch import make_fabric
 from twinblock.training.trainer import Trainer
+from twinblock.views import Views
 
 FLOP = 2 * 0.5567e9 * 3 * 2  # of an image: ResNet-18 at 32 px, CIFAR stem; multiply and add, three passes, two views
 
@@ -41,11 +42,10 @@ def ours(images: Images, batch: int, precision: str, folder: Path) -> Trainer:
 
 
 def steps_of(trainer: Trainer) -> Callable[[], None]:
-    loader = trainer.batches(ThreadPoolExecutor(1))
+    loader = enumerate(trainer.loader.batches(0, trainer.plan.total))
 
     def step() -> None:
         trainer.train_step(*next(loader))
-        trainer.step += 1
 
     return step
 
@@ -56,11 +56,14 @@ def waited() -> float:
     return time.perf_counter()
 
 
-def lightly_loop(images: Images, batch: int, fast: bool) -> Iterator[None]:
-    """A step each time it is asked: lightly's transform in a DataLoader, its head and its loss."""
-    from lightly.loss import NTXentLoss
-    from lightly.models.modules import SimCLRProjectionHead
-    from lightly.transforms.simclr_transform import SimCLRTransform
+def lightly_loop(images: Images, batch: int, fast: bool) -> Iterator[tuple[Any, torch.optim.Optimizer]]:
+    """A step each time it is asked: lightly's transform in a DataLoader, its head and its loss.
+
+    Gives the network, whose `fc` is the head, and its optimizer.
+    """
+    from lightly.loss import NTXentLoss  # pyright: ignore[reportMissingImports]
+    from lightly.models.modules import SimCLRProjectionHead  # pyright: ignore[reportMissingImports]
+    from lightly.transforms.simclr_transform import SimCLRTransform  # pyright: ignore[reportMissingImports]
     from PIL import Image
     from torchvision.models import resnet18
 
@@ -74,7 +77,7 @@ def lightly_loop(images: Images, batch: int, fast: bool) -> Iterator[None]:
         def __getitem__(self, i: int):
             return transform(pictures[i])
 
-    network = resnet18()
+    network: Any = resnet18()
     network.conv1, network.maxpool = nn.Conv2d(3, 64, 3, 1, 1, bias=False), nn.Identity()
     network.fc = SimCLRProjectionHead(512, 512, 128)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -90,7 +93,7 @@ def lightly_loop(images: Images, batch: int, fast: bool) -> Iterator[None]:
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        yield
+        yield network, optimizer
 
 
 def shares(trainer: Trainer, step: Callable[[], None], steps: int) -> dict[str, float]:
@@ -110,8 +113,8 @@ def shares(trainer: Trainer, step: Callable[[], None], steps: int) -> dict[str, 
     learner = trainer.learners[0]
     learner.network.forward = timed("forward", learner.network.forward)
     trainer.fabric.backward = timed("backward", trainer.fabric.backward)
-    trainer.update = timed("optimizer, target", trainer.update)
-    trainer.views.__class__.__call__ = timed("views", trainer.views.__class__.__call__)
+    trainer.train_step.update = timed("optimizer, target", trainer.train_step.update)
+    Views.__call__ = timed("views", Views.__call__)
     start = waited()
     for _ in range(steps):
         step()
@@ -121,7 +124,7 @@ def shares(trainer: Trainer, step: Callable[[], None], steps: int) -> dict[str, 
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     for name, default in (("steps", 4), ("rounds", 5), ("threads", 2), ("batch", 128)):
         parser.add_argument(f"--{name}", type=int, default=default)
     args = parser.parse_args()
@@ -130,7 +133,7 @@ def main() -> None:
     assert images is not None
     with tempfile.TemporaryDirectory() as folder:
         trainers = {f"twinblock {p}": ours(images, args.batch, p, Path(folder) / p) for p in ("bf16", "fp32")}
-        sides: dict[str, Callable[[], None]] = {name: steps_of(trainer) for name, trainer in trainers.items()}
+        sides: dict[str, Callable[[], Any]] = {name: steps_of(trainer) for name, trainer in trainers.items()}
         if importlib.util.find_spec("lightly"):
             for name, fast in (("lightly fp32", False), ("lightly bf16, channels_last", True)):
                 loop = lightly_loop(images, args.batch, fast)

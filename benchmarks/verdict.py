@@ -32,7 +32,8 @@ from twinblock.views import Views
 STEPS = 150
 LONG = 2000  # of runs that are stopped
 IN_TIME = min(LONG // 20, 200)
-SMALL = ("data.batch=64", "encoder.width=8", f"train.length={STEPS}steps", "train.checkpoint_every=100%")
+SHORT = ("data.batch=64", f"train.length={STEPS}steps", "train.checkpoint_every=100%")
+SMALL = (*SHORT, "encoder.width=8")
 QUICK = ("encoder.kind=resnet10", "encoder.stem=cifar_stride2", "data.size=16")
 STOPPED = (f"train.length={LONG}steps", "train.on_collapse=stop")
 HEADS = {
@@ -42,8 +43,15 @@ HEADS = {
     "simsiam": ("projector.dims=[128,128]", "predictor.dims=[32,128]"),
     "barlow_twins": ("projector.dims=[128,128]",),
     "vicreg": ("projector.dims=[128,128]",),
+    "moco_v3": ("projector.dims=[64,32]", "predictor.dims=[64,32]"),
+    "nnclr": ("projector.dims=[64,32]", "predictor.dims=[64,32]", "objective.queue=1024"),
+    "dcl": ("projector.dims=[64,32]",),
+    "dino": ("projector.dims=[128,32]", "projector.prototypes=128"),
+    "swav": ("projector.dims=[64,32]", "objective.prototypes=64"),
+    "pcl": ("projector.dims=[64,32]", "objective.queue=1024", "objective.clusters=[20,40]", "objective.warmup=20%"),
     "supervised": (),
 }
+VIT = ("data.size=16", "encoder.patch=4", "learner.decoder_width=48", "learner.decoder_depth=1")  # of MAE
 SGD = ("optim.kind=sgd", "optim.lr=0.8", "optim.weight_decay=1.0e-4")
 BARE = ("projector.norm=none", "projector.last_norm=none")
 NO_NORM = (*BARE, "predictor.norm=none")
@@ -57,6 +65,9 @@ COLLAPSING = {
     "simsiam: no norm in the heads": ("simsiam", (*NO_NORM, *SGD)),
     "simsiam: no predictor": ("simsiam", (*BARE, *SGD, "predictor=null")),
     "vicreg: invariance alone": ("vicreg", (*BARE, *SGD, "objective.variance=0", "objective.covariance=0")),
+    "dino: the centre never moves": ("dino", ("objective.momentum=1",)),
+    "dino: targets are not sharpened": ("dino", ("objective.target_temperature=1",)),
+    "swav: codes are not sharpened": ("swav", ("objective.epsilon=10",)),
     "blockwise, no predictor": ("simsiam", (*BARE, *SGD, "predictor=null", "scope.kind=blockwise")),
 }
 BAD = ("complete collapse", "dimensional collapse", "diverging")
@@ -68,6 +79,8 @@ def arms() -> tuple[list[Arm], list[Arm]]:
     for method, heads in HEADS.items():
         lr = compose(method).optim.lr
         healthy += [Arm(f"{method}, lr {f * lr:g}", method, (*SMALL, *heads, f"optim.lr={f * lr}")) for f in (1, 0.5)]
+    lr = compose("mae").optim.lr
+    healthy += [Arm(f"mae, lr {f * lr:g}", "mae", (*SHORT, *VIT, f"optim.lr={f * lr}")) for f in (1, 0.5)]
     return healthy, [
         Arm(name, method, (*SMALL, *HEADS[method], *changes, *STOPPED))
         for name, (method, changes) in COLLAPSING.items()
@@ -82,12 +95,14 @@ def nothing_to_learn(data: Path) -> tuple[list[Arm], list[Arm]]:
 
     contrasted = [method for method in HEADS if method != "supervised"]
     folders = {name: f"data={make(data)}" for name, make in (("frames", frames), ("noise", noise), ("dealt", dealt))}
+    of_mae = {"rate 1e-9": "optim.lr=1e-9", "frames": folders["frames"], "noise": folders["noise"]}
     return [
         *(of(method, "rate 1e-9", "optim.lr=1e-9") for method in HEADS),
         *(of(m, "rate 1,600 x", f"optim.lr={1600 * compose(m).optim.lr}") for m in ("simclr", "byol", "moco_v2")),
         *(of(method, "one step", "train.length=1steps") for method in ("simclr", "byol", "vicreg")),
         *(of(method, "frames", folders["frames"]) for method in contrasted),
         of("simclr", "noise", folders["noise"]),
+        *(Arm(f"{name}: mae", "mae", (*SHORT, *VIT, change)) for name, change in of_mae.items()),
         of("supervised", "labels dealt", folders["dealt"]),
     ], [of(method, "pairs shuffled") for method in ("simclr", "byol", "vicreg")]
 
@@ -110,6 +125,7 @@ def dealt(data: Path) -> Path:
     """The embedded data, each image in one of ten folders whatever it shows."""
     where = np.random.Generator(np.random.PCG64(3))
     images = load("photodigits", split="train")
+    assert images is not None
     for i, pixels in enumerate(images.batch(range(1500))):
         _written(data / "dealt" / str(where.integers(10)), [pixels.numpy()], first=i)
     return data / "dealt"

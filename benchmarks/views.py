@@ -51,7 +51,7 @@ def torchvision_view(size: int, blur: float) -> Callable:
 
 
 def lightly_view(size: int, blur: float) -> Callable:
-    from lightly.transforms.simclr_transform import SimCLRViewTransform
+    from lightly.transforms.simclr_transform import SimCLRViewTransform  # pyright: ignore[reportMissingImports]
 
     strengths = dict(zip(("cj_bright", "cj_contrast", "cj_sat", "cj_hue"), JITTER, strict=True))
     return SimCLRViewTransform(input_size=size, min_scale=0.2, gaussian_blur=blur, **strengths)

@@ -25,9 +25,16 @@ SMALL = ("data.batch=32", "encoder.kind=resnet10", "encoder.width=8", "encoder.s
 SHORT = ("train.length=7steps", "train.checkpoint_every=3steps", "optim.warmup=2steps", "projector.dims=[24,8]")
 LAYERED = ("projector.norm=layer", "predictor.norm=layer")
 PREDICTED = ("predictor.dims=[24,8]",)
+VGG = "encoder={kind: vgg6, width: 8, norm: batch, stem: standard}"
 BLOCKWISE, FP64 = "scope.kind=blockwise", "train.precision=fp64"
+CROPS = "views=[{crop: [0.4, 1.0], count: 2}, {like: 0, crop: [0.1, 0.4], size: 16, count: 2}]"
 PRUNED = ("target={kind: pruned, ratio: 0.5, every: 2steps, random: 0.1}",)
 EMA = ("target={kind: ema, momentum: 0.9}",)
+
+LAYERS = "encoder={kind: mlp, width: [24, 16], stem: standard, norm: rms}"
+PROBABILITIES = "encoder={kind: sigmoid_mlp, width: [24, 16], stem: standard, norm: none}"
+REFLECTED = "encoder={kind: convs, width: [8, 12], stem: standard, norm: standard}"
+GRID = ("learner.patch=8", "learner.stride=4", "learner.steps=1")
 
 # name: recipe, overrides
 RUNS: dict[str, tuple[str, tuple[str, ...]]] = {
@@ -55,6 +62,38 @@ RUNS: dict[str, tuple[str, tuple[str, ...]]] = {
     "vicreg ema": ("vicreg", (FP64, *EMA)),
     "supervised": ("supervised", (FP64, "projector.dims=[classes]")),
     "supervised overlapping": ("supervised", (FP64, "scope.kind=overlapping", "projector.dims=[classes]")),
+    "moco v3": ("moco_v3", (*PREDICTED, FP64)),
+    "nnclr": ("nnclr", (*PREDICTED, FP64, "objective.queue=80")),
+    "dcl": ("dcl", (FP64,)),
+    "sup con": ("sup_con", (FP64,)),
+    "pcl": ("pcl", (FP64, "objective.queue=20", "objective.clusters=[10,60]", "objective.warmup=0epochs")),
+    "dino, small crops": (
+        "dino",
+        (
+            *(FP64, "projector.prototypes=12", "objective.first_temperature=0.08", "objective.warmup=3steps"),
+            *("optim.freeze_prototypes=2steps", "optim.weight_decay_end=0.01", "optim.clip_each=1.0", CROPS),
+        ),
+    ),
+    "swav with a queue, blockwise": ("swav", (FP64, "objective.prototypes=12", "objective.queue=80", BLOCKWISE)),
+    "lpl in blocks": ("lpl", (FP64, VGG)),
+    "hinge, soft, in blocks": ("clapp_pp", (FP64, VGG, "objective.soft=true", "predictor.dims=[same]")),
+    "forward-forward": ("forward_forward", (FP64, LAYERS, "learner.threshold=1.0")),
+    "scff sequential": ("scff", (FP64, REFLECTED, "scope.plan=sequential", "learner.penalty=[0.01]")),
+    "dbn": ("dbn", (FP64, PROBABILITIES, "learner.chains=6", "learner.steps=2")),
+    "dbn of real pixels": (
+        "dbn",
+        (FP64, PROBABILITIES, "learner.chains=null", "learner.visible=gaussian", "data.mean=auto", "data.std=auto"),
+    ),
+    "vae": ("vae", (FP64, LAYERS, "learner.code=4", "learner.decoder_width=12")),
+    "greedy infomax": ("greedy_infomax", (FP64, "encoder.norm=none", *GRID, "learner.negatives=5")),
+    "clapp": ("clapp", (FP64, "encoder.norm=none", *GRID)),
+    "local losses": (
+        "local_losses",
+        (FP64, "encoder={kind: vgg8b, width: 8, norm: batch, stem: standard}", "learner.inputs=64"),
+    ),
+    "direct feedback": ("direct_feedback_simclr", (FP64, VGG)),
+    "drtp, fp32": ("direct_feedback", ("train.precision=fp32", VGG, "scope.credit=drtp", "projector.dims=[classes]")),
+    "feedback alignment": ("byol", (*PREDICTED, FP64, "scope.credit=feedback_alignment")),
     "settings of a block": (
         "simclr",
         (FP64, "scope={kind: blockwise, per_block: {2: {objective: {temperature: 0.5}, optim: {lr: 0.01}}}}"),
@@ -96,7 +135,13 @@ def machine() -> str:
 
 def overrides(name: str, photos: Path) -> list[str]:
     _, own = (RUNS | ON_TWO)[name]
-    return [f"data={photos}", *SMALL, *SHORT, *own]
+    return [f"data={photos}", *SMALL, *short(own)]
+
+
+def short(own: tuple[str, ...]) -> list[str]:
+    """The overrides of a run with what makes it short; learners that are not siamese have no projector."""
+    siamese = not any(word.startswith("learner.") for word in own)
+    return [*(word for word in SHORT if siamese or not word.startswith("projector.")), *own]
 
 
 def make_photos(folder: Path) -> Path:

@@ -15,6 +15,7 @@ import twinblock
 from twinblock import cli
 from twinblock.config.recipes import compose
 from twinblock.core.errors import InputError
+from twinblock.nn.vgg import LAYOUTS
 
 ROOT = Path(__file__).parents[1]
 PAGES = [
@@ -54,15 +55,21 @@ def shrunk(recipe: str, overrides: list[str], given: dict) -> list[str]:
     kept = [x for x in overrides if not (cifar and x.startswith(("data.root", "data=", "data.source=")))]
     small = [f"train.length={4 if 'sequential' in named else 2}steps", "data.batch=16"]
     config = compose(recipe, None, kept) if Path(recipe).suffix == "" else None
-    if "encoder" not in given and not re.search(r"encoder(\.kind)?=(vit|torchvision)", named):
+    ours = config is not None and config.learner is not None and ":" not in config.learner.kind
+    siamese = not ours and "learner" not in given and "learner=" not in named
+    if ours:
+        plain = config.encoder.kind in LAYOUTS
+        small += ["encoder.kind=test_vit"] if "vit" in config.encoder.kind else ["encoder.width=8"] if plain else []
+    elif "encoder" not in given and not re.search(r"encoder(\.kind)?=(vit|torchvision)", named):
         small += ["encoder.kind=resnet10", "encoder.width=8"]
-    if "learner" not in given and "learner=" not in named and config is not None:
-        last = "classes" if "supervised" in recipe else "8"
+    if siamese and config is not None:
+        last = "classes" if config.labelled else "8"
         small += [f"projector.dims=[16,{last}]"]
         small += ["predictor.dims=[16,8]"] if config.predictor or "predictor" in named else []
     if "scope.expand=" not in named and config is not None and getattr(config.scope, "expand", None):
         small += ["scope.expand=16"]
-    return [*kept, *small, *([] if re.search("vit|convnext", named) or config is None else ["data.size=16"])]
+    fixed = re.search("vit|convnext", named) or config is None or hasattr(config.learner, "stride")
+    return [*kept, *small, *([] if fixed else ["data.size=16"])]
 
 
 def run_shell(text: str) -> None:

@@ -2,11 +2,13 @@
 
 import io
 import itertools
+import json
 import struct
 import zlib
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from PIL import Image
 from sklearn.datasets import load_sample_images
@@ -61,6 +63,21 @@ def put(folder: Path, name: str, value: int = 0) -> None:
 
 def values(images) -> list[int]:
     return images.pixels[:, 0, 0, 0].tolist()
+
+
+def write_parquet(path: Path, columns: dict, features: dict | None = None, **options) -> None:
+    pa = pytest.importorskip("pyarrow")
+    from pyarrow import parquet as pq
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    table = pa.table(columns)
+    if features:
+        table = table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
+    pq.write_table(table, path, **options)
+
+
+def cells(*numbers: int) -> list[dict]:
+    return [{"bytes": plain(number), "path": None} for number in numbers]
 
 
 def photos(n, height, width, seed=0):

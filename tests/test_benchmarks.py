@@ -3,9 +3,12 @@
 import importlib.util
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
+
+from twinblock.config.recipes import recipes
 
 SCRIPTS = sorted((Path(__file__).parents[1] / "benchmarks").glob("*.py"))
 
@@ -18,6 +21,17 @@ def test_what_it_imports_is_there(script, monkeypatch):
     module = importlib.util.module_from_spec(spec)
     monkeypatch.setitem(sys.modules, spec.name, module)  # as dataclasses need it
     spec.loader.exec_module(module)
+
+
+def test_the_script_for_gpus_names_what_is_there():
+    script = SCRIPTS[0].parent / "gpu.sh"
+    assert subprocess.run(["bash", "-n", script]).returncode == 0
+    words = script.read_text().split()
+    named = [word for word in words if word.startswith(("tests/", "benchmarks/")) and word != "benchmarks/gpu.sh"]
+    assert len(named) > 8
+    assert [word for word in named if not (script.parents[1] / word).exists()] == []
+    chosen = {after for word, after in pairwise(words) if word == "pretrain"}
+    assert chosen and chosen <= recipes().keys()
 
 
 @pytest.mark.slow

@@ -22,7 +22,6 @@ MANY = {
     "fit": "what is trained, on what, how",
     "sgd_probe": "every constant of the published probe",
     "Learner.__init__": "the parts of a method",
-    "logistic_regression": "every constant of a solver",
     "LARS.__init__": "every constant of an optimizer",
     "Learner": "the parts of a method",
     "Views.__call__": "where in the run the views are drawn",
@@ -60,7 +59,7 @@ def test_functions_take_few_parameters_or_say_why():
 def test_there_is_one_way_for_each_thing():
     homes = {
         "difflib": {"errors.py"},  # near matches
-        "torch.distributed as": {"distributed.py"},
+        "torch.distributed as": {"distributed.py", "stages.py"},
         'torch.device("cuda" if': {"device.py"},
         "os.replace(": {"files.py", "checkpoint.py"},  # the latter renames what is written already
     }
@@ -98,3 +97,24 @@ def test_a_part_of_the_package_is_one_file_and_one_recipe(tmp_path, monkeypatch)
     assert kinds.keys() - objectives.KINDS.keys() == {"cosine"}
     form = form_of("cosine", kinds["cosine"])
     assert form(kind="cosine").weight == 2.0
+
+
+def test_a_learner_of_the_package_is_one_file_and_training_does_not_know_it(tmp_path, monkeypatch):
+    from twinblock.methods import learners
+    from twinblock.methods.learners.alone import Alone
+    from twinblock.methods.parts import discover, form_of
+
+    (tmp_path / "greedy.py").write_text(
+        "from torch import nn\n"
+        "from twinblock.methods.learners.alone import Alone\n"
+        "class Greedy(Alone):\n"
+        "    def __init__(self, blocks: nn.Module, prefix: int, margin: float = 2.0):\n"
+        "        super().__init__()\n"
+    )
+    monkeypatch.setattr(learners, "__path__", [*learners.__path__, str(tmp_path)])
+    kinds = discover(learners, Alone)
+    assert kinds.keys() - learners.KINDS.keys() == {"greedy"}
+    assert form_of("greedy", kinds["greedy"])(kind="greedy").model_dump() == {"kind": "greedy", "margin": 2.0}
+    names = {word for kind, cls in learners.KINDS.items() for word in (f'"{kind}"', f".{kind} ", cls.__name__)}
+    for file in (*(ROOT / "twinblock" / "training").glob("*.py"), *(ROOT / "twinblock" / "assembly").glob("*.py")):
+        assert not [name for name in names if name in file.read_text(encoding="utf-8")], file

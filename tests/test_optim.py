@@ -10,7 +10,7 @@ from torch import nn
 
 from twinblock.core.errors import InputError
 from twinblock.methods.targets.ema import ema_momentum
-from twinblock.optim import LARS, constant, make_optimizer, parameter_groups, set_lr, warmup_cosine
+from twinblock.optim import LARS, constant, make_optimizer, parameter_groups, set_lr, stepwise, warmup_cosine
 
 NAMES = ("matrix", "conv", "bias", "bn_weight", "zero_matrix", "sleepy")
 STEPS = 5
@@ -192,6 +192,19 @@ def test_ema_momentum_golden(golden):
 def test_constant_after_its_warmup():
     assert [constant(step, 4, 2) for step in range(7)] == [0, 0.5, 1, 1.5, 2, 2, 2]
     assert [constant(step, 0, 2) for step in range(2)] == [2, 2]
+
+
+def test_a_stepwise_schedule_by_hand():
+    """As torch's MultiStepLR, which says the rate of a step, too."""
+    found = [stepwise(k, 0, 2.0, [3, 5, 5], 0.25) for k in range(7)]
+    assert found == [2, 2, 2, 0.5, 0.5, 2 / 64, 2 / 64]
+    optimizer = torch.optim.SGD([torch.zeros(1)], lr=2.0)
+    theirs = torch.optim.lr_scheduler.MultiStepLR(optimizer, [3, 5, 5], 0.25)
+    for rate in found:
+        assert optimizer.param_groups[0]["lr"] == rate
+        optimizer.step()
+        theirs.step()
+    assert [stepwise(k, 4, 2.0, [2, 6], 0.5) for k in range(7)] == [0, 0.5, 0.5, 0.75, 1, 1, 0.5]
 
 
 def test_schedules_hold_their_end():

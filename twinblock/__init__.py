@@ -1,10 +1,11 @@
 """Self-supervised pretraining of image encoders, end to end or block by block, that tells you whether it worked.
 
 `pretrain` trains an encoder; `draw_views` shows what it will see, `estimate` what it will take. `evaluate`,
-`diagnose`, `embed`, `search`, `duplicates` and `exemplars` say what came of it; `compare` sets runs side by side, and
-`report` writes all of it to one file. `load_encoder` gives the encoder as a module, `export` as a folder for other
-libraries; `finetune` trains it further with labels. `recipes` lists the methods, `show` and `compose` what a run is
-made of, `reproduce` carries out a published comparison, `cache` lists what lies packed on the disk.
+`diagnose`, `embed`, `search`, `duplicates` and `exemplars` say what came of it; `compare` sets runs side by side,
+`rank` orders them without labels, and `report` writes all of it to one file. `load_encoder` gives the encoder as a
+module, `export` as a folder for other libraries; `finetune` trains it further with labels. `recipes` lists the methods,
+`show` and `compose` what a run is made of, `reproduce` carries out a published comparison, `cache` lists what lies
+packed on the disk.
 """
 
 from importlib import import_module
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from twinblock.evaluation.evaluate import evaluate
     from twinblock.evaluation.exemplars import exemplars
     from twinblock.evaluation.finetune import finetune
+    from twinblock.evaluation.rank import rank
     from twinblock.evaluation.search import duplicates, search
     from twinblock.exports.export import export
     from twinblock.reports.report import report
@@ -52,6 +54,7 @@ _HOMES = {
     "finetune": "evaluation.finetune",
     "load_encoder": "runs.run",
     "pretrain": "training.pretrain",
+    "rank": "evaluation.rank",
     "recipes": "config.recipes",
     "report": "reports.report",
     "reproduce": "studies",
@@ -78,6 +81,7 @@ __all__ = [
     "finetune",
     "load_encoder",
     "pretrain",
+    "rank",
     "recipes",
     "report",
     "reproduce",

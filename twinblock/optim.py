@@ -4,7 +4,8 @@
 # pyright: reportPrivateImportUsage=false
 
 import math
-from collections.abc import Callable, Collection, Iterable, Mapping
+from bisect import bisect_right
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Literal
 
@@ -89,8 +90,8 @@ def parameter_groups(
     multiplies their learning rate (Barlow Twins: 0.0048 / 0.2).
     """
     params = [p for p in module.parameters() if p.requires_grad]
-    weights = {"weight_decay": weight_decay, "adapt": True, "lr_scale": 1.0}
-    biases = {"weight_decay": 0.0, "adapt": False} if exclude_bias_and_norm else weights
+    weights = {"weight_decay": weight_decay, "decays": True, "adapt": True, "lr_scale": 1.0}
+    biases = {"weight_decay": 0.0, "decays": False, "adapt": False} if exclude_bias_and_norm else weights
     groups = [
         {"params": [p for p in params if p.dim() > 1], **weights},
         {"params": [p for p in params if p.dim() <= 1], **biases, "lr_scale": bias_lr_scale},
@@ -110,15 +111,16 @@ def make_optimizer(
     kind: Literal["sgd", "lars", "adamw"],
     lr: float,
     momentum: float = 0.9,
+    beta2: float = 0.999,
 ) -> Optimizer:
-    """The optimizer of these parameter groups; AdamW takes `momentum` as its first beta."""
+    """The optimizer of these parameter groups; AdamW takes `momentum` as its first beta, and `beta2`."""
     match kind:
         case "sgd":
             optimizer = SGD(groups, lr=lr, momentum=momentum, fused=True)
         case "lars":
             optimizer = LARS(groups, lr=lr, momentum=momentum)
         case "adamw":
-            optimizer = AdamW(groups, lr=lr, betas=(momentum, 0.999), fused=True)
+            optimizer = AdamW(groups, lr=lr, betas=(momentum, beta2), fused=True)
         case _:
             raise InputError(f"unknown optimizer {kind!r}; choose sgd, lars or adamw")
     set_lr(optimizer, lr)
@@ -131,6 +133,21 @@ def set_lr(optimizer: Optimizer, lr: float) -> None:
         group["lr"] = lr * group.get("lr_scale", 1.0)
 
 
+@torch.no_grad()
+def clip_each(parameters: Iterable[Tensor], most: float) -> None:
+    """Shortens each gradient that is longer than `most`, all of them in a few operations."""
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    norms = torch.stack(torch._foreach_norm(gradients))
+    torch._foreach_mul_(gradients, list((most / (norms + 1e-6)).clamp(max=1.0).unbind()))  # as torch's clip_grad_norm_
+
+
+def set_weight_decay(optimizer: Optimizer, value: float) -> None:
+    """Sets the weight decay of the coming step, of the groups that were made with one."""
+    for group in optimizer.param_groups:
+        if group["decays"]:
+            group["weight_decay"] = value
+
+
 def warmup_cosine(step: int, total: int, warmup: int, peak: float, end: float = 0.0) -> float:
     """Linear from 0 to `peak` over `warmup` steps, then half a cosine to `end` at step `total` and after.
 
@@ -139,6 +156,11 @@ def warmup_cosine(step: int, total: int, warmup: int, peak: float, end: float = 
     if step < warmup:
         return constant(step, warmup, peak)
     return end + (peak - end) * cosine_decay(step - warmup, total - warmup)
+
+
+def stepwise(step: int, warmup: int, peak: float, milestones: Sequence[int], factor: float) -> float:
+    """Linear from 0 to `peak` over `warmup` steps, then `peak`, times `factor` from each milestone on."""
+    return constant(step, warmup, peak) * factor ** bisect_right(milestones, step)
 
 
 def constant(step: int, warmup: int, peak: float) -> float:

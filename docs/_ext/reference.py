@@ -14,28 +14,23 @@ from pydantic.fields import FieldInfo
 
 import twinblock
 from twinblock.cli import app as commands
-from twinblock.config.recipes import recipe_rows, recipes
-from twinblock.config.schema import OBJECTIVES, TARGETS, Config
+from twinblock.config.recipes import compose, recipe_rows, recipes
+from twinblock.config.schema import LEARNERS, OBJECTIVES, TARGETS, Config
 from twinblock.core.durations import Duration
-from twinblock.methods import objectives, targets
+from twinblock.methods import learners, objectives, targets
 
 WORDS = {float: "number", int: "whole number", str: "text", bool: "true or false", Duration: "time"}
-CHOSEN = {"objective": (OBJECTIVES, objectives.KINDS), "target": (TARGETS, targets.KINDS)}
-GROUPS = {
-    "On any images": (
-        "simclr",
-        "byol",
-        "moco_v2",
-        "simsiam",
-        "barlow_twins",
-        "vicreg",
-        "sdclr",
-        "blockwise",
-        "supervised",
-    ),
-    "From published weights": ("continue_simclr",),
-    "On the embedded digits, in minutes": ("demo", "blockwise_demo", "byol_demo", "sdclr_demo"),
+CHOSEN = {
+    "objective": (OBJECTIVES, objectives.KINDS),
+    "target": (TARGETS, targets.KINDS),
+    "learner": (LEARNERS, learners.KINDS),
 }
+GROUPS = (
+    "On any images",
+    "From published weights",
+    "On the embedded digits, in minutes",
+    "Published runs, for GPUs; not repeated here",
+)
 
 
 def ranged(of: Any) -> tuple[str, str]:
@@ -118,7 +113,7 @@ def title_of(kind: str, cls: type) -> str:
 
 
 def chosen(part: str) -> Iterator[str]:
-    """The kinds of an objective or a target, each with its formula, its source and its fields."""
+    """The kinds of a part, each with its formula, its source and its fields."""
     for kind, form in CHOSEN[part][0].items():
         yield title_of(kind, CHOSEN[part][1][kind])
         if form.model_fields.keys() - {"kind"}:
@@ -170,11 +165,18 @@ def command_page() -> Iterator[str]:
         yield f"\n## `twinblock {name}`\n\n```text\n{command.get_help(context).strip()}\n```\n"
 
 
+def group_of(name: str) -> str:
+    """What a recipe is for: those of a publication name its data, the others take yours."""
+    if compose(name).data.source != "photodigits":
+        return GROUPS[3]
+    return GROUPS[1] if name.startswith("continue_") else GROUPS[2] if name.endswith("demo") else GROUPS[0]
+
+
 def recipe_page() -> Iterator[str]:
     """Every recipe in a table, by what it is for."""
     table = {row["recipe"]: row for row in recipe_rows()}
-    published = tuple(name for name in table if not any(name in names for names in GROUPS.values()))
-    for title, names in {**GROUPS, "Published runs, for GPUs; not repeated here": published}.items():
+    for title in GROUPS:
+        names = [name for name in table if group_of(name) == title]
         columns = [column for column in next(iter(table.values()))]
         yield f"\n## {title}\n\n| {' | '.join(columns)} |\n|{' --- |' * len(columns)}\n"
         for name in names:

@@ -65,9 +65,12 @@ def test_budgets_of_the_phases():
         (["scope.plan=sequential", "scope.budgets=[50%,3steps]"], "all of them in %"),
         (
             ["scope.per_block.1.objective.temprature=1"],
-            "scope.per_block.1.objective.temprature: unknown field; did you",
+            "temprature: unknown field; did you mean scope.per_block.1.objective.temperature?",
         ),
-        (["scope.per_block.1.objectiv.temperature=1"], "scope.per_block.1.objectiv: unknown field; did you mean obj"),
+        (
+            ["scope.per_block.1.objectiv.temperature=1"],
+            "objectiv: unknown field; did you mean scope.per_block.1.obj",
+        ),
         (["scope.per_block.2.optim.lr=-1"], "scope.per_block.2.optim.lr: should be greater than 0"),
         (["scope.per_block.0.optim.lr=1"], "scope.per_block"),
         (["scope.per_block.a.optim.lr=1"], "scope.per_block"),
@@ -101,9 +104,10 @@ def test_what_does_not_fit_the_encoder_is_said_in_one_line(of_scope, encoder, wo
     assert "\n" not in str(caught.value)
 
 
-def test_a_supervised_block_needs_labels():
+@pytest.mark.parametrize("objective", [{"kind": "supervised"}, {"kind": "sup_con", "temperature": 0.1}])
+def test_a_supervised_block_needs_labels(objective):
     config = tiny.trainer_config("simclr", "simultaneous")
-    own = {2: {"objective": {"kind": "supervised"}}}
+    own = {2: {"objective": objective}}
     config = compose(
         "simclr", {**config.model_dump(mode="json"), "scope": {**config.scope.model_dump(), "per_block": own}}
     )

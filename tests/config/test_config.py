@@ -17,7 +17,7 @@ def test_every_recipe_is_a_whole_run_with_few_fields(name):
         tree["views"] = tree["views"][:1]  # the second has the same fields
         absent = {"predictor": None, "data.longtail": None}.items()
         fields = [field for field in leaves(tree).items() if field not in absent]
-        assert len([name for name, _ in fields if not name.startswith("data.")]) <= 65
+        assert len([name for name, _ in fields if not name.startswith("data.")]) <= 80
 
 
 HEADERS = ("Source", "Deviations", "Command")
@@ -93,6 +93,24 @@ def test_overrides_reach_every_depth():
     assert config.views[1].jitter == config.views[0].jitter  # like: 0
 
 
+@pytest.mark.parametrize("recipe", ["simclr", "vicreg", "barlow_twins", "moco_v3", "nnclr", "dcl", "sup_con"])
+def test_one_image_has_nothing_to_be_compared_with(recipe):
+    """Where the other images of the batch are what repels; byol and moco_v2 train with one."""
+    norms = ["data.batch=1", "encoder.norm=layer", "projector.norm=layer", "projector.last_norm=none"]
+    predictor = ["predictor.norm=layer"] if recipe in ("moco_v3", "nnclr", "byol") else []
+    with pytest.raises(InputError, match="compares the images of a batch"):
+        compose(recipe, overrides=[*norms, *predictor])
+    compose("moco_v2", overrides=norms)
+
+
+def test_a_predictor_may_end_in_a_norm_like_a_projector():
+    config = compose("moco_v3", overrides=["predictor.last_norm=batch", "predictor.last_affine=false"])
+    assert config.norms_of_batches()[-1] == "predictor.last_norm=batch"
+    norms = ["encoder.norm=none", "projector.norm=none", "projector.last_norm=none", "predictor.norm=none"]
+    with pytest.raises(InputError, match=r"data.batch=1 with predictor.last_norm=batch: one sample"):
+        compose("moco_v3", overrides=["data.batch=1", "predictor.last_norm=batch", *norms])
+
+
 def test_another_kind_starts_from_its_own_fields():
     config = compose(
         "simclr", overrides=["objective.temperature=0.07", "objective.queue=99", "objective.kind=info_nce"]
@@ -138,15 +156,17 @@ def test_fields_merge_and_a_path_is_a_recipe(tmp_path):
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
-        (["data.batchh=3"], "data.batchh: unknown field; did you mean batch"),
+        (["data.batchh=3"], "data.batchh: unknown field; did you mean data.batch?"),
         (["objective.kind=nt_xnt"], "unknown kind 'nt_xnt'; did you mean nt_xent"),
-        (["objective.temprature=1"], "objective.temprature: unknown field; did you mean temperature"),
+        (["objective.temprature=1"], "objective.temprature: unknown field; did you mean objective.temperature?"),
         (["target.kind=emma"], "did you mean ema"),
-        (["views.0.jiter=3"], "views.0.jiter: unknown field; did you mean jitter"),
+        (["views.0.jiter=3"], "views.0.jiter: unknown field; did you mean views.0.jitter?"),
         (["views.3.flip=1"], "views.3"),
         (["optim.lr=-1"], "optim.lr: should be greater than 0 (got -1)"),
         (["optim.lr=.nan"], "optim.lr"),
-        (["train.length=100"], "80steps, 10epochs or 25%"),
+        (["train.length=100"], "train.length: not a duration: 100; write it as 80steps, 10epochs, 30min or 2h"),
+        (["optim.warmup=often"], "optim.warmup: not a duration: 'often'; write it as 80steps, 10epochs or 25%"),
+        (["train.keep=120%"], "train.keep: not a duration: '120%'; a share of the run is at most 100%"),
         (["data.batch=1"], "one sample has no batch statistics"),
         (["data.batch=1", "encoder.norm=layer", "projector.norm=layer"], "objective.kind=nt_xent compares the images"),
         (["foo"], "a.b=c"),
@@ -167,7 +187,7 @@ def test_fields_merge_and_a_path_is_a_recipe(tmp_path):
             ["objective.kind=info_nce"],
             "objective.queue: required, but missing; recipes have 4096 (moco_v2), 65536 (",
         ),
-        (["target=ema"], "target.momentum: required, but missing; recipes have 0.99 (byol, moco_v2), 0.999 ("),
+        (["target=ema"], "target.momentum: required, but missing; recipes have 0.99 (byol, dino, pcl), 0.999 ("),
         (["objective.kind=mine"], "unknown kind 'mine'"),
         (["scope.kind=blockwise", "scope.grid=2"], "grid is for pool=local"),
         (["objective.kind=supervised", "target.kind=ema", "target.momentum=0.9"], "labels"),

@@ -71,6 +71,17 @@ def test_progress_in_a_notebook_is_one_line(capsys, monkeypatch):
     assert shown.endswith("\nlearned\n")
 
 
+def test_prose_ends_its_lines_between_words_on_a_terminal_alone(capsys):
+    words = "not collapsed: " + "/a/path " * 30 + "[bold]"
+    for terminal, lines in ((True, 4), (False, 1)):
+        reporter = Reporter()
+        reporter.console = Screen(force_terminal=terminal, width=80, color_system=None)
+        reporter.tell(words)
+        shown = capsys.readouterr().err.splitlines()
+        assert len(shown) == lines and " ".join(line.rstrip() for line in shown) == words
+        assert lines == 1 or max(map(len, shown)) <= 80
+
+
 def test_a_stream_that_is_closed_takes_words_and_drops_them(monkeypatch):
     monkeypatch.setattr(sys, "stderr", None)
     Reporter().say("unseen")

@@ -25,10 +25,10 @@ class World:
 
     is_initialized = is_available
 
-    def get_rank(self) -> int:
+    def get_rank(self, group=None) -> int:
         return getattr(self.place, "rank", 0)
 
-    def get_world_size(self) -> int:
+    def get_world_size(self, group=None) -> int:
         return self.size
 
     def shared(self, x: torch.Tensor) -> list[torch.Tensor]:
@@ -38,16 +38,16 @@ class World:
         self.barrier.wait()
         return found
 
-    def all_gather(self, out: list[torch.Tensor], x: torch.Tensor) -> None:
+    def all_gather(self, out: list[torch.Tensor], x: torch.Tensor, group=None) -> None:
         for place, part in zip(out, self.shared(x), strict=True):
             place.copy_(part)
 
-    def all_reduce(self, x: torch.Tensor, op: str = "sum") -> None:
+    def all_reduce(self, x: torch.Tensor, op: str = "sum", group=None) -> None:
         parts = torch.stack(self.shared(x))
         x.copy_(parts.amax(0) if op == "max" else parts.sum(0))
 
-    def broadcast(self, x: torch.Tensor, source: int) -> None:
-        x.copy_(self.shared(x)[source])
+    def broadcast(self, x: torch.Tensor, group=None, group_src: int = 0) -> None:
+        x.copy_(self.shared(x)[group_src])
 
     def run(self, work):
         """What `work(rank)` gives in each process, in order."""

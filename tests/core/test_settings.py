@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from twinblock.core.seeding import seeded
-from twinblock.core.settings import own_settings
+from twinblock.core.settings import fast, own_settings
 
 
 @pytest.fixture(autouse=True)
@@ -16,7 +16,7 @@ def as_before():
     torch.set_default_dtype(torch.float32)
     torch.set_grad_enabled(True)
     torch.use_deterministic_algorithms(False)
-    torch.set_default_device("cpu")
+    torch.set_default_device(None)  # "cpu" would leave a mode that sees every call
 
 
 def test_settings_of_the_caller_are_put_aside_and_put_back():
@@ -41,6 +41,9 @@ def test_what_a_run_sets_ends_with_it(monkeypatch):
     def run():
         torch.use_deterministic_algorithms(True)
         os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
+        fast()
+        assert torch.get_float32_matmul_precision() == "high"
+        assert torch.backends.cudnn.benchmark
         limits.recompile_limit = limits.accumulated_recompile_limit = 9999
         raise KeyError
 
@@ -48,6 +51,8 @@ def test_what_a_run_sets_ends_with_it(monkeypatch):
         run()
     assert not torch.are_deterministic_algorithms_enabled()
     assert "CUBLAS_WORKSPACE_CONFIG" not in os.environ
+    assert torch.get_float32_matmul_precision() == "highest"
+    assert not torch.backends.cudnn.benchmark
     assert (limits.recompile_limit, limits.accumulated_recompile_limit) == before
 
 

@@ -13,3 +13,9 @@ def cache(tmp_path, monkeypatch) -> Path:
     store.say_once.cache_clear()
     store._locks_files.cache_clear()
     return tmp_path / "cache"
+
+
+@pytest.fixture
+def photos(tmp_path) -> Path:
+    (tmp_path / "photos").mkdir()
+    return tmp_path / "photos"

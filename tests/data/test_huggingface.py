@@ -1,31 +1,13 @@
 """Parquet files and hub ids."""
 
-import json
 import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from pictures import one_line, plain, put, values
+from pictures import cells, one_line, plain, put, values, write_parquet
 
 from twinblock.core.errors import InputError
 from twinblock.data import load
-
-
-def write_parquet(path: Path, columns: dict, features: dict | None = None, **options) -> None:
-    pa = pytest.importorskip("pyarrow")
-    from pyarrow import parquet as pq
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    table = pa.table(columns)
-    if features:
-        table = table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
-    pq.write_table(table, path, **options)
-
-
-def cells(*numbers: int) -> list[dict]:
-    return [{"bytes": plain(number), "path": None} for number in numbers]
-
 
 NAMED = {"label": {"names": ["cat", "dog"], "_type": "ClassLabel"}, "image": {"_type": "Image"}}
 

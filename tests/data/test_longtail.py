@@ -154,7 +154,7 @@ def test_overrides_reach_the_tail():
     assert (config.data.longtail.kind, config.data.longtail.split, config.data.indices) == ("balanced", 1, "a: b.npy")
     with pytest.raises(InputError, match=r"data\.longtail\.imbalance: should be greater than or equal to 1"):
         compose("simclr", overrides=["data.longtail={imbalance: 0.5}"])
-    with pytest.raises(InputError, match="did you mean seed"):
+    with pytest.raises(InputError, match=r"did you mean data\.longtail\.seed\?"):
         compose("simclr", overrides=["data.longtail={imbalance: 9, sed: 1}"])
 
 
@@ -174,6 +174,13 @@ def test_a_class_that_has_a_name_and_no_image_is_named():
 def test_few_shots_are_of_seed_0_unless_it_is_said():
     assert np.array_equal(few_shot(LABELS, 5), few_shot(LABELS, 5, seed=0))
     assert not np.array_equal(few_shot(LABELS, 5), few_shot(LABELS, 5, seed=1))
+
+
+def test_a_number_that_no_index_can_be_is_no_whole_number(tmp_path):
+    file = tmp_path / "list.txt"
+    file.write_text("3 99999999999999999999")
+    with pytest.raises(InputError, match="give whole numbers"):
+        read_indices(str(file), 300)
 
 
 def test_a_list_whose_header_promises_more_than_memory_holds_is_one_line(tmp_path):

@@ -13,9 +13,10 @@ from pictures import one_line, put, values
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
+import twinblock
 from twinblock.config.data import Data
 from twinblock.core.errors import InputError
-from twinblock.data import load
+from twinblock.data import load, rows
 from twinblock.data.forms import Wanted
 from twinblock.data.objects import describe, images_from, is_object
 from twinblock.data.training import training
@@ -166,7 +167,10 @@ def test_labels_that_are_all_unknown_are_none():
         ([0, 1, -2, 0, 0], "label 2 is -2"),
         ([0, 1, 0.5, 0, 0], "label 2 is 0.5"),
         ([0, "a", 0, 0, 0], "label 0 is 0"),
-        (np.zeros((5, 10)), r"label 0 is \[0"),
+        (np.full((5, 3), 0.5), r"labels of shape \(5, 3\); give a column a class, of 0, 1, or -1: not known"),
+        (np.zeros((4, 3)), "labels of 4 images for 5"),
+        ([["a"], ["b", 1], [], [], []], "'[ab]' among others; give text for all"),
+        ([[0], [-1], [], [], []], "'-1' among others"),
         ([0, 0, 0, 0, 10**9], "label 4 is 1000000000"),
     ],
 )
@@ -326,3 +330,14 @@ def test_subsets_are_cut_from_given_images(tmp_path):
     (tmp_path / "rows.txt").write_text("3\n1\n")
     part = training(Data(source="<array of 5 images>", indices=str(tmp_path / "rows.txt")), images_from(PIXELS))
     assert np.array_equal(part.batch([0, 1]), PIXELS[[3, 1]])
+
+
+def test_large_items_of_a_data_set_are_trained_on(tmp_path):
+    """Rows so large that they are read from the file, which has no name any more."""
+    items = [*np.random.default_rng(1).integers(0, 256, (8, 160, 160, 3), np.uint8)]
+    images = images_from(Birds(items))
+    assert images.pixels[0].nbytes > rows.LARGE
+    assert np.array_equal(images.batch([5, 2]).numpy(), np.asarray(images.pixels)[[5, 2]])
+    small = ["encoder.kind=resnet10", "encoder.width=8", "data.batch=8", "data.size=32", "train.length=1steps"]
+    run = twinblock.pretrain("simclr", data=Birds(items), out=tmp_path / "run", overrides=small, quiet=True)
+    assert len(twinblock.embed(run, data=Birds(items[:3])).features) == 3

@@ -1,11 +1,14 @@
 """What a run is told to change follows from its own config."""
 
 import pytest
+import tiny
 
 from twinblock.config.recipes import compose
 from twinblock.diagnosis import advice, verdict
+from twinblock.diagnosis.advice import unfit
 
 NO_NORM = ["projector.norm=none", "predictor.norm=none"]
+CONTRASTIVE = ["simclr", "moco_v2", "moco_v3", "nnclr", "dcl", "sup_con", "pcl"]
 SGD = ["optim.kind=sgd", "optim.lr=0.1"]
 
 
@@ -21,7 +24,7 @@ SGD = ["optim.kind=sgd", "optim.lr=0.1"]
         ("byol", ["target.momentum=1"], "the target never moves"),
         ("byol", ["data.batch=4"], "data.batch=4: too few images for batch statistics"),
         ("simsiam", ["optim.weight_decay=0.1"], "optim.weight_decay=0.1 shrinks"),
-        ("simclr", ["objective.temperature=20"], "objective.temperature=20 is unusual"),
+        *((name, ["objective.temperature=20"], "objective.temperature=20 is unusual") for name in CONTRASTIVE),
         ("vicreg", ["objective.variance=0"], "objective.variance=0"),
         ("barlow_twins", ["objective.lambd=0"], "objective.lambd=0"),
     ],
@@ -91,3 +94,32 @@ def test_what_is_well_gets_no_advice():
     assert advice("healthy", compose("simclr"), "learned") == advice("healthy", compose("simclr")) == ""
     assert "test images" in advice("healthy", compose("simclr"), "too close to tell")
     assert "longer" in advice("healthy", compose("simclr"), "too early to tell")
+
+
+@pytest.mark.parametrize("recipe", CONTRASTIVE)
+def test_a_collapse_in_spite_of_negatives_is_one_of_the_learning_rate(recipe):
+    assert "since there are negatives" in advice("complete collapse", compose(recipe))
+    assert "since there are negatives" not in advice("complete collapse", compose("byol"))
+
+
+@pytest.mark.parametrize("recipe", ["moco_v2", "nnclr", "pcl"])
+def test_a_queue_is_filled_by_the_run_and_holds_an_image_once(recipe):
+    """Random rows that stay to the end repel nothing real; a neighbour that is the image itself is a view of it."""
+
+    def lines(queue, images, steps):
+        return list(unfit(compose(recipe, overrides=[f"objective.queue={queue}", "data.batch=64"]), images, steps))
+
+    assert lines(6400, 6400, 100) == []
+    assert "objective.queue=6401 is never filled by the 6,400 images of this run" in lines(6401, 9000, 100)[0]
+    assert "more than the 6,399 images, so an image meets itself" in lines(6400, 6399, 100)[0]
+    assert list(unfit(compose("simclr"), 10, 1)) == []
+
+
+def test_a_learner_that_trains_for_a_time_fills_its_queue_in_that_time(tmp_path, monkeypatch):
+    """Nine steps in four phases: two steps of 16 images fill 32 rows, not 33."""
+    said = []
+    monkeypatch.setattr(tiny.Reporter, "warn", lambda _, line: said.append(line))
+    for queue in (32, 33):
+        config = tiny.config("moco_v2", "sequential", objective={"queue": queue}, train={"length": "9steps"})
+        tiny.trainer(config, tmp_path / str(queue)).run.release()
+    assert len(said) == 1 and "objective.queue=33 is never filled by the 32 images" in said[0]

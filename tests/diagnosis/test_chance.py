@@ -12,20 +12,45 @@ from twinblock.diagnosis.chance import AT_CHANCE, Accuracy, chance_loss, loss_at
 from twinblock.diagnosis.verdict import verdict
 from twinblock.training.finish import last_line
 
+CANDIDATES = {  # of a batch of 32 images and a queue of 64 rows
+    "simclr": 63,
+    "moco_v2": 65,
+    "moco_v3": 32,
+    "nnclr": 32,
+    "dcl": 62,
+    "sup_con": 63,
+    "pcl": 65 * 32,  # among keys, and among prototypes: those of the batch's images, and others if there are any
+}
 
-def test_the_loss_of_embeddings_without_information_is_at_least_what_is_taken_for_chance():
-    """Positives that are no more alike than any candidate: by Jensen's inequality the mean is above ln of the count."""
-    from twinblock.methods.objectives import InfoNCE, NTXent
 
-    simclr, moco = compose("simclr", overrides=["data.batch=32"]), compose("moco_v2", overrides=["objective.queue=64"])
-    assert chance_loss(simclr) == pytest.approx(math.log(63))
-    assert chance_loss(moco) == pytest.approx(math.log(65))
-    means = [float(NTXent(0.2)(*(gaussian(32, 8, seed=2 * s + k) for k in (0, 1)))) for s in range(20)]
-    assert np.mean(means) > math.log(63)
-    losses = [float(InfoNCE(8, 64, 0.2, s)(*(gaussian(32, 8, seed=2 * s + k) for k in (0, 1)))) for s in range(20)]
-    assert np.mean(losses) > math.log(65)
-    point = torch.ones(32, 8)  # nor is a collapse below it
-    assert float(NTXent(0.2)(point, point)) == pytest.approx(math.log(63))
+def small(recipe, *overrides):
+    """A recipe with a batch of 32, a queue of 64 and embeddings of width 8."""
+    queue = ["objective.queue=64"] if recipe in ("moco_v2", "nnclr", "pcl") else []
+    queue += ["objective.clusters=[9, 20]"] if recipe == "pcl" else []
+    predictor = ["predictor.dims=[16,8]"] if recipe in ("moco_v3", "nnclr") else []
+    return compose(recipe, overrides=["data.batch=32", "projector.dims=[16,8]", *queue, *predictor, *overrides])
+
+
+@pytest.mark.parametrize("recipe", CANDIDATES)
+def test_the_loss_of_embeddings_without_information_is_at_least_what_is_taken_for_chance(recipe):
+    """Positives that are no more alike than any candidate: by Jensen's inequality the mean is above ln of the count.
+
+    Nor is a collapse below it.
+    """
+    from twinblock.methods.objectives import KINDS
+    from twinblock.methods.parts import make
+
+    config, chance = small(recipe), math.log(CANDIDATES[recipe])
+    assert KINDS[config.objective.kind].chance(config.objective, 32) == pytest.approx(chance)
+    point, losses = torch.ones(32, 8), []
+    for s in range(20):
+        objective = make(config.objective, KINDS, dim=8, seed=s, epoch_steps=1, images=100)
+        if recipe == "pcl":
+            objective.begin_epoch(lambda: gaussian(100, 8, seed=100), 9, 10)
+        losses.append(float(objective(gaussian(32, 8, seed=2 * s), gaussian(32, 8, seed=2 * s + 1))))
+        if not hasattr(objective, "queue") or recipe == "nnclr":
+            assert float(objective(point, point)) == pytest.approx(chance)
+    assert np.mean(losses) > chance
 
 
 @pytest.mark.parametrize(
@@ -34,16 +59,21 @@ def test_the_loss_of_embeddings_without_information_is_at_least_what_is_taken_fo
         ("simclr", [], 1),
         ("simclr", ["objective.scale=3"], 3),
         ("simclr", ["target={kind: ema, momentum: 0.9}"], 2),
-        ("simclr", ["predictor.dims=[16,128]"], 2),
+        ("simclr", ["predictor.dims=[16,8]"], 2),
         ("sdclr", [], 1),
         ("moco_v2", [], 1),
         ("moco_v2", ["target={kind: pruned, ratio: 0.5}"], 2),
+        ("moco_v3", [], 0.8),
+        ("nnclr", [], 1),
+        ("dcl", [], 1),
+        ("dcl", ["target={kind: ema, momentum: 0.9}"], 2),
+        ("sup_con", ["objective.scale=1"], 1),
+        ("simclr", ["views=[{}, {like: 0}, {like: 0}]"], 3),
+        ("simclr", ["views=[{}, {like: 0}, {like: 0, size: 16}]", "data.size=32"], 3),
     ],
 )
 def test_the_loss_at_chance_counts_the_terms_that_a_learner_sums(recipe, overrides, terms):
-    config = compose(recipe, overrides=["data.batch=32", "projector.dims=[16,128]", *overrides])
-    candidates = 63 if config.objective.kind == "nt_xent" else config.objective.queue + 1
-    assert chance_loss(config) == pytest.approx(terms * math.log(candidates))
+    assert chance_loss(small(recipe, *overrides)) == pytest.approx(terms * math.log(CANDIDATES.get(recipe, 63)))
 
 
 def test_other_objectives_have_no_chance_loss():
@@ -160,3 +190,11 @@ def test_the_last_line_says_that_labels_tell_nothing():
     assert AT_CHANCE in said and AT_CHANCE in last_line({**result, "evidence": said})
     clear = verdict(LEARNED_BY_VIEWS, True, accuracy=accuracy(0, 60)).evidence
     assert last_line({**result, "evidence": clear}).endswith("not collapsed")
+
+
+def test_what_went_wrong_and_what_to_do_have_lines_of_their_own():
+    result = {"state": "healthy", "headline": "not collapsed", "knn": None, "effective_rank": 9.0, "width": 64}
+    first, why, advice = last_line({**result, "evidence": "a; b", "advice": "train for longer"}).split("\n")
+    assert first == "not collapsed: no labels to measure accuracy with · effective rank 9/64"
+    assert (why, advice) == ("why: a; b", "advice: train for longer")
+    assert last_line({**result, "evidence": "a; b", "advice": ""}).split("\n")[1:] == ["why: a; b"]

@@ -7,7 +7,7 @@ from torch.nn.functional import normalize
 
 from twinblock.core.errors import InputError
 from twinblock.diagnosis import measures as d
-from twinblock.diagnosis.measures import indicators
+from twinblock.diagnosis.measures import indicators, shares
 
 
 def close(found, expected, tolerance=1e-9):
@@ -209,3 +209,14 @@ def test_lidar_in_double_precision_by_numpy():
     values = np.linalg.eigvals(np.linalg.solve(within, between)).real + 1e-8
     p = values / values.sum()
     assert float(d.lidar(z, 3, delta=0.1)) == pytest.approx(math.exp(-(p * np.log(p)).sum()), rel=1e-11)
+
+
+def test_shares_of_prototypes_by_hand():
+    """Four images: two choose the first of four prototypes, two the last; two are certain, two hardly."""
+    q = torch.tensor([[1.0, 0, 0, 0], [0, 0, 0, 1.0], [0.26, 0.24, 0.25, 0.25], [0.25, 0.25, 0.24, 0.26]])
+    found = shares(q)
+    assert found["prototypes"] == 4 and found["used"] == pytest.approx(2)
+    assert found["uncertainty"] == pytest.approx(0.5, abs=1e-3)
+    alone = shares(torch.tensor([[0.6, 0.4]] * 5))
+    assert alone["used"] == pytest.approx(1)
+    assert alone["uncertainty"] == pytest.approx(-(0.6 * math.log(0.6) + 0.4 * math.log(0.4)) / math.log(2))

@@ -1,9 +1,9 @@
 """The monitor looks early, confirms what it suspects, and survives a resume."""
 
 import json
-import math
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import tiny
 import torch
@@ -12,8 +12,9 @@ from PIL import Image
 import twinblock.training.trainer
 from twinblock.config.data import Data
 from twinblock.core.errors import Collapsed
+from twinblock.core.seeding import order
 from twinblock.data import load
-from twinblock.diagnosis.monitor import Monitor, held_out, leave_one_out
+from twinblock.diagnosis.monitor import Monitor, held_out
 from twinblock.runs import checkpoint
 
 
@@ -42,6 +43,17 @@ def test_looks_cost_about_one_percent(tmp_path):
         trainer = tiny.trainer(config, tmp_path / str(batch))
         looks = sum(trainer.monitor.due(step) for step in range(steps)) + 1
         assert 0.004 * steps < looks * 2 * len(trainer.monitor.pixels) / (6 * batch) <= 0.01 * steps
+
+
+def test_the_sample_is_the_same_in_every_version(tmp_path):
+    """By hand: the first images in an order of the seed that no epoch has (place -1), in order of their numbers."""
+    config = tiny.config("simclr", train={"length": "20000steps", "seed": 5})
+    images = tiny.images(200)
+    monitor = tiny.trainer(config, tmp_path / "run", images).monitor
+    count = len(monitor.pixels)
+    assert 64 <= count < 200
+    rows = np.sort(order(5, -1, 200)[:count])
+    assert np.array_equal(monitor.pixels, images.pixels[rows]) and np.array_equal(monitor.labels, images.labels[rows])
 
 
 def test_looks_of_a_long_run_and_of_many_processes_are_fewer(tmp_path):
@@ -210,14 +222,6 @@ def test_words_for_the_bar(tmp_path):
     assert knn > 50  # the mean colour is the class, and three classes make a third by chance
 
 
-def test_leave_one_out_is_not_its_own_neighbour():
-    z = torch.tensor([[[1.0, 0.0], [1.0, 0.1], [0.0, 1.0], [0.1, 1.0]]])
-    assert leave_one_out(z, torch.tensor([0, 0, 1, 1])) == 100
-    assert leave_one_out(z, torch.tensor([0, 1, 0, 1])) == 0
-    assert leave_one_out(z, torch.tensor([0, 0, -1, -1])) == 100
-    assert leave_one_out(z, torch.full((4,), -1)) is None
-
-
 def test_stop_on_collapse_saves_and_goes_on_when_told(tmp_path):
     train = {"length": "60steps", "on_collapse": "stop"}
     trainer = tiny.trainer(tiny.config("byol", train=train), tmp_path)
@@ -304,43 +308,3 @@ def test_test_images_without_labels_are_not_looked_at_in_a_training_with_labels(
     monkeypatch.setattr("twinblock.diagnosis.monitor.split_of", lambda *_: bare)
     assert held_out(Data(), labelled) is labelled
     assert held_out(Data(), replace(labelled, labels=None)) is bare
-
-
-def test_leave_one_out_by_hand():
-    """Five neighbours vote exp(cosine / 0.1): two at 0.9 are more than three at 0.8, and less than five."""
-    angles = torch.tensor([0.0, *[0.9] * 2, *[0.8] * 3]).acos()
-    angles[0] = 0.0
-    z = torch.stack([angles.cos(), angles.sin()], 1)[None]
-    labels = torch.tensor([0, 0, 0, 1, 1, 1])
-    cosines = (angles[:, None] - angles).cos()
-    right = 0
-    for i in range(6):
-        votes = [sum(math.exp(cosines[i, j] / 0.1) for j in range(6) if j != i and labels[j] == c) for c in (0, 1)]
-        right += votes[labels[i]] > votes[1 - labels[i]]
-    assert leave_one_out(z, labels) == pytest.approx(100 * right / 6)
-    assert votes_of_first(cosines) == 0
-    assert leave_one_out(3 * z, 5 + 2 * labels) == pytest.approx(100 * right / 6)  # labels may be any numbers
-    assert leave_one_out(z * torch.nan, labels) is None
-
-
-def votes_of_first(cosines: torch.Tensor) -> int:
-    """2 exp(9) = 16 206 against 3 exp(8) = 8 943."""
-    return int(3 * math.exp(cosines[0, 3] / 0.1) > 2 * math.exp(cosines[0, 1] / 0.1))
-
-
-def test_five_neighbours_vote():
-    """Angles of which no two pairs are equally far apart; with four or six neighbours, other images are right."""
-    turns = torch.tensor([0.04, 0.05, 0.1, 0.17, 0.26, 0.36, 0.39, 0.45, 0.5, 0.56], dtype=torch.float64)
-    labels = torch.tensor([0, 1, 1, 0, 0, 0, 1, 1, 0, 1])
-
-    def right(k: int) -> int:
-        count = 0
-        for i in range(10):
-            near = sorted((j for j in range(10) if j != i), key=lambda j: abs(float(turns[i] - turns[j])))[:k]
-            votes = [sum(math.exp(math.cos(turns[i] - turns[j]) / 0.1) for j in near if labels[j] == c) for c in (0, 1)]
-            count += votes[labels[i]] > votes[1 - labels[i]]
-        return count
-
-    assert len({right(4), right(5), right(6)}) == 3
-    found = leave_one_out(torch.stack([turns.cos(), turns.sin()], 1).float()[None], labels)
-    assert found == pytest.approx(10 * right(5))

@@ -310,3 +310,43 @@ def test_the_length_is_from_the_first_look_to_the_last():
 def test_the_last_look_says_whether_views_agree():
     assert headline((0.3, 0.01), (0.3, 0.01), (0.9, 0.01)) == "learned"
     assert headline((0.3, 0.01), (0.9, 0.01), (0.3, 0.01)) == "not collapsed"
+
+
+def shared(*of_looks, finished=True, kind="dino", **fields):
+    """A run whose views say that it learned, with these (prototypes in use, entropy) of its looks."""
+    rows = history(*[(0.2, 0.01), *[(0.8, 0.01)] * (len(of_looks) - 1)])
+    for row, (used, uncertainty) in zip(rows, of_looks, strict=True):
+        row["prototypes"] = {"prototypes": 64.0, "used": used, "uncertainty": uncertainty}
+    return verdict(rows, finished, compose(kind, {"objective": fields}))
+
+
+def test_prototypes_that_tell_images_apart():
+    for finished in (True, False):
+        assert shared((1.0, 0.85), (20.0, 0.3), (40.0, 0.1), finished=finished).state == "healthy"
+        assert shared((1.0, 1.0), (2.0, 0.9995), (40.0, 0.6), finished=finished).state == "healthy"  # they may begin so
+
+
+def test_one_prototype_for_all_images_is_a_collapse():
+    found = shared((1.0, 0.85), (20.0, 0.3), (1.0, 0.0), (1.1, 0.0), finished=False, momentum=1.0)
+    assert found.state == "complete collapse"
+    assert found.evidence == "all images choose the same one of 64 prototypes; 20.0 were in use before"
+    assert found.advice.startswith("objective.momentum=1: the centre never moves")
+    assert shared((1.0, 0.85), (20.0, 0.3), (1.0, 0.0), finished=False).state == "healthy"  # it may be a stumble
+    assert shared((1.0, 0.85), (1.0, 0.1), (1.0, 0.0)).state == "complete collapse"  # a run that ends so
+    assert shared((1.0, 0.85), (1.0, 0.1), (1.0, 0.0), finished=False).state == "healthy"  # it has not left it yet
+
+
+def test_all_prototypes_alike_for_each_image_is_a_collapse():
+    found = shared((9.0, 0.85), (20.0, 0.3), (20.0, 0.9995), target_temperature=0.2)
+    assert found.state == "complete collapse"
+    assert found.evidence == "each image has all 64 prototypes alike: entropy 0.9995, 0.30 before"
+    assert found.advice.startswith("objective.target_temperature=0.2 is not below objective.temperature=0.1")
+    assert shared((9.0, 0.85), (20.0, 0.3), (20.0, 0.998)).state == "healthy"
+    assert shared((9.0, 1.0), (20.0, 0.9999), (20.0, 0.9999)).state == "healthy"  # never otherwise: nothing fell
+
+
+def test_codes_no_sharper_than_predictions_are_named():
+    found = shared((9.0, 0.9), (20.0, 0.3), (1.0, 0.0), kind="swav", epsilon=0.2)
+    assert found.advice.startswith("objective.epsilon=0.2: codes are hardly sharper")
+    stuck = shared((9.0, 0.9), (20.0, 0.9995), (20.0, 0.9995), kind="swav", epsilon=0.05)
+    assert stuck.state == "complete collapse" and stuck.advice.startswith("lower objective.epsilon=0.05")

@@ -87,6 +87,10 @@ def write_video(path: Path, frames: list[np.ndarray], rate: int = 10) -> None:
 
 def tables(home: Path) -> None:
     table(home / "labels.csv", "file,label", "a.png,cat", "b.png,dog", "c.png,cat", "x/d.png,dog")
+    tags = ["a.png,dog;cat", "b.png,cat", "c.png,dog", "x/d.png,dog", "x/e.png,cat", "x/f.png,cat"]
+    table(home / "tags.csv", "file,labels", *tags)
+    hot = ["a,1,1", "b,1,0", "c,0,1", "d,0,1", "e,1,0", "f,1,-1"]
+    table(home / "hot.csv", "id,cat,dog", *hot)
     table(home / "ids.csv", "id,label", "a,1", "b,0", "c,1", "d,0", "e,0", "f,10")
     table(home / "imagefolder/metadata.csv", "file_name,label", "1.png,0", "2.png,1")
     rows = ["photos/a.png,cat,lynx", "photos/b.png,dog,fox", "photos/x/d.png,cat,tabby"]
@@ -235,6 +239,8 @@ EXPECTED: Expected = {
         "of labels.csv",
     ),
     "data=photos/ data.labels=ids.csv": (6, [1, 0, 1, 0, 0, 2], ("0", "1", "10"), "", "column label of ids.csv"),
+    "data=photos/ data.labels=tags.csv data.separator=;": (6, None, CAT_DOG, "", "column labels of tags.csv"),
+    "data=photos/ data.labels=hot.csv": (6, None, CAT_DOG, "", "columns cat, dog of hot.csv"),
     "data=imagefolder/": (2, [0, 1], ("0", "1"), "", "metadata.csv"),
     "data=list.csv": (3, [0, 1, 0], CAT_DOG, "", "column label"),
     "data=list.csv data.labels=species": (3, [1, 0, 2], ("fox", "lynx", "tabby"), "", "column species"),
@@ -313,6 +319,12 @@ def test_pixels_are_those_of_the_row():
     assert firsts("data=parquet_pixels/") == [0, 1, 2]
     assert firsts("data=parquet_paths/") == [1, 2]
     assert abs(int(read("data=phone/").pixels[0, 20, 20, 0]) - 200) < 10
+
+
+def test_several_classes_an_image_are_kept():
+    both = [[1, 1], [1, 0], [0, 1], [0, 1], [1, 0], [1, 0]]
+    assert read("data=photos/ data.labels=tags.csv data.separator=;").indicators.tolist() == both
+    assert read("data=photos/ data.labels=hot.csv").indicators.tolist() == [*both[:5], [1, -1]]
 
 
 def test_groups_and_weights_are_kept():

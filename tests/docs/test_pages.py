@@ -11,9 +11,12 @@ import pytest
 
 import twinblock
 
-pytestmark = pytest.mark.slow  # minutes on two cores: `make test-all`
-
 ID = [str(page.relative_to(pages.ROOT)) for page in pages.PAGES]
+FAST = ("README.md", "docs/tutorial.md", "docs/howto/data.md")  # the others take minutes on two cores: `make test-all`
+RUN = [
+    pytest.param(page, id=name, marks=[] if name in FAST else pytest.mark.slow)
+    for page, name in zip(pages.PAGES, ID, strict=True)
+]
 
 
 @pytest.fixture(scope="session")
@@ -32,7 +35,7 @@ def home(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("page", pages.PAGES, ids=ID)
+@pytest.mark.parametrize("page", RUN)
 def test_the_code_of_a_page_runs(page: Path, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     code = [block for block in pages.blocks(page) if block.language in pages.RUN and not block.reason]
     if not code:

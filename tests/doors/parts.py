@@ -36,8 +36,8 @@ class Counting(nn.Module):
         assert batch.labels is not None and batch.index is not None and len(batch.index) == len(z)
         return (z - t.detach()).square().mean()
 
-    def after_step(self, t: Tensor) -> None:
-        self.met += len(t)
+    def after_step(self, targets: dict[int, Tensor], step: int, total: int) -> None:
+        self.met += sum(len(t) for t in targets.values())
 
 
 class Frozen(nn.Module):
@@ -52,7 +52,7 @@ class Frozen(nn.Module):
     def sees(self, view: int) -> bool:
         return False
 
-    def forward(self, network: nn.Module, *inputs) -> tuple[Tensor, ...]:
+    def forward(self, network: nn.Module, *inputs) -> list[tuple[Tensor, ...]]:
         with torch.no_grad():
             return self.first(*inputs)
 

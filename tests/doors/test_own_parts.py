@@ -12,6 +12,7 @@ import twinblock
 from twinblock.config.recipes import compose, from_yaml
 from twinblock.core.errors import InputError
 from twinblock.methods import parts as registry
+from twinblock.methods.learners.alone import Alone
 from twinblock.methods.objectives import NTXent
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -148,6 +149,7 @@ def test_a_learner_of_ones_own_block_by_block(tmp_path, plan):
         ({"objective": {"kind": "nowhere:Loss"}}, "objective.kind=nowhere:Loss: cannot import it"),
         ({"objective": {"kind": "parts:Nothing"}}, "cannot import it"),
         ({"learner": parts.MyLoss}, "has no pass_on"),
+        ({"learner": Alone}, "has no forward, pass_on, outputs"),
     ],
 )
 def test_what_cannot_be_used_is_one_line(tmp_path, given, message):

@@ -41,7 +41,10 @@ def test_only_settings_that_differ_are_listed(tmp_path):
     assert differing["optim.lr"] == [0.5, 0.25]
     assert differing["target.kind"] == ["shared", "ema"]
     assert differing["target.momentum"] == [None, 0.9]  # a shared target has none
-    assert set(differing) == {"optim.lr", *(f"target.{name}" for name in ("kind", "momentum", "schedule", "buffers"))}
+    assert set(differing) == {
+        "optim.lr",
+        *(f"target.{name}" for name in ("kind", "momentum", "schedule", "buffers", "kept")),
+    }
     assert settings([first, first]) == {}
 
 

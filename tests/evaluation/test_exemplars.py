@@ -21,6 +21,7 @@ from twinblock.data import training as longtail
 from twinblock.evaluation import exemplars
 from twinblock.evaluation.exemplars import auroc, lift
 from twinblock.evaluation.features import features
+from twinblock.methods.stacks import Stack
 from twinblock.nn.encoders import MEAN, STD
 from twinblock.runs.run import Run
 
@@ -55,7 +56,7 @@ def test_a_pruned_run_is_seen_by_its_own_pruned_network(tmp_path, source, scope)
     with torch.no_grad():
         for learner in trainer.learners:
             learner.eval()
-            maps, _ = learner.target(learner.network, maps, (0,), 0)
+            ((maps, _),) = learner.target(learner.network, [Stack(maps, [(0,)])])
         assert torch.allclose(pruned.eval()(x[1]), maps.mean((2, 3)), atol=1e-5)
 
 

@@ -1,23 +1,31 @@
 """`finetune`: torch's own optimizer and schedule by hand, no look at test images, and the same again after a kill."""
 
+import copy
+import csv
 import json
 import shutil
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import timm
 import torch
 from safetensors.torch import load_file, save_file
+from sklearn.metrics import average_precision_score
 from tiny import images
 from torch import nn
 
 import twinblock
 from twinblock import cli
 from twinblock.core.errors import InputError
+from twinblock.core.seeding import order
 from twinblock.data import Images, take
 from twinblock.evaluation import finetune, published
-from twinblock.evaluation.classifier import Schedule, fit, head_of
+from twinblock.evaluation.classifier import Classifier, Schedule, fit, head_of
+from twinblock.evaluation.goals import OneClass
+from twinblock.evaluation.labelled import LabelledSets
+from twinblock.evaluation.protocols import PROTOCOLS, Protocol
 from twinblock.nn.encoders import build_encoder
 from twinblock.views import View, Views, centre
 
@@ -30,7 +38,12 @@ CENTRAL = Views([View(crop=None, flip=0, jitter_p=0, gray=0)], 16, HALF, HALF)
 
 
 def schedule(steps=5, batch=100, frozen=()) -> Schedule:
-    return Schedule(steps, batch, CENTRAL, frozen, torch.device("cpu"))
+    return Schedule(steps, batch, CENTRAL, frozen, torch.device("cpu"), 1e-4, 1.0)
+
+
+def fitted(encoder, lr, how):
+    data = images(20)
+    return fit(encoder, OneClass(LabelledSets.of(data, data)), np.arange(20), lr, 0, how)
 
 
 @pytest.fixture(scope="module")
@@ -42,8 +55,7 @@ def run(tmp_path_factory):
 
 @pytest.fixture
 def short(monkeypatch):
-    monkeypatch.setattr(finetune, "FEWEST", 4)
-    monkeypatch.setattr(finetune, "RATES", (0.01, 0.1))
+    monkeypatch.setitem(PROTOCOLS, "default", Protocol(fewest=4, rates=(0.01, 0.1)))
 
 
 def tuned(run, out, data=None, **how):
@@ -53,7 +65,7 @@ def tuned(run, out, data=None, **how):
 
 def test_a_frozen_encoder_is_logistic_regression_by_torchs_own_schedule():
     encoder, data = build_encoder("resnet10", "cifar", "batch", 8, 16, 0).eval(), images(20)
-    model = fit(encoder, data, data.labels, 3, 0.3, 0, schedule(frozen=("encoder",)))
+    model = fitted(encoder, 0.3, schedule(frozen=("encoder",)))
     with torch.no_grad():
         x = encoder(centre(data.batch(range(20)), 16, HALF, HALF))
     layer = nn.Linear(encoder.width, 3)
@@ -74,9 +86,9 @@ def test_a_frozen_encoder_is_logistic_regression_by_torchs_own_schedule():
 
 
 def test_only_frozen_modules_stay_and_the_given_encoder_is_left_alone():
-    encoder, data = build_encoder("resnet10", "cifar", "batch", 8, 16, 0), images(20)
+    encoder = build_encoder("resnet10", "cifar", "batch", 8, 16, 0)
     before = {name: tensor.clone() for name, tensor in encoder.state_dict().items()}
-    model = fit(encoder, data, data.labels, 3, 0.1, 0, schedule(frozen=("conv1", "bn1", "layer1")))
+    model = fitted(encoder, 0.1, schedule(frozen=("conv1", "bn1", "layer1")))
     after = model.encoder.state_dict()
     assert all(torch.equal(encoder.state_dict()[name], tensor) for name, tensor in before.items())
     for name, tensor in before.items():
@@ -85,13 +97,13 @@ def test_only_frozen_modules_stay_and_the_given_encoder_is_left_alone():
 
 def test_parts_of_the_labels_are_of_each_class_and_lie_within_each_other(run):
     data = images(60)
-    task = finetune._task(run, run.config.data, data, 1, ())
-    labels, parts = task.sets.train_labels, {f: task.rows(f, 1) for f in (0.01, 0.5, 1.0)}
+    goal = finetune._task(run, run.config.data, data, Protocol(), ()).goal
+    labels, parts = goal.targets[0].numpy(), {f: goal.part(f, 1) for f in (0.01, 0.5, 1.0)}
     sizes = np.bincount(labels)
     assert np.bincount(labels[parts[0.01]]).tolist() == [1, 1, 1]
     assert np.bincount(labels[parts[0.5]]).tolist() == [max(1, round(n / 2)) for n in sizes.tolist()]
     assert {*parts[0.01]} <= {*parts[0.5]} <= {*parts[1.0]} == {*range(len(labels))}
-    assert {*task.rows(0.5, 2)} != {*parts[0.5]}
+    assert {*goal.part(0.5, 2)} != {*parts[0.5]}
 
 
 def test_a_table_and_a_classifier_come_of_it(run, tmp_path, short):
@@ -107,13 +119,118 @@ def test_a_table_and_a_classifier_come_of_it(run, tmp_path, short):
     assert kept["rows"] == rows and (tmp_path / "out" / "finetune.csv").is_file()
     # the classifier that was kept is the one that was measured
     made = twinblock.Run.open(tmp_path / "out" / "model")
-    head, names = head_of(made)
-    assert names == ["red", "green", "blue"]
-    task = finetune._task(run, run.config.data, images(60), 1, ())
-    scores = head(twinblock.embed(made, task.sets.test).features)
-    assert 100 * (scores.argmax(1).numpy() == task.sets.test_labels).mean() == pytest.approx(
+    head = head_of(made)
+    assert head.names == ["red", "green", "blue"] and not head.several
+    goal = finetune._task(run, run.config.data, images(60), Protocol(), ()).goal
+    scores = head.layer(twinblock.embed(made, goal.images[1]).features)
+    assert 100 * float((scores.argmax(1) == goal.targets[1]).double().mean()) == pytest.approx(
         kept["cells"]["pretrained, 1, 0, model"]
     )
+
+
+def tagged(count: int = 60) -> Images:
+    """Images in which red and green are bright or not, and blue never says anything of them."""
+    rng = np.random.Generator(np.random.PCG64(1))
+    matrix = rng.integers(0, 2, (count, 3)).astype(np.int8)
+    pixels = rng.integers(0, 120, (count, 16, 16, 3), dtype=np.uint8)
+    pixels[:, :, :, :2] += 100 * matrix[:, None, None, :2].astype(np.uint8)
+    return Images(pixels, indicators=matrix, classes=("red", "green", "chance"), name="tags")
+
+
+def test_images_of_several_classes_are_measured_by_average_precision(run, tmp_path, monkeypatch):
+    monkeypatch.setitem(PROTOCOLS, "default", Protocol(fewest=30, rates=(0.03,)))
+    rows = tuned(run, tmp_path / "out", tagged(), seeds=2)
+    assert [list(row) for row in rows] == [
+        ["start", "labels %", "images", "mAP %", "std", "rate", "epochs", "chosen on"]
+    ] * 4
+    kept = json.loads((tmp_path / "out" / "finetune.json").read_text())
+    last = [kept["cells"]["pretrained, 1, 0, model"], kept["cells"]["pretrained, 1, 1"]]
+    assert rows[2]["mAP %"] == pytest.approx(np.mean(last)) and rows[2]["std"] == pytest.approx(
+        np.std(np.mean(last, 1), ddof=1)
+    )
+    with open(tmp_path / "out" / "finetune-classes.csv") as file:
+        of = {(row["start"], float(row["labels %"]), row["class"]): row for row in csv.DictReader(file)}
+    assert len(of) == 4 * 3
+    assert all(float(of["pretrained", 100, name]["AP %"]) > 90 for name in ("red", "green"))
+    goal = finetune._task(run, run.config.data, tagged(), Protocol(), ()).goal
+    truth = goal.targets[1].numpy()
+    for i, name in enumerate(goal.names):
+        row = of["pretrained", 100, name]
+        assert float(row["AP %"]) == pytest.approx(np.mean([cell[i] for cell in last]))
+        assert float(row["std"]) == pytest.approx(np.std([cell[i] for cell in last], ddof=1))
+        assert float(row["chance %"]) == pytest.approx(100 * truth[:, i].mean())
+        assert int(row["images"]) == (goal.targets[0][:, i] == 1).sum()
+    # the classifier that was kept is the one that was measured, by scikit-learn
+    made = twinblock.Run.open(tmp_path / "out" / "model")
+    head = head_of(made)
+    assert head.several and head.names == ["red", "green", "chance"]
+    scores = head.layer(twinblock.embed(made, goal.images[1]).features).detach().numpy()
+    assert [100 * average_precision_score(truth[:, i], scores[:, i]) for i in range(3)] == pytest.approx(last[0])
+
+
+def test_a_source_of_several_classes_needs_some_that_tell_images_apart(run, tmp_path):
+    for matrix in (np.ones((60, 2), np.int8), np.zeros((60, 2), np.int8)):
+        with pytest.raises(InputError, match="no class has images that are of it"):
+            tuned(run, tmp_path / "out", Images(images(60).pixels, indicators=matrix))
+    with pytest.raises(InputError, match="several classes an image, which finetune measures; freeze=encoder"):
+        twinblock.evaluate(run, tagged())
+
+
+def test_the_protocol_of_byol_is_the_published_one():
+    """Grill et al. 2020, appendix C.1: crops to the size and flips, cross-entropy, SGD with Nesterov momentum 0.9,
+    batches of 1024, no weight decay, no gradient clipping; rates 0.01, 0.02, 0.05, 0.1, 0.005; 30 or 50 epochs; 1 and
+    10 %.
+    """
+    byol = PROTOCOLS["byol"]
+    assert {*byol.rates} == {0.01, 0.02, 0.05, 0.1, 0.005} and {*byol.epochs} == {30, 50}
+    assert byol.fractions == (0.01, 0.1) and (byol.batch, byol.decay, byol.clip) == (1024, 0.0, None)
+    assert len(byol.trials) == 10 and byol.fewest == 1  # of their epochs none is lengthened
+    assert byol.crop == (0.08, 1.0)
+
+
+def test_the_protocol_of_byol_is_what_is_trained(run, tmp_path, monkeypatch):
+    """All ten pairs of a rate and epochs are tried, in whole epochs of one batch, and the best one is taken."""
+    given = []
+
+    def recorded(encoder, goal, rows, lr, seed, how):
+        given.append((lr, how.steps, how.batch, how.decay, how.clip, how.views.specs[0]))
+        return fit(encoder, goal, rows, lr, seed, replace(how, steps=1))
+
+    monkeypatch.setattr(finetune, "fit", recorded)
+    rows = tuned(run, tmp_path / "out", protocol="byol", fraction=None, epochs=None, seeds=1)
+    assert [row["labels %"] for row in rows] == [1.0, 1.0, 10.0, 10.0]
+    tried = [one for one in given if one[0] in PROTOCOLS["byol"].rates]
+    assert {one[:2] for one in tried} == {(lr, steps) for lr in PROTOCOLS["byol"].rates for steps in (30, 50)}
+    assert {one[2:5] for one in tried} == {(1024, 0.0, None)}
+    view = tried[0][-1]
+    assert (view.crop, view.flip, view.interpolation) == ((0.08, 1.0), 0.5, "bicubic")
+    assert (view.jitter_p, view.gray, view.blur, view.solarize) == (0, 0, 0, 0)
+    assert {row["rate"] for row in rows} <= {*PROTOCOLS["byol"].rates} and {row["epochs"] for row in rows} <= {30, 50}
+
+
+def test_weight_decay_and_clipping_are_those_that_are_given():
+    """One step of SGD with Nesterov momentum: -lr (1 + 0.9) (gradient + decay x weight), without a norm that is cut."""
+    encoder, data = build_encoder("resnet10", "cifar", "batch", 8, 16, 0).eval(), images(20)
+    bright = fitted(encoder, 0.1, replace(schedule(steps=1), clip=None, decay=0.5))
+    clipped = fitted(encoder, 0.1, replace(schedule(steps=1), clip=1e-6, decay=0.0))
+    model = fit_by_hand(encoder, data, decay=0.5)
+    torch.testing.assert_close(bright.head.weight, model, atol=1e-6, rtol=1e-4)
+    moved = torch.cat(
+        [(a - b).flatten() for a, b in zip(clipped.parameters(), fresh(encoder).parameters(), strict=True)]
+    )
+    assert float(moved.detach().norm()) == pytest.approx(0.1 * 1.9 * 1e-6, rel=1e-2)
+
+
+def fresh(encoder) -> nn.Module:
+    return Classifier(copy.deepcopy(encoder), 3)
+
+
+def fit_by_hand(encoder, data, decay: float) -> torch.Tensor:
+    """The weight of the head after a step; it begins with zeros, of which nothing decays."""
+    model = fresh(encoder).train()
+    view = centre(data.batch(order(0, 0, 20)), 16, HALF, HALF)
+    nn.functional.cross_entropy(model(view), torch.from_numpy(data.labels[order(0, 0, 20)])).backward()
+    return -0.1 * 1.9 * (model.head.weight.grad + decay * model.head.weight.detach())
 
 
 def test_labels_of_test_images_change_nothing_but_the_accuracy(run, tmp_path, short, monkeypatch):
@@ -122,7 +239,7 @@ def test_labels_of_test_images_change_nothing_but_the_accuracy(run, tmp_path, sh
 
     def shuffled(*given):
         task = whole(*given)
-        np.random.default_rng(0).shuffle(task.sets.test_labels)
+        np.random.default_rng(0).shuffle(task.goal.sets.test_labels)
         return task
 
     monkeypatch.setattr(finetune, "_task", shuffled)
@@ -157,8 +274,7 @@ def test_a_killed_comparison_goes_on_to_the_same_end(run, tmp_path, short, monke
 
 
 def test_what_can_be_told_apart_is_learned(run, tmp_path, monkeypatch):
-    monkeypatch.setattr(finetune, "RATES", (0.03,))
-    monkeypatch.setattr(finetune, "FEWEST", 30)
+    monkeypatch.setitem(PROTOCOLS, "default", Protocol(rates=(0.03,), fewest=30))
     rows = tuned(run, tmp_path / "out", fraction=1, seeds=1)
     assert all(row["accuracy %"] > 90 for row in rows)
 
@@ -174,7 +290,7 @@ def test_the_classifier_is_exported(run, tmp_path, short):
     names = {"torch": torch, "images": torch.randn(5, 3, 16, 16)}
     exec("\n".join(lines), names)
     with torch.no_grad():
-        expected = head_of(made)[0](made.encoder()(names["images"]))
+        expected = head_of(made).layer(made.encoder()(names["images"]))
     torch.testing.assert_close(names["logits"], expected, atol=1e-4, rtol=1e-4)
     said = json.loads((tmp_path / "program" / "preprocessing.json").read_text())
     assert said["classes"] == ["red", "green", "blue"] and said["logits"] == 3
@@ -205,6 +321,7 @@ def test_published_weights_are_a_start(tmp_path, short, monkeypatch):
         ({"fraction": [1, 1]}, "different numbers"),
         ({"seeds": 0}, "seeds=0: give a whole number"),
         ({"epochs": 0}, "epochs=0"),
+        ({"protocol": "boyl"}, "protocol=boyl: did you mean byol? there are default and byol"),
         ({"freeze": "layr1"}, "freeze=layr1: this encoder has no such module; it has layer1"),
         ({"beside": "runs/b"}, "beside=runs/b: give timm:NAME"),
         ({"data": Images(np.zeros((9, 16, 16, 3), np.uint8))}, "has no labels"),

@@ -24,6 +24,7 @@ from twinblock.evaluation.groups import (
     class_accuracies,
     class_sizes,
     classes_of,
+    figure,
     group_report,
     thirds,
 )
@@ -50,6 +51,7 @@ def test_a_group_without_classes_and_classes_without_images():
     assert np.array_equal(found, [100, np.nan, 0], equal_nan=True)
     # by the true label: what is taken for class 0 says nothing of it
     assert class_accuracies(np.array([0, 0, 0, 1]), np.array([0, 1, 1, 1]), 2) == pytest.approx([100, 100 / 3])
+    assert np.array_equal(class_accuracies(np.array([0]), np.array([0]), 2), [100, np.nan], equal_nan=True)
     report = group_report(found, np.array([500, 300, 5]))
     assert report["by size"] == {"all": 50.0, "many": 100.0, "medium": None, "few": 0.0, "std": 50.0}
     assert report["thirds"]["medium"] is None  # it has a class, and that was not tested
@@ -92,6 +94,12 @@ def test_the_picture_shows_classes_and_groups_of_each_method():
     assert [text.get_text() for text in bars.get_xticklabels()] == ["many", "medium", "few"]
     assert (scatter.get_xscale(), scatter.get_ylim(), bars.get_ylim()) == ("log", (0, 100), (0, 100))
     assert scatter.xaxis.get_major_formatter()(1000) == "1,000"
+    assert (scatter.get_xlabel(), scatter.get_ylabel()) == ("training images of the class", "accuracy in %")
+    assert scatter.get_title() == "a dot is a class, a line their mean"
+    assert bars.get_title() == "mean accuracy of each third of the classes"
+    assert [line.get_color() for line in scatter.lines] == ["C0", "C1"]
+    assert drawing.get_suptitle() == "linear probe"
+    assert figure({"$a": one, "b": two}, "linear probe").startswith(b"\x89PNG")
     assert [text.get_text() for text in drawing.legends[0].get_texts()] == [r"\$a", "b"]
     assert [bar.get_facecolor()[:3] for bar in (first[0], second[0])] == [
         tuple(dots.get_facecolor()[0][:3]) for dots in scatter.collections
@@ -109,6 +117,10 @@ def test_a_trend_has_a_point_for_each_size_and_of_many_ten():
         [3 * i + 1 for i in range(10)],
         [6 * i + 2 for i in range(10)],
     ]
+    sizes, accuracies = np.repeat(np.arange(25)[::-1], 4), np.arange(100.0)  # of one size in order of class
+    order = sorted(range(100), key=lambda i: (sizes[i], i))
+    tenths = [order[10 * i : 10 * i + 10] for i in range(10)]
+    assert _trend(sizes, accuracies)[1].tolist() == [accuracies[tenth].mean() for tenth in tenths]
 
 
 def test_dots_of_many_classes_are_smaller_and_fainter():
@@ -125,6 +137,12 @@ def test_groups_need_labels(monkeypatch):
     monkeypatch.setattr(training_module, "split_of", lambda *_: Images(tiny.images().pixels))
     with pytest.raises(InputError, match="groups of classes need labels"):
         class_sizes(compose("simclr", {"data": {"source": "photos"}}), np.arange(3))
+
+
+def test_sizes_of_images_that_are_a_python_object(monkeypatch):
+    monkeypatch.setattr(training_module, "split_of", lambda *_: pytest.fail("the source is not asked"))
+    images = Images(tiny.images(5).pixels, np.array([2, 0, 2, 2, 7]))
+    assert class_sizes(compose("simclr"), np.array([0, 1, 2, 7]), images).tolist() == [1, 0, 3, 1]
 
 
 def test_a_balanced_twin_has_the_groups_of_the_long_tailed_set(monkeypatch):

@@ -46,6 +46,16 @@ def test_chunks_do_not_change_the_scores(case, monkeypatch):
         torch.testing.assert_close(knn_scores(*case, k=20), whole)
 
 
+def test_no_more_similarities_are_held_than_a_chunk_or_those_of_one_query(case, monkeypatch):
+    held, topk = [], torch.Tensor.topk
+    monkeypatch.setattr(torch.Tensor, "topk", lambda x, *a, **how: held.append(x.numel()) or topk(x, *a, **how))
+    for chunk, most in ((7 * len(case[0]), 7), (1, 1)):
+        held.clear()
+        monkeypatch.setattr(knn, "CHUNK", chunk)
+        knn_scores(*case, k=20)
+        assert max(held) == most * len(case[0])
+
+
 def test_a_low_temperature_stays_finite(case):
     bank, labels, queries, classes = case
     assert knn_scores(bank.float(), labels, queries.float(), classes, temperature=0.005).isfinite().all()
@@ -81,13 +91,3 @@ def test_200_voters_at_a_temperature_of_a_tenth_unless_it_is_said():
     for k, temperature in ((201, 0.1), (200, 0.15)):
         assert not torch.equal(scores, knn_scores(bank, labels, bank[:5], 3, k=k, temperature=temperature))
     assert scores.dtype == torch.float64
-
-
-def test_no_more_similarities_are_held_than_a_chunk_has(case, monkeypatch):
-    bank, sizes, topk = case[0], [], torch.Tensor.topk
-    monkeypatch.setattr(torch.Tensor, "topk", lambda x, *args, **more: sizes.append(len(x)) or topk(x, *args, **more))
-    for chunk, rows in ((7 * len(bank) + 1, 7), (1, 1)):
-        monkeypatch.setattr(knn, "CHUNK", chunk)
-        knn_scores(*case, k=3)
-        assert max(sizes) == rows and sum(sizes) == len(case[2])
-        sizes.clear()

@@ -14,6 +14,7 @@ import twinblock
 from twinblock.config.data import Data, other_data
 from twinblock.config.recipes import compose
 from twinblock.core.errors import InputError
+from twinblock.core.seeding import order
 from twinblock.data import Images
 from twinblock.data import training as longtail
 from twinblock.evaluation import evaluate as evaluation
@@ -77,6 +78,20 @@ def test_without_a_test_split_a_fifth_of_each_class_is_held_out(monkeypatch):
     assert shown(labelled(Data(), 1, images)[1]) != shown(test)
     with pytest.raises(InputError, match="one image of each class"):
         labelled(Data(), 0, Images(images.pixels[:3], np.arange(3)))
+
+
+def test_what_is_held_out_is_the_same_in_every_version():
+    """By hand: every fifth image of a class, or fifth group, in an order of the seed that no epoch has (place -2)."""
+    rows = order(7, -2, 11)
+    held = labelled_sets._held_out(np.zeros(11, np.int64), 7)
+    assert np.flatnonzero(held).tolist() == sorted(rows[[0, 5, 10]])
+    groups = np.repeat(np.arange(11), 2)
+    assert np.unique(groups[labelled_sets.held_groups(groups, 7)]).tolist() == sorted(rows[:3])
+
+
+def test_an_image_of_no_group_is_a_group_of_its_own():
+    assert labelled_sets.each_its_group(np.array([-1, 3, -1, 0, -1])).tolist() == [4, 3, 5, 0, 6]
+    assert labelled_sets.each_its_group(np.array([-1, -1])).tolist() == [0, 1]
 
 
 def folder(root, train: dict[str, int], test: dict[str, int] | None = None) -> str:

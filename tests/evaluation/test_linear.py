@@ -83,6 +83,10 @@ def test_one_penalty_that_does_not_help_does_not_end_the_search(monkeypatch):
     assert choose_penalty(torch.zeros(10, 2), torch.arange(10) % 2, 2, penalties, seed=0) == 4.0
 
 
+def test_the_penalties_are_half_decades_from_ten_to_a_millionth():
+    assert pytest.approx(np.logspace(1, -6, 15)) == PENALTIES
+
+
 def test_scale_shift_and_constant_features_do_not_matter():
     x, y = blobs(250, 6, 3, gap=0.6)
     other = torch.cat([x * torch.logspace(-3, 3, 6).double() - 2, torch.full((250, 2), 7.3).double()], 1)

@@ -106,3 +106,25 @@ def test_a_run_that_cannot_be_written_keeps_nothing(run, looked, monkeypatch):
     first = twinblock.embed(run).features
     assert torch.equal(twinblock.embed(run).features, first)
     assert looked == [20, 20, 8] * 2
+
+
+def test_a_data_set_in_python(run, looked):
+    """Its packed file has no name any more: features are found again by the pixels themselves."""
+
+    class Pictures(torch.utils.data.Dataset):
+        def __init__(self, pixels):
+            self.pixels = pixels
+
+        def __len__(self):
+            return len(self.pixels)
+
+        def __getitem__(self, i):
+            return self.pixels[i]
+
+    pixels = tiny.images().pixels
+    first = twinblock.embed(run, data=Pictures(pixels)).features
+    assert torch.equal(first, twinblock.embed(run, data=pixels).features)
+    looked.clear()
+    assert torch.equal(twinblock.embed(run, data=Pictures(pixels)).features, first)
+    assert looked == []
+    assert not torch.equal(twinblock.embed(run, data=Pictures(255 - pixels)).features, first)

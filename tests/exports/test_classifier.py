@@ -52,8 +52,20 @@ def test_scores_are_the_same_elsewhere(resnet, tmp_path, to):
         torch.testing.assert_close(torch.as_tensor(names["logits"]), model(names["images"]), atol=1e-4, rtol=1e-4)
     assert json.loads((tmp_path / "out" / "preprocessing.json").read_text())["classes"] == NAMES
     assert "Classes, in order: cat, dog's, <b>." in (tmp_path / "out" / "README.md").read_text()
+    assert "sigmoid" not in (tmp_path / "out" / "README.md").read_text()
     if to in ("timm", "hf"):
         assert json.loads((tmp_path / "out" / "config.json").read_text())["label_names"] == NAMES
+
+
+def test_it_is_said_that_an_image_may_be_of_several_classes(resnet, tmp_path):
+    transformers = pytest.importorskip("transformers")
+    run, model = resnet
+    save(model, run.config, NAMES, tmp_path / "model", several=True)
+    twinblock.export(tmp_path / "model", "hf", out=tmp_path / "out")
+    assert "the sigmoid of a logit is the probability of its class" in (tmp_path / "out" / "README.md").read_text()
+    assert json.loads((tmp_path / "out" / "preprocessing.json").read_text())["several"] is True
+    read = transformers.AutoModelForImageClassification.from_pretrained(tmp_path / "out")
+    assert read.config.problem_type == "multi_label_classification"
 
 
 def test_a_classifier_behind_another_norm_is_refused(tmp_path):

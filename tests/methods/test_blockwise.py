@@ -12,6 +12,7 @@ from twinblock import diagnosis
 from twinblock.methods.learner import Batch, Learner, Network, Signal
 from twinblock.methods.objectives import BarlowTwins
 from twinblock.methods.overlapping import OverlappingLearners
+from twinblock.methods.stacks import Stack
 from twinblock.methods.targets.shared import Shared
 from twinblock.nn import pooling as pooling_module
 from twinblock.nn.heads import mlp
@@ -184,7 +185,7 @@ def test_noise_of_each_block_is_its_own():
     x = torch.randn(2, 4, 4, 4, dtype=torch.float64)
     for learner in learners:
         learner.network.blocks[0] = torch.nn.Identity()
-    drawn = [learner.network.maps(x, (0, 0, 0), 0)[0] for learner in learners[:2]]
+    drawn = [learner.network.maps(Stack(x, [(0, 0, 0)]))[0] for learner in learners[:2]]
     assert not torch.allclose(*drawn)
 
 
@@ -217,7 +218,8 @@ def test_views_are_let_go_when_the_first_block_has_learned(tmp_path):
     config = tiny.config("simclr", "simultaneous", precision="fp32", train={"length": "1steps"})
     trainer = tiny.trainer(config, tmp_path / "run")
     train_step = trainer.train_step
-    make, last, alive = train_step.views, train_step.forwards[-1], []
+    number, alive = len(trainer.learners) - 1, []
+    make, last = train_step.views, train_step.forwards[number]
 
     def views(*args, **kwargs):
         made = make(*args, **kwargs)
@@ -228,5 +230,5 @@ def test_views_are_let_go_when_the_first_block_has_learned(tmp_path):
         assert len(alive) == 2 and not any(ref() is not None for ref in alive)
         return last(*args)
 
-    train_step.views, train_step.forwards[-1] = views, forward
+    train_step.views, train_step.forwards[number] = views, forward
     train_step(0, next(trainer.loader.batches(0, 1)))

@@ -35,8 +35,8 @@ class Products(Objective):
         self.seen.append((z, t, batch))
         return (z * t).sum()
 
-    def after_step(self, targets: Tensor) -> None:
-        self.moved.append(targets)
+    def after_step(self, targets: dict[int, Tensor], step: int, total: int) -> None:
+        self.moved.append((targets, step, total))
 
 
 class Plain(nn.Module):
@@ -82,7 +82,8 @@ def test_the_loss_is_the_scaled_sum_over_pairs():
     assert one.pairs == ((0, 1), (1, 0))
     loss, following, targets = one(Signal.from_views([X, Y]), BATCH)
     assert loss.item() == 3 * 2 * 900 * float((X * Y).sum())
-    assert torch.equal(targets, 30 * torch.cat([X, Y])) and not targets.requires_grad
+    assert torch.equal(targets[0], 30 * X) and torch.equal(targets[1], 30 * Y)
+    assert not any(t.requires_grad for t in targets.values())
     assert torch.equal(following.online[0], 2 * X) and torch.equal(following.online[1], 2 * Y)
     assert following.target is following.online
     assert not following.online[0].requires_grad and loss.requires_grad
@@ -94,7 +95,7 @@ def test_a_predictor_stands_behind_the_online_embedding_alone():
     one = learner(predictor=linear(7.0))
     loss, _, targets = one(Signal.from_views([X, Y]), BATCH)
     assert loss.item() == 7 * 2 * 900 * float((X * Y).sum())
-    assert torch.equal(targets, 30 * torch.cat([X, Y]))
+    assert torch.equal(targets[0], 30 * X) and torch.equal(targets[1], 30 * Y)
 
 
 def test_each_block_draws_by_seed_step_view_and_its_number():
@@ -121,7 +122,7 @@ def test_a_target_of_its_own_has_a_stream_of_its_own():
     one = learner(Doubled)
     loss, following, targets = one(Signal(online={0: X, 1: Y}, target={0: 10 * X, 1: 10 * Y}), BATCH)
     assert loss.item() == 2 * 30 * 2400 * float((X * Y).sum())
-    assert torch.equal(targets, 2400 * torch.cat([X, Y]))
+    assert torch.equal(targets[0], 2400 * X) and torch.equal(targets[1], 2400 * Y)
     assert torch.equal(following.online[1], 2 * Y) and torch.equal(following.target[1], 40 * Y)
     assert not following.target[1].requires_grad
 
@@ -130,7 +131,7 @@ def test_views_that_only_later_learners_need_are_passed_on():
     labels = learner(objective=Labels())
     assert labels.passes == Passes(frozenset({0}), frozenset())
     loss, following, targets = labels(Signal.from_views([X, Y]), BATCH)
-    assert (loss.item(), targets) == (30 * float(X[:, 0].sum()) + 10, None)
+    assert (loss.item(), targets) == (30 * float(X[:, 0].sum()) + 10, {})
     assert following.online.keys() == {0}
     more = learner(objective=Labels(), later=Passes(frozenset({1}), frozenset({0})))
     assert more(Signal.from_views([X, Y]), BATCH)[1].online.keys() == {0, 1}
@@ -173,7 +174,7 @@ def test_losses_are_of_float32_or_wider(dtype):
 def test_mixed_precision_is_for_the_networks_and_not_for_the_loss():
     one = learner(autocast=torch.bfloat16)
     _, following, targets = one(Signal.from_views([X, Y]), BATCH)
-    assert following.online[0].dtype == targets.dtype == torch.bfloat16
+    assert following.online[0].dtype == targets[1].dtype == torch.bfloat16
     assert one.objective.seen[0][0].dtype == torch.float32
     assert one.pass_on(Signal.from_views([X, Y]), BATCH).online[0].dtype == torch.bfloat16
     outputs, _ = one.outputs(X)
@@ -190,15 +191,53 @@ def test_a_learner_that_only_passes_on_makes_no_embedding():
     assert ran == [] and not following.online[0].requires_grad
 
 
+def test_views_of_several_sizes_go_through_the_blocks_by_size_and_through_the_heads_at_once():
+    net = network()
+    net.noise.sigma = 1.0  # it notes what it is asked for, and adds nothing
+    rows = {"blocks": [], "projector": [], "predictor": []}
+    predictor = linear(7.0)
+    one = Learner(net, predictor, EMA(net, 0.5), Products(), sizes=(4, 4, 2, 2, 2))
+    for name, module in (("blocks", net.blocks[0]), ("projector", net.projector), ("predictor", predictor)):
+        module.register_forward_hook(lambda module, given, out, name=name: rows[name].append(len(out)))
+    views = [X, Y, 2 * X, 3 * Y, X]
+    loss, following, targets = one(Signal.from_views(views), BATCH)
+    assert rows == {"blocks": [4, 6], "projector": [10], "predictor": [10]}
+    pairs = [(i, j) for i in range(5) for j in range(2) if i != j]
+    assert loss.item() == pytest.approx(7 * 900 * float(sum((views[i] * views[j]).sum() for i, j in pairs)))
+    assert targets.keys() == {0, 1} and torch.equal(targets[1], 30 * Y)
+    assert [torch.equal(following.online[i], 2 * view) for i, view in enumerate(views)] == [True] * 5
+    of_views = [
+        [((*BATCH.key, i, block), 20, True) for i in stack] for stack in ((0, 1), (2, 3, 4)) for block in (5, 6)
+    ]
+    assert net.noise.seen == [seen for views in of_views for seen in views]
+
+
+def test_views_that_meet_other_networks_are_passes_of_their_own():
+    class Second(Shared):
+        def sees(self, view):
+            return view > 0
+
+    one = Learner(network(), None, Second(), Products(), sizes=(4, 4, 2, 2))
+    assert one.passes_of(range(4)) == [[[0]], [[1], [2, 3]]]
+    one = Learner(network(), None, Second(), Products(), sizes=(4, 4, 4))
+    assert one.passes_of(range(3)) == [[[0]], [[1]], [[2]]]
+
+
+def test_the_loss_may_be_the_mean_over_the_pairs():
+    objective = Products()
+    objective.averaged = True
+    loss, *_ = learner(objective=objective, scale=3.0)(Signal.from_views([X, Y]), BATCH)
+    assert loss.item() == 3 * 900 * float((X * Y).sum())
+
+
 def test_what_is_moved_after_a_step():
     one = learner(Doubled)
-    one.after_step(5, 10, X)
+    one.after_step(5, 10, {1: X})
     # BYOL's momentum half way from 0.5 to 1 is 0.75: of twice the weights and the weights, 1.75
     assert one.target.average.projector.weight[0, 0].item() == pytest.approx(5 * 1.75)
-    assert len(one.objective.moved) == 1 and one.objective.moved[0] is X
-    one.after_step(5, 10)
-    assert len(one.objective.moved) == 1
-    learner(objective=Plain()).after_step(0, 10, X)  # it has nothing to move
+    ((targets, *when),) = one.objective.moved
+    assert targets.keys() == {1} and targets[1] is X and when == [5, 10]
+    learner(objective=Plain()).after_step(0, 10, {1: X})  # it has nothing to move
 
 
 def test_outputs_are_of_the_evaluated_network():
@@ -251,7 +290,9 @@ def test_what_is_compared_and_told_is_of_all_processes(monkeypatch):
     z, t, batch = one.objective.seen[0]
     assert torch.equal(z, 30 * torch.cat([X, 10 * X])) and torch.equal(t, 30 * torch.cat([Y, 10 * Y]))
     assert (batch.labels.tolist(), batch.index.tolist(), batch.offset) == ([4, 6, 40, 60], [8, 9, 80, 90], 0)
-    assert targets.shape == (8, 2) and loss.item() == 2 * 900 * 101 * float((X * Y).sum())
+    assert [t.shape for t in targets.values()] == [(4, 2), (4, 2)] and loss.item() == 2 * 900 * 101 * float(
+        (X * Y).sum()
+    )
 
 
 class Sees(Shared):

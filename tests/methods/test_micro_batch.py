@@ -13,6 +13,7 @@ from twinblock.config.recipes import compose
 from twinblock.core.errors import InputError
 from twinblock.core.memory import Alive
 from twinblock.methods.learner import Batch, Signal
+from twinblock.methods.stacks import Stack
 from twinblock.nn.modes import computed_again
 
 PART = 6  # of batches of 16: two whole parts and one of 4
@@ -71,7 +72,8 @@ class ByHand(nn.Module):
         self.network = network
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.cat([self.network.pooling(self.network.maps(part, (0, 0, 0), 0)[-1]) for part in x.split(PART)])
+        parts = [self.network.maps(Stack(part, [(0, 0, 0)]))[-1] for part in x.split(PART)]
+        return torch.cat([self.network.pooling(part) for part in parts])
 
 
 @pytest.mark.parametrize("method", ["simclr", "sdclr"])
@@ -79,7 +81,7 @@ def test_a_batch_norm_sees_each_part_and_moves_its_statistics_once_for_each(meth
     _, _, (learner,) = tiny.learners(method, "end_to_end", norm="batch", train={"micro_batch": PART})
     reference = copy.deepcopy(learner)
     x = views()[0]
-    _, z = learner.network(x, (0, 0, 0), 0)
+    ((_, z),) = learner.network([Stack(x, [(0, 0, 0)])])
     expected = reference.network.projector(ByHand(reference.network)(x))
     torch.testing.assert_close(z, expected, rtol=1e-12, atol=1e-12)
     for one in (z, expected):
@@ -96,7 +98,7 @@ def test_a_batch_norm_sees_each_part_and_moves_its_statistics_once_for_each(meth
 def test_the_pruned_network_is_the_one_that_backward_computes_again():
     """Its weights lie in the modules in forward alone: with others the gradient would be that of the dense network."""
     _, _, (learner,) = tiny.learners("sdclr", "end_to_end", norm="none", train={"micro_batch": PART})
-    _, z = learner.target(learner.network, views()[0], (0, 0, 0), 0)
+    ((_, z),) = learner.target(learner.network, [Stack(views()[0], [(0, 0, 0)])])
     z.square().sum().backward()
     for name in learner.target.weights:
         mask = learner.target.get_buffer(f"mask/{name.removesuffix('.weight').replace('.', '/')}")
@@ -133,7 +135,7 @@ def test_a_whole_run_equals_that_of_whole_batches(scope, tmp_path):
 
 
 def test_a_learner_of_ones_own_divides_its_batch_itself():
-    with pytest.raises(InputError, match=r"train\.micro_batch: a learner of your own"):
+    with pytest.raises(InputError, match=r"train\.micro_batch: learner\.kind=torch\.nn:ReLU takes its batch"):
         compose("simclr", {"learner": {"kind": "torch.nn:ReLU"}}, ["train.micro_batch=4"])
 
 

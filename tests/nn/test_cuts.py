@@ -123,7 +123,6 @@ def test_a_block_without_a_shortcut_is_not_cut_inside():
     [
         ("resnet18", ("layer5",), "no block can begin at 'layer5'; did you mean layer"),
         ("resnet18", ("layer1.0.conv2",), "no block can begin at 'layer1.0.conv2'"),
-        ("torchvision/vgg11_bn", "blocks", "no residual blocks"),
         (VIT, ("blocks.12",), "did you mean blocks"),
     ],
 )

@@ -12,7 +12,7 @@ from twinblock.nn.encoders import build_encoder
 
 
 def dropped(x: torch.Tensor, key=(0, 0, 0), offset: int = 0, rate: float = 0.4, number: int = 0) -> torch.Tensor:
-    with dropping(key, offset):
+    with dropping([key], offset):
         return KeyedDropPath(rate, number).train()(x)
 
 
@@ -45,9 +45,9 @@ def test_nothing_is_dropped_in_evaluation_in_targets_or_outside_a_pass():
     x = torch.ones(50, 1)
     module = KeyedDropPath(0.5, 0)
     assert torch.equal(module(x), x)
-    with dropping((0,), 0), all_kept():
+    with dropping([(0,)], 0), all_kept():
         assert torch.equal(module(x), x)
-    with dropping((0,), 0):
+    with dropping([(0,)], 0):
         assert torch.equal(module.eval()(x), x)
 
 

@@ -145,3 +145,19 @@ def test_nothing_in_an_encoder_is_left_to_chance():
         torch.manual_seed(seed)
         found.append(encoder(x))
     assert torch.equal(*found)  # torchvision drops whole targets, by a generator that a process shares
+
+
+@pytest.mark.parametrize("cuts", ["stages", "blocks"])
+def test_a_vit_of_several_sizes_gives_what_timm_gives_for_each(cuts):
+    """Its position embeddings are interpolated, not those of the size that it was made for."""
+    name, size = "vit_tiny_patch16_224", 64
+    encoder = build_encoder(name, "standard", "batch", None, size, 0, cuts, several_sizes=True).eval()
+    model = timm.create_model(name, num_classes=0, img_size=size, dynamic_img_size=True).eval()
+    model.load_state_dict(encoder.state_dict())
+    for side in (32, 64, 96):
+        x = torch.randn(2, 3, side, side, generator=torch.Generator().manual_seed(side))
+        with torch.no_grad():
+            torch.testing.assert_close(encoder.maps(x)[-1], model.forward_features(x), rtol=0, atol=0)
+    fixed = build_encoder(name, "standard", "batch", None, size, 0, cuts).eval()
+    with pytest.raises(Exception, match=r"size of tensor|doesn't match"):
+        fixed(torch.randn(2, 3, 32, 32))

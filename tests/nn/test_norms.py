@@ -92,7 +92,7 @@ def test_one_channel_a_group_is_fine_on_maps():
 )
 def test_an_unknown_norm_is_refused_with_the_known_ones(text):
     with pytest.raises(
-        InputError, match=r"should be 'batch', 'sync', 'layer', 'group', 'none'.* 'group8' for 8 groups"
+        InputError, match=r"should be 'batch', 'sync', 'layer', 'group', 'rms', 'standard', 'none'.* 'group8' for 8"
     ):
         make_norm(text, 8)
 
@@ -208,3 +208,18 @@ def test_the_norm_of_a_global_batch_keeps_its_input_alone():
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
         NormaliseBatch.apply(x, torch.ones(4), torch.zeros(4), 1e-5)
     assert sum(t.numel() * t.element_size() for t in kept if t.numel() >= x.numel()) == 2 * x.numel()
+
+
+def test_a_norm_of_each_sample_hides_its_length():
+    """Root mean square 1, and a mean of 0 where it is taken away; zeros stay zeros, and have a gradient."""
+    x = torch.randn(4, 3, 5, 5, dtype=torch.float64) + 2
+    for kind in ("rms", "standard"):
+        norm = make_norm(kind, 3, spatial=True)
+        y = norm(x)
+        assert torch.allclose(y.square().mean((1, 2, 3)), torch.ones(4).double(), atol=1e-12)
+        assert torch.allclose(norm(7 * x), y, atol=1e-12) and not list(norm.parameters())
+        row = x[1] - x[1].mean() if kind == "standard" else x[1]
+        assert torch.allclose(y[1], row / row.square().mean().sqrt(), atol=1e-12)
+        zero = torch.zeros(2, 3, requires_grad=True)
+        norm(zero).sum().backward()
+        assert (norm(zero) == 0).all() and zero.grad is not None and zero.grad.isfinite().all()

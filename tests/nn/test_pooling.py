@@ -11,6 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from twinblock.core.distributed import world_size
 from twinblock.core.seeding import generator
 from twinblock.methods.learner import Network
+from twinblock.methods.stacks import Stack
 from twinblock.methods.targets.pruned import Pruned
 from twinblock.nn import pooling as pooling
 from twinblock.nn.pooling import SLICE, Noise, Pooling, average
@@ -173,7 +174,7 @@ def test_the_expansion_of_a_pruned_network_is_made_again_with_its_own_norm():
     x = torch.randn(8, 3, 8, 8, dtype=torch.double)
 
     def embedding(pair):
-        return lambda x: pair[1](pair[0], x, (0,), 0)[1]
+        return lambda x: pair[1](pair[0], [Stack(x, [(0,)])])[0][1]
 
     found, expected = (gradients_of(two, x, through=embedding(two)) for two in (pair, whole))
     assert len(found) == len(expected) > 6
@@ -225,7 +226,7 @@ def test_windows_are_those_of_adaptive_pooling(side):
 def test_a_part_of_the_batch_has_its_part_of_the_noise_and_no_more_memory(layout):
     x = torch.zeros(40, 3, 4, 4).contiguous(memory_format=layout)
     draws = Noise(0.25).draws(x, (0, 1), 0)
-    for first, last in ((0, 40), (5, 9), (5, 21), (16, 32), (30, 40)):
+    for first, last in ((0, 40), (5, 9), (5, 17), (5, 21), (16, 32), (30, 40)):  # 17: one sample of a chunk
         part = Noise(0.25).draws(x[first:last].contiguous(memory_format=layout), (0, 1), first)
         assert torch.equal(part, draws[first:last])
         assert part.untyped_storage().nbytes() == part.nbytes

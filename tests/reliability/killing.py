@@ -34,7 +34,7 @@ def kill() -> None:
 
 def kill_at(trainer, step: int, moment: str) -> None:
     """Make a Trainer die."""
-    take, update, append = trainer.train_step, trainer.train_step.update, trainer.run.append_metrics
+    update, append = trainer.train_step.update, trainer.run.append_metrics
     save_file, replace = checkpoint.save_file, os.replace
 
     def due(at: str) -> bool:
@@ -77,7 +77,7 @@ def kill_at(trainer, step: int, moment: str) -> None:
 
     first = trainer.save_every  # this checkpoint has none before it
     trainer.train_step.update, trainer.run.append_metrics = update_one, append_metrics
-    trainer.train_step = train_step
+    take = tiny.take_steps_by(trainer, train_step)
     checkpoint.save_file, os.replace = save, rename
 
 

@@ -207,14 +207,31 @@ def test_a_wrong_ending_is_no_fault(tmp_path, monkeypatch):
     assert images is not None and len(images) == 1 and not images.skipped
 
 
-@pytest.mark.parametrize("place", ["scope.per_block.1.objective.lambd", "views", "data", "projector.dims", "out"])
+PLACES = (
+    "scope.per_block.1.objective.lambd",
+    "views",
+    "data",
+    "projector.dims",
+    "out",
+    "objective",
+    "optim.kind",
+    "scope",
+    "objective.kind",
+    "target.kind",
+    "scope.kind",
+    "views.1.like",
+)
+
+
+@pytest.mark.parametrize("place", PLACES)
 def test_a_config_that_unfolds_to_a_billion_values(tmp_path, place):
     """Each name stands for nine of the one before: few in the file and in memory, until they are copied."""
     lists = [f"&{b} [{', '.join(['*' + a] * 9)}]" for a, b in pairwise("abcdefghijkl")]
     tree = part = compose("blockwise").model_dump(mode="json")
     *path, name = place.split(".")
     for key in path:
-        part = part.setdefault(int(key) if key.isdigit() else key, {})
+        key = int(key) if key.isdigit() else key
+        part = part[key] if isinstance(part, list) else part.setdefault(key, {})
     part[name] = "BOMB"
     text = yaml.safe_dump(tree).replace("BOMB", f"[&a [1, 1], {', '.join(lists)}]")
     (tmp_path / "config.yaml").write_text(text)

@@ -95,7 +95,8 @@ def test_the_page_is_whole_and_loads_nothing(page):
 
 
 def test_every_section_is_there(page):
-    expected = ["Verdict", "Curves", "Views", "Nearest neighbours", "Map of the embeddings", "Accuracy"]
+    expected = ["Verdict", "Curves", "Views", "Nearest neighbours", "Parts of images"]
+    expected += ["Map of the embeddings", "Accuracy"]
     expected += ["Accuracy by block", "Collapse", "Images left out", "Environment", "Config", "Not in this report"]
     assert page[1].headings[1:] == expected  # classes of equal size have no groups
 
@@ -134,6 +135,13 @@ def test_neighbours_are_those_of_the_embeddings(run, page):
     first = next(i for i, alt in enumerate(alts) if alt.startswith("query"))
     names = [found.images.names[i] for i in order]
     assert all(printable(name) in alt for name, alt in zip(names, alts[first + 1 :], strict=False))
+
+
+def test_captions_tell_files_of_one_name_apart(run, page):
+    """Each class has a 1.png: below it stand the folder, and then the class."""
+    below = re.findall(r'<div class="(?:of|same|other)"><img[^>]*>(.*?)</div>', page[0])
+    shown = {tuple(lines.split("<br>")[:2]) for lines in below}
+    assert ("plain &amp; simple/1.png", "plain &amp; simple") in shown and not any(one == "1.png" for one, _ in shown)
 
 
 def test_near_in_the_map_is_near_in_the_features():

@@ -8,7 +8,7 @@ import tiny
 import torch
 
 import twinblock
-from twinblock.training import estimate as module
+from twinblock.training import pace
 from twinblock.training.estimate import in_words
 
 SMALL = ["encoder.kind=resnet10", "encoder.width=8", "encoder.stem=standard", "data.batch=16", "train.precision=fp32"]
@@ -17,7 +17,7 @@ BYOL = [*SMALL, "projector.dims=[24,8]", "predictor.dims=[24,8]", "train.length=
 
 @pytest.fixture(autouse=True)
 def short(monkeypatch):
-    monkeypatch.setattr(module, "SECONDS", 0.01)
+    monkeypatch.setattr(pace, "SECONDS", 0.01)
 
 
 def estimated(*more: str, images: int = 48):

@@ -42,7 +42,7 @@ def test_the_rest_is_that_of_the_longer_run_from_this_step_on(tmp_path):
     assert any(not torch.equal(found[name], tensors[name]) for name in found)
     rates = {row["step"]: row["lr"] for row in run.metrics() if "lr" in row}
     assert sorted(rates) == list(range(8))
-    assert [rates[step] for step in range(4, 8)] == [by_hand.rates(step) for step in range(4, 8)]
+    assert [rates[step] for step in range(4, 8)] == [by_hand.train_step.rates(step) for step in range(4, 8)]
     assert [row for row in run.metrics() if row["step"] < 4] == [row for row in first if row["step"] < 4]
     assert run.config == config.model_copy(
         update={"train": config.train.model_copy(update={"length": run.config.train.length})}

@@ -4,6 +4,7 @@ import pytest
 import tiny
 
 from twinblock.config.schema import check
+from twinblock.core.errors import InputError
 
 PEAK = 1 / 16  # a rate of 1 for 256 images, of 16
 
@@ -48,3 +49,25 @@ def test_blocks_in_turn_write_the_rate_of_their_own_turn(tmp_path):
     config = tiny.config("simclr", "sequential", train={"length": "8steps"})
     written, used = rates_of(tiny.trainer(config, tmp_path / "run"))
     assert written == used == [(step, pytest.approx([PEAK, PEAK / 2][step % 2])) for step in range(8)]
+
+
+def test_milestones_by_hand_and_for_a_block_of_its_own(tmp_path):
+    """Ten steps: a share, an epoch of 3 and a step; block 2 has the schedule of its own."""
+    config = tiny.config(
+        "simclr",
+        "simultaneous",
+        train={"length": "10steps"},
+        optim={"lr": 16.0, "warmup": "2steps", "milestones": ["50%", "1epochs", "8steps"], "factor": 0.5},
+    )
+    tree = config.model_dump(mode="json")
+    tree["scope"]["per_block"] = {2: {"optim": {"milestones": ["9steps"], "factor": 0.1}}}
+    trainer = tiny.trainer(check(tree), tmp_path / "run")
+    trainer.fit()
+    rows = [row["lr"] for row in trainer.run.metrics() if "lr" in row]
+    assert [row[0] for row in rows] == [0, 0.5, 1, 0.5, 0.5, 0.25, 0.25, 0.25, 0.125, 0.125]
+    assert [row[1] for row in rows] == pytest.approx([0, 0.5, *[1] * 7, 0.1])
+
+
+def test_one_schedule_at_a_time():
+    with pytest.raises(InputError, match="end is for half a cosine"):
+        tiny.config("simclr", optim={"end": 0.1, "milestones": ["50%"]})

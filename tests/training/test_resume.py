@@ -27,7 +27,11 @@ CASES = [(method, "end_to_end") for method in tiny.METHODS] + [
     ("byol", "simultaneous"),
     ("moco_v2", "sequential"),
     ("vicreg", "sequential"),
+    ("nnclr", "simultaneous"),
+    ("pcl", "sequential"),
     ("byol", "overlapping"),
+    *((method, scope) for method, other in tiny.OTHERS.items() for scope in other.scopes),
+    *(("byol", rule) for rule in tiny.CREDIT),
 ]
 
 
@@ -38,14 +42,13 @@ class Killed(Exception):
 def fit(config, out: Path, kill_at: int | None = None):
     """Train to the end, or until just before step `kill_at` is taken."""
     trainer = tiny.trainer(config, out)
-    step = trainer.train_step
 
     def train_step(*batch):
         if trainer.step == kill_at:
             raise Killed
         return step(*batch)
 
-    trainer.train_step = train_step
+    step = tiny.take_steps_by(trainer, train_step)
     trainer.resume()
     try:
         trainer.fit()
@@ -71,6 +74,15 @@ def test_a_killed_run_ends_as_the_uninterrupted_one(method, scope, tmp_path):
     for kill_at in (1, 3, 5, 8):
         with pytest.raises(Killed):
             fit(config, tmp_path / "killed", kill_at)
+    assert_same(fit(config, tmp_path / "killed"), straight)
+
+
+def test_a_killed_run_with_small_crops_ends_as_the_uninterrupted_one(tmp_path):
+    train = {"length": "5steps", "checkpoint_every": "2steps"}
+    config = tiny.cropped(tiny.config("dino", precision="fp32", train=train))
+    straight = fit(config, tmp_path / "straight")
+    with pytest.raises(Killed):
+        fit(config, tmp_path / "killed", 3)
     assert_same(fit(config, tmp_path / "killed"), straight)
 
 
@@ -129,12 +141,11 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(tmp_path):
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_good_state(tmp_path):
     config = tiny.config("simclr", "simultaneous", train={"length": "30steps", "checkpoint_every": "4steps"})
     trainer = tiny.trainer(config, tmp_path / "run")
-    good = trainer.train_step
 
     def bad(*batch):
         return good(*batch) * torch.tensor([1.0, float("nan") if trainer.step >= 13 else 1.0, 1.0, 1.0])
 
-    trainer.train_step = bad
+    good = tiny.take_steps_by(trainer, bad)
     with pytest.raises(InputError, match=r"Learner 2 of 4 is nan at step 13.*optim\.lr"):
         trainer.fit()
     _, meta = checkpoint.read(tmp_path / "run" / "checkpoint" / checkpoint.LAST)
@@ -229,14 +240,13 @@ def test_a_run_in_double_precision_comes_to_its_end(tmp_path):
 
 def test_a_state_that_is_not_finite_is_never_saved(tmp_path):
     trainer = tiny.trainer(tiny.config("simclr", train={"checkpoint_every": "2steps"}), tmp_path / "run")
-    good = trainer.train_step
 
     def bad(*batch):
         if trainer.step == 3:
             trainer.encoder.layer1[0].bn1.running_var.fill_(float("inf"))
         return good(*batch)
 
-    trainer.train_step = bad
+    good = tiny.take_steps_by(trainer, bad)
     last = tmp_path / "run" / "checkpoint" / checkpoint.LAST
     with pytest.raises(
         InputError, match=rf"running_var holds NaN or infinity after step 4: .*; .*last state that was saved is {last}"

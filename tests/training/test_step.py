@@ -133,3 +133,47 @@ def test_the_queue_holds_the_targets_of_the_step(tmp_path):
         step(k, batches[k])
     axis = queues[0].shape.index(40)
     assert int((queues[0] != queues[1]).any(1 - axis).sum()) == 16
+
+
+def moves(trainer, step, batches, steps: int) -> list[list[bool]]:
+    """Of each step: whether each matrix of the projector moved; a bias before a batch norm has no gradient."""
+    weights, rows = [p for p in trainer.learners[0].network.projector.parameters() if p.dim() > 1], []
+    for k in range(steps):
+        before = [p.detach().clone() for p in weights]
+        step(k, batches[k])
+        rows.append([not torch.equal(p, b) for p, b in zip(weights, before, strict=True)])
+    return rows
+
+
+def test_prototypes_stay_as_drawn_for_a_time(tmp_path):
+    """Weight decay and momentum leave them alone, too."""
+    step, batches, trainer = made(tmp_path, "dino", optim={"lr": 0.1, "weight_decay": 0.1})
+    *others, prototypes = zip(*moves(trainer, step, batches, 4), strict=True)
+    assert prototypes == (False, False, True, True) and all(map(all, others))
+
+
+def test_the_weight_decay_follows_half_a_cosine(tmp_path):
+    """By hand, of five steps from 0 to 1; biases and norms have none."""
+    optim = {"weight_decay": 0.0, "weight_decay_end": 1.0, "lr": 1e-4, "warmup": "0steps"}
+    step, batches, _ = made(tmp_path, optim=optim, train={"length": "4steps"})
+    seen = []
+    for k, samples in enumerate(batches):
+        step(k, samples)
+        seen.append([group["weight_decay"] for group in step.optimizers[0].param_groups])
+    half = 2**0.5 / 2
+    assert [row[0] for row in seen] == pytest.approx([0, (1 - half) / 2, 0.5, (1 + half) / 2])
+    assert [row[1] for row in seen] == [0] * 4
+
+
+def test_each_gradient_is_no_longer_than_its_clip(tmp_path):
+    """Plain SGD at rate 1 moves each weight by its clipped gradient; small gradients stay."""
+    optim = {"kind": "sgd", "lr": 16.0, "momentum": 0.0, "weight_decay": 0.0, "warmup": "0steps"}
+    sizes = {}
+    for name, clip in (("free", None), ("clipped", 1e-2)):
+        step, batches, trainer = made(tmp_path / name, optim={**optim, "clip_each": clip})
+        before = [p.detach().clone() for p in trainer.learners[0].parameters()]
+        step(0, batches[0])
+        after = trainer.learners[0].parameters()
+        sizes[name] = torch.stack([(p.detach() - b).norm() for p, b in zip(after, before, strict=True)])
+    assert sizes["free"].min() < 1e-2 < sizes["free"].max()
+    torch.testing.assert_close(sizes["clipped"], sizes["free"].clamp(max=1e-2), rtol=1e-4, atol=0)

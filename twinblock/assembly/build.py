@@ -2,50 +2,49 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from twinblock.config.schema import (
-    Blockwise,
-    Config,
-    EndToEnd,
-    Head,
-    Overlapping,
-    Predictor,
-)
-from twinblock.config.scopes import InBlocks
+from twinblock.config.fields import Head, Predictor
+from twinblock.config.schema import Config
+from twinblock.config.scopes import Blockwise, EndToEnd, InBlocks, Overlapping
 from twinblock.core.errors import InputError, first_line
 from twinblock.core.seeding import hashed, seeded
 from twinblock.methods import objectives, targets
+from twinblock.methods.credit import BROADCAST, Broadcast, FeedbackAlignment
 from twinblock.methods.learner import Batch, Learner, Network, Passes, asks_for_batch
+from twinblock.methods.learners import KINDS as LEARNERS
 from twinblock.methods.overlapping import OverlappingLearners
 from twinblock.methods.parts import OURS, how_to_give, make
 from twinblock.nn.encoders import Encoder, build_encoder, own_encoder
-from twinblock.nn.heads import mlp
-from twinblock.nn.modes import has_batch_norm
+from twinblock.nn.heads import Prototypes, mlp
+from twinblock.nn.modes import evaluating, has_batch_norm
 from twinblock.nn.pooling import Noise, Pooling
 
 Objects = Mapping[str, Any]  # Python objects of the caller's own, by the part of the run that they are
 
 
-def encoder_of(config: Config, objects: Objects | None = None) -> Encoder:
+def encoder_of(config: Config, objects: Objects | None = None, one_size: bool = False) -> Encoder:
     """The untrained encoder of a resolved config: the same weights that its training starts from.
 
-    Raises InputError where it is a module of the caller's own that `objects` does not hold.
+    `one_size`: for images of `data.size` alone, not for all views: simpler to export. Raises InputError where it is a
+    module of the caller's own that `objects` does not hold.
     """
     e = config.encoder
     if ":" not in e.kind:
         channels, size, _ = config.image_shape
-        how = size, config.train.seed, config.scope.cuts, channels, e.drop_path
+        several = not one_size and len({*config.view_sizes}) > 1
+        how = size, config.train.seed, config.scope.cuts, channels, e.drop_path, several, e.patch
         return build_encoder(e.kind, e.stem, e.norm, e.width, *how)
     module = (objects or {}).get("encoder")
     if module is None and e.kind in OURS:
         module = OURS[e.kind]()
     if not isinstance(module, nn.Module):
         raise InputError(f"encoder={e.kind}: {how_to_give(e.kind)}, as encoder=module")
-    for name, default in (("stem", ("auto", "standard")), ("width", (None,)), ("drop_path", (0,))):
+    for name, default in (("stem", ("auto", "standard")), ("width", (None,)), ("patch", (None,)), ("drop_path", (0,))):
         if getattr(e, name) not in default:
             raise InputError(f"encoder.{name}={getattr(e, name)} is for named networks; leave it out for your own")
     channels, size, _ = config.image_shape
@@ -70,11 +69,13 @@ def make_learners(
     autocast: torch.dtype | None,
     epoch_steps: int = 1,
     objects: Objects | None = None,
+    images: int = 0,
 ) -> list[Any]:
     """The Learners of a run: one with all blocks, one for each block, or one of overlapping pairs.
 
-    Weights are drawn from the run's seed. `epoch_steps` matters to what is done every few epochs of training;
-    `objects` are parts of the caller's own. Raises InputError for what does not fit together.
+    Weights are drawn from the run's seed. `epoch_steps` matters to what is done every few epochs of training, the
+    number of `images` to what is kept of each; `objects` are parts of the caller's own. Raises InputError for what does
+    not fit together.
     """
     cuts = _cuts(config, encoder)
     _check_views(config, encoder)
@@ -84,9 +85,10 @@ def make_learners(
         of_block = config.of_block(k + 1)
         with seeded(hashed("heads", config.train.seed, k)):
             if config.learner is not None:
-                learner = _learner_of_ones_own(config, cuts[k], k, classes, epoch_steps, objects or {})
+                given = {"classes": classes, "epoch_steps": epoch_steps, "prefix": encoder.prefix, "autocast": autocast}
+                learner = _another_learner(config, cuts[k], k, given, objects or {})
             else:
-                build = _Siamese(of_block, cuts[k], k, classes, epoch_steps, objects or {})
+                build = _Siamese(of_block, cuts[k], k, classes, epoch_steps, images, objects or {})
                 learner = build(encoder, _norm_of_expansions(config, encoder), autocast, later)
                 later = learner.passes
         learners.insert(0, learner)
@@ -119,20 +121,20 @@ def _cuts(config: Config, encoder: Encoder) -> list[Cut]:
 
 
 def _check_views(config: Config, encoder: Encoder) -> None:
-    """Raises InputError where the encoder does not take the size of a view."""
+    """Raises InputError where the encoder, or what blocks do with its maps, does not take the size of a view."""
     for size in sorted({*config.view_sizes} - {config.data.size}):
         try:
-            with torch.no_grad():
-                training = encoder.training
-                encoder.eval()(
-                    torch.zeros(1, config.image_shape[0], size, size, dtype=next(encoder.parameters()).dtype)
-                )
-                encoder.train(training)
+            with torch.no_grad(), evaluating(encoder):
+                images = torch.zeros(1, config.image_shape[0], size, size, dtype=next(encoder.parameters()).dtype)
+                shapes = [tuple(x.shape[1:]) for x in encoder.maps(images)]
         except (RuntimeError, ValueError, AssertionError) as error:
             raise InputError(
                 f"views: encoder.kind={config.encoder.kind} does not take images of {size} px beside those of "
                 f"{config.data.size} ({first_line(error)}); choose another size for that view"
             ) from None
+        for number, shape in enumerate(shapes, start=1):
+            if isinstance(config.scope, InBlocks) and len(shape) == 3:
+                _check_map(config.scope, shape, f"block {number} for views of {size} px")
 
 
 def _norm_of_expansions(config: Config, encoder: Encoder) -> str:
@@ -149,6 +151,7 @@ class _Siamese:
     k: int
     classes: int | None
     epoch_steps: int
+    images: int
     objects: Objects
 
     def __call__(self, encoder: Encoder, norm: str, autocast: torch.dtype | None, later: Passes) -> Learner:
@@ -164,7 +167,8 @@ class _Siamese:
                 f"predictor.dims ends in {predicted}, but it predicts the projector's {dim}: make them equal"
             )
         noise = Noise(scope.noise, scope.noise_over)
-        network = Network(cut.blocks, pooling, projector, noise, cut.first, config.train.micro_batch)
+        rest = (pooling, projector, noise, cut.first, config.train.micro_batch)
+        network, learner = self.credited(cut.blocks, rest, encoder, dim)
         target = make(
             config.target,
             targets.KINDS,
@@ -174,7 +178,7 @@ class _Siamese:
             seed=hashed("prune", config.train.seed, self.k),
             epoch_steps=self.epoch_steps,
         )
-        return Learner(
+        return learner(
             network,
             predictor,
             target,
@@ -184,6 +188,25 @@ class _Siamese:
             autocast=autocast,
             later=later,
         )
+
+    def credited(
+        self, blocks: Sequence[nn.Module], network: tuple[Any, ...], encoder: Encoder, dim: int
+    ) -> tuple[Network, Any]:
+        """The network and the Learner's class, by how errors reach the blocks; `network`: its arguments but these."""
+        rule, seed = getattr(self.config.scope, "credit", "backprop"), hashed("credit", self.config.train.seed)
+        if rule in BROADCAST:
+            if rule == "drtp" and self.classes is None:
+                raise InputError("scope.credit=drtp broadcasts labels, and this data has none; take direct")
+            taught = {"rows": self.classes if rule == "drtp" else dim, "shapes": encoder.shapes, "seed": seed}
+            return Broadcast(encoder.as_blocks(), *network, rule=rule, **taught), Learner
+        if rule == "feedback_alignment":
+            return Network(blocks, *network), partial(FeedbackAlignment, seed=seed)
+        if rule == "none":
+            if self.config.predictor is None and not [*network[1].parameters()]:
+                raise InputError("scope.credit=none trains the heads alone, and there are none: set projector.dims")
+            for block in blocks:
+                block.requires_grad_(False)
+        return Network(blocks, *network), Learner
 
     def objective(self, dim: int) -> nn.Module:
         """The objective, and whether its embeddings and labels are what it needs."""
@@ -197,8 +220,10 @@ class _Siamese:
             dim=dim,
             classes=classes,
             seed=hashed("queue", config.train.seed, self.k),
+            epoch_steps=self.epoch_steps,
+            images=self.images,
         )
-        if getattr(objective, "labelled", False) and classes is None:
+        if any(getattr(objective, fact, False) for fact in ("labelled", "needs_labels")) and classes is None:
             raise InputError(f"objective.kind={kind} of block {number} needs labels, and this data has none")
         if config.labelled and dim != classes:
             raise InputError(
@@ -234,24 +259,23 @@ def try_objective(objective: Any, kind: str, dim: int, classes: int | None) -> N
         raise InputError(f"objective.kind={kind}: the loss of two batches of 8 random embeddings {what}")
 
 
-def _learner_of_ones_own(
-    config: Config, cut: Cut, k: int, classes: int | None, epoch_steps: int, objects: Objects
-) -> nn.Module:
-    """A learner that is not ours, and whether it has what training and diagnosis call."""
+def _another_learner(config: Config, cut: Cut, k: int, given: Mapping[str, Any], objects: Objects) -> nn.Module:
+    """A learner that is not siamese, and whether it has what training and diagnosis call."""
     learner = make(
         config.learner,
-        {},
+        LEARNERS,
         objects.get("learner"),
         blocks=nn.Sequential(*cut.blocks),
+        image_shape=config.image_shape,
         input_shape=cut.input_shape,
         shape=cut.shape,
         number=k,
-        classes=classes,
         seed=hashed("learner", config.train.seed, k),
-        epoch_steps=epoch_steps,
+        **given,
     )
     assert config.learner is not None
-    missing = [name for name in ("forward", "pass_on", "after_step", "outputs") if not hasattr(learner, name)]
+    called = ("forward", "pass_on", "after_step", "outputs")  # a module has a forward that only raises
+    missing = [name for name in called if getattr(type(learner), name, None) in (None, nn.Module.forward)]
     if not isinstance(learner, nn.Module) or missing:
         what = f"has no {', '.join(missing)}" if missing else "is no torch.nn.Module"
         raise InputError(f"learner.kind={config.learner.kind} {what}; see the page on a learner of your own")
@@ -267,18 +291,29 @@ def pooling_of(scope: InBlocks, norm: str, shape: tuple[int, ...], prefix: int, 
                 gives = "tokens" if len(shape) == 2 else "vectors"
                 raise InputError(f"{given} is for maps, but this encoder gives {gives}; leave {name} out")
         return Pooling(shape[-1], prefix=prefix)
-    channels, height, width = shape
+    _check_map(scope, shape, f"block {number}")
+    return Pooling(shape[0], scope.pool, scope.grid, scope.expand, norm)
+
+
+def _check_map(scope: InBlocks, shape: tuple[int, ...], of: str) -> None:
+    """Raises InputError where a map (c, h, w) has fewer places than the scope asks for."""
+    _, height, width = shape
     if scope.grid > min(height, width):
-        raise InputError(f"scope.grid={scope.grid} is more than the {height} x {width} map of block {number} has")
+        raise InputError(f"scope.grid={scope.grid} is more than the {height} x {width} map of {of} has")
     if scope.noise and scope.noise_over == "hw" and height * width == 1:
-        raise InputError(f"scope.noise_over=hw: the map of block {number} is one place, which has no spread; use all")
-    return Pooling(channels, scope.pool, scope.grid, scope.expand, norm)
+        raise InputError(f"scope.noise_over=hw: the map of {of} is one place, which has no spread; use all")
 
 
 def _head(spec: Predictor, width: int, classes: int | None) -> tuple[nn.Module, int]:
     if "classes" in spec.dims and classes is None:
         raise InputError("projector.dims asks for the number of classes, but this data has no labels")
-    dims: Sequence[int] = [classes if d == "classes" else d for d in spec.dims]  # type: ignore[misc]
-    last = (spec.last_norm, spec.last_affine) if isinstance(spec, Head) else ("none", True)
-    head = mlp(width, dims, spec.norm, *last, spec.last_bias)
-    return head, dims[-1] if dims else width
+    by_name = {"classes": classes, "same": width}
+    dims: Sequence[int] = [by_name.get(d, d) for d in spec.dims]  # pyright: ignore[reportArgumentType, reportAssignmentType, reportCallIssue]
+    dim = dims[-1] if dims else width
+    last = (spec.last_norm, spec.last_affine, spec.last_bias)
+    if not isinstance(spec, Head):
+        return mlp(width, dims, spec.norm, *last), dim
+    head = mlp(width, dims, spec.norm, *last, spec.activation)
+    if spec.prototypes is None:
+        return head, dim
+    return head.append(Prototypes(dim, spec.prototypes)), spec.prototypes

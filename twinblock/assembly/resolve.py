@@ -7,7 +7,7 @@ from twinblock.assembly.precision import precision_of
 from twinblock.config.schema import Config
 from twinblock.data import Images
 from twinblock.data.values import fitted
-from twinblock.nn.encoders import is_vit
+from twinblock.nn.libraries import has_a_stem
 
 NATIVE_SIDE = 128  # images of one size up to this side are trained on at that size
 LARGE_SIDE = 224
@@ -31,7 +31,7 @@ def resolve(config: Config, images: Images, device: torch.device, objects: Objec
     elif kind == "auto":
         kind = "resnet18" if size <= NATIVE_SIDE else "resnet50"
     if stem == "auto":
-        small = size <= SMALL_STEM_SIDE and ":" not in kind and not is_vit(kind) and e.weights is None
+        small = size <= SMALL_STEM_SIDE and has_a_stem(kind) and e.weights is None
         stem = "cifar" if small else "standard"
     crop, flip = DIGIT_VIEW if config.data.source == "photodigits" else PHOTO_VIEW
     views = tuple(

@@ -1,5 +1,7 @@
 """What all commands share."""
 
+import os
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 import typer
@@ -35,12 +37,20 @@ def top(
     """
 
 
-def fields(overrides: list[str] | None, *known: str) -> dict[str, Any]:
-    """The `a=b` arguments of a command that knows these fields."""
+def fields(overrides: list[str] | None, *known: str, options: Sequence[str] = ()) -> dict[str, Any]:
+    """The `a=b` arguments of a command that knows these fields; `options`: what it takes with dashes."""
     from twinblock.config.explain import unknown_field
     from twinblock.config.overrides import lay_over
 
     given = lay_over({}, overrides or ())
     for name in given.keys() - known:
+        for option in options:
+            if option.split()[0] == f"--{name}".replace("_", "-"):
+                raise InputError(f"{name}: not a field; write it as {option}")
         raise InputError(unknown_field(name, known))
     return given
+
+
+def written(run: str, name: str) -> str:
+    """The table and the picture that a command wrote into a run, each as it can be pasted."""
+    return " and ".join(os.path.join(run, f"{name}.{ending}") for ending in ("csv", "png"))

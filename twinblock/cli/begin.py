@@ -66,11 +66,15 @@ def draw_views(
 
 @app.command()
 def recipes():
-    """List the recipes."""
-    from twinblock.config.recipes import recipe_rows
+    """List the recipes, by what their methods rest on."""
+    from twinblock.config.recipes import FAMILIES, recipe_rows
     from twinblock.core.console import print_table
 
-    print_table("recipes", [{name: row[name] for name in ("recipe", "in words")} for row in recipe_rows()])
+    rows = recipe_rows()
+    for family, meaning in FAMILIES.items():
+        mine = [{name: row[name] for name in ("recipe", "in words")} for row in rows if row["family"] == family]
+        if mine:
+            print_table(f"{family}: {meaning}", mine)
 
 
 @app.command()
@@ -89,7 +93,7 @@ def show(
 
 @app.command()
 def reproduce(
-    study: Annotated[str, typer.Argument(help="blockwise, byol-norms or longtail.")],
+    study: Annotated[str, typer.Argument(help="blockwise, byol-norms, local-rules or longtail.")],
     overrides: Annotated[
         list[str] | None,
         typer.Argument(metavar="[seeds=N] [out=DIR] [a.b=c]...", help="Seeds, folder, and fields of every run."),

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from twinblock.cli.app import RunFolder, app, fields
+from twinblock.cli.app import RunFolder, app, fields, written
 from twinblock.core.errors import InputError
 
 
@@ -20,7 +20,10 @@ def evaluate(
     run: RunFolder,
     overrides: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[data=...] [data.size=N]", help="Other labelled data, and another size of the images."),
+        typer.Argument(
+            metavar="[data=...] [data.size=N] [step=N]",
+            help="Other labelled data; another size of the images; the encoder that was kept after step N.",
+        ),
     ] = None,
     published: Annotated[bool, typer.Option("--published", help="Also fit the published SGD probes; slow.")] = False,
     blocks: Annotated[bool, typer.Option("--blocks", help="Every block, of a run end to end too.")] = False,
@@ -41,28 +44,37 @@ def evaluate(
     and drawn in classes.png.
     """
     from twinblock.core.console import Reporter, print_table
+    from twinblock.data.training import chosen, whole
     from twinblock.evaluation import report
     from twinblock.evaluation.evaluate import evaluate
     from twinblock.runs.run import Run
+    from twinblock.training.finish import last_line
 
-    data = fields(overrides, "data").get("data")
-    how = {"blocks": blocks or None, "pooling": pooling, "beside": beside or (), "shots": shots or ()}
+    options = ("--published", "--blocks", "--pooling", "--no-baselines", "--beside RUN", "--shots N")
+    given = fields(overrides, "data", "step", options=options)
+    data, step = given.get("data"), given.get("step")
+    how = {"step": step, "blocks": blocks or None, "pooling": pooling, "beside": beside or (), "shots": shots or ()}
     run_, reporter = Run(run), Reporter()
-    if run_.begun and not run_.finished:
+    if step is not None and not isinstance(step, int):
+        raise InputError(f"step={step}: give a whole number, as {run}/encoders has them")
+    if run_.begun and not run_.finished and step is None:
         reporter.warn(f"{run} is not finished: its last checkpoint is measured")
     elif run_.failed:
         reporter.warn(f"{run} ended in failure: {(run_.result or {})['headline']}")
     rows = evaluate(run, data, published=published, baselines=not no_baselines, **how)
-    measured = run_.evaluation
+    source = chosen(whole(run_.config.data), data)[0].source_name
+    measured = run_.evaluation if step is None else run_.evaluation_of(source, step)
     if measured is None or measured["rows"] != rows:  # the run may not be written to: nothing but the rows is at hand
         print_table(run, rows)
         return
-    print_table(run, report.table(rows, measured["test"]))
+    print_table(run if step is None else f"{run} after step {step}", report.table(rows, measured["test"]))
     typer.echo(report.sizes(measured))
     if hint := report.better_block(measured):
         typer.echo(hint)
-    if groups := report.group_rows(run_):
+    if groups := report.groups_of(measured):
         print_table("accuracy of the groups of classes, in %; std: their standard deviation", groups)
+    if run_.result is not None:
+        reporter.tell(last_line(run_.result))
 
 
 @app.command()
@@ -149,10 +161,30 @@ def exemplars(
     if rows := exemplars(run, **given):
         shown = [{"score": r["score"], "AUROC": f"{r['AUROC']:.3f}", "lift": f"{r['lift']:.2f}"} for r in rows]
         print_table("how well each score finds the rare third of the classes (chance: 0.500 and 1.00)", shown)
-    typer.echo(f"{run}/exemplars.csv and exemplars.png: images in order of how far pruning moves them")
+    typer.echo(f"{written(run, 'exemplars')}: images in order of how far pruning moves them")
 
 
 @app.command(hidden=True, context_settings={"ignore_unknown_options": True, "allow_extra_args": True})
 def forgotten():
     """The earlier name of `exemplars`."""
     raise InputError("the command is called exemplars now: give the same words after twinblock exemplars")
+
+
+@app.command()
+def rank(
+    runs: Annotated[
+        list[str], typer.Argument(metavar="RUN... [data=...]", help="Folders of runs; images to compare them on.")
+    ],
+):
+    """Order checkpoints and runs without labels.
+
+    The last encoder of each run and those that train.keep kept, the best first, by how alike they see two views of one
+    image and how unlike other images.
+    """
+    from twinblock.core.console import print_table
+    from twinblock.evaluation.rank import SCORE, rank
+
+    folders = [word for word in runs if os.path.isdir(word) or "=" not in word]
+    rows = rank(folders, **fields([word for word in runs if word not in folders], "data"))
+    shown = [{**row, "step": row["step"] or "last", SCORE: f"{row[SCORE]:.4f}"} for row in rows]
+    print_table("without labels, the best first", shown)

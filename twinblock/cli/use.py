@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from twinblock.cli.app import RunFolder, app, fields
+from twinblock.cli.app import RunFolder, app, fields, written
 from twinblock.core.errors import InputError
 
 LISTED = 50  # rows that a command prints; all are in its file
@@ -17,23 +17,27 @@ def embed(
     overrides: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[data=...] [data.size=N] [split=test] [block=K] [step=N] [out=FILE]",
-            help="Other images; their size; the features of block K, or of the encoder that was kept after step N; the "
-            "file, whose ending chooses the format.",
+            metavar="[data=...] [data.size=N] [split=test] [block=K] [step=N] [features=patches] [processes=N] "
+            "[out=FILE]",
+            help="Other images; their size; the features of block K, or of the encoder that was kept after step N; "
+            "those of each place; how many processes; the file, whose ending chooses the format.",
         ),
     ] = None,
 ):
     """Write the features of images, with their names, to a file.
 
     The images are the run's own or data=..., the file is .npz, .parquet or .csv. Without out=FILE it is embeddings.npz
-    in the run.
+    in the run. features=patches writes those of each place, without pooling, to patches.npy in the run.
     """
-    from twinblock.evaluation.embedding import OWN, embed
+    from twinblock.evaluation.embedding import OWN, PATCHES, embed
 
-    given = fields(overrides, "data", "split", "block", "step", "out")
-    out = given.pop("out", None) or os.path.join(run, f"{OWN}.npz")
-    count, width = embed(run, out=out, **given).features.shape
-    typer.echo(f"{out}: {width} features of each of {count:,} images")
+    given = fields(overrides, "data", "split", "block", "step", "features", "processes", "out")
+    patches = given.get("features") == PATCHES
+    out = given.pop("out", None) or os.path.join(run, f"{PATCHES}.npy" if patches else f"{OWN}.npz")
+    default = patches and out == os.path.join(run, f"{PATCHES}.npy")
+    count, *places, width = embed(run, out=None if default else out, **given).features.shape
+    of = f"{' x '.join(map(str, places))} patches of each of" if places else "each of"
+    typer.echo(f"{out}: {width} features of {of} {count:,} images")
 
 
 @app.command()
@@ -42,21 +46,23 @@ def finetune(
     overrides: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[data=...] [fraction=[0.01,0.1,1]] [seeds=3] [epochs=30] [freeze=...] [beside=timm:...] [out=DIR]",
-            help="Labelled images; parts of them; repetitions; passes; modules that stay; other starts; the folder.",
+            metavar="[data=...] [fraction=[0.01,0.1,1]] [seeds=3] [epochs=30] [freeze=...] [beside=timm:...] "
+            "[protocol=byol] [out=DIR]",
+            help="Labelled images; parts of them; repetitions; passes; modules that stay; other starts; a published "
+            "protocol; the folder.",
         ),
     ] = None,
 ):
     """Train the whole network with a classifier.
 
     Compares starting points, with few labels and with many: the run's own weights, a network from scratch, and
-    published weights beside=timm:NAME. Writes the table and a classifier, which `export` takes, to out=DIR, by default
-    finetune in the run. The same command again goes on.
+    published weights beside=timm:NAME. An image may be of one class or of several. Writes the table and a classifier,
+    which `export` takes, to out=DIR, by default finetune in the run. The same command again goes on.
     """
     from twinblock.core.console import print_table
     from twinblock.evaluation.finetune import OWN, finetune
 
-    known = ("data", "fraction", "seeds", "epochs", "freeze", "beside", "out")
+    known = ("data", "fraction", "seeds", "epochs", "freeze", "beside", "protocol", "out")
     given = fields(overrides, *known)
     for name in ("seeds", "epochs"):
         if not isinstance(given.get(name, 1), int):
@@ -120,7 +126,7 @@ def search(
         {"query": r["query"], "rank": r["rank"], "image": r.get("name", r["image"])} | _hundredths(r) for r in rows
     ]
     print_table("the most similar images", shown[:LISTED])
-    typer.echo(f"{run}/similar.csv and similar.png")
+    typer.echo(written(run, "similar"))
 
 
 def _hundredths(row: dict[str, Any]) -> dict[str, str]:
@@ -150,7 +156,7 @@ def duplicates(
         typer.echo("no near-duplicates")
         return
     groups = rows[-1]["group"]
-    typer.echo(f"{run}/duplicates.csv and duplicates.png: {len(rows):,} images in {groups:,} groups of near-duplicates")
+    typer.echo(f"{written(run, 'duplicates')}: {len(rows):,} images in {groups:,} groups of near-duplicates")
 
 
 @app.command()

@@ -6,10 +6,12 @@ from typing import Any
 
 from twinblock.config.recipes import from_yaml
 from twinblock.config.schema import Config
+from twinblock.core.durations import Duration
 from twinblock.core.files import same_places
 
 RESOLVED = re.compile(
-    r"data\.(size|channels|range|mean|std)|encoder\.(kind|stem|width|weights|weights_sha256)|views\.\d\.(crop|flip)|train\.precision"
+    r"data\.(batch|size|channels|range|mean|std)|encoder\.(kind|stem|width|weights|weights_sha256)|views\.\d\.(crop|flip)"
+    r"|train\.(length|precision|micro_batch)"
 )
 OPEN_BY_WORD = ("data.range", "data.mean", "data.std")  # a word says how a number is found
 OPEN_BY_NULL = (
@@ -78,6 +80,8 @@ def _open(name: str, fields: dict[str, Any]) -> bool:
     """Whether a field is left to data and machine: a null crop is a choice, and so is the width of a named encoder."""
     if name == "encoder.width" and fields.get("encoder.kind") != "auto":
         return False
+    if name == "train.length":
+        return Duration.of_run(fields[name]).on_the_clock
     if name == "encoder.weights":
         return fields.get(name) == "pretrained"  # which ones that were is kept
     if name in OPEN_BY_WORD:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from os import PathLike
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
 import numpy as np
 from pydantic import BeforeValidator, Field, FiniteFloat, ValidationError, model_validator
@@ -17,6 +17,10 @@ from twinblock.views import EIGHT_BITS
 Name = Annotated[str, BeforeValidator(lambda given: str(given) if isinstance(given, PathLike) else given)]  # or path
 
 
+if TYPE_CHECKING:
+    Batch: TypeAlias = int  # of a resolved config
+else:
+    Batch = Literal["auto"] | Annotated[int, Field(ge=1, le=2**20)]
 LowHigh = tuple[FiniteFloat, FiniteFloat]
 
 
@@ -63,9 +67,12 @@ class Data(Part):
     one, that of the table, the cache."""
     labels: Name = "auto"
     """What classes are. `auto`: top folders, a usual column, or what WebDataset writes; `none`: there are none; a CSV
-    file with the columns file and label; the name of a column."""
-    batch: Annotated[int, Field(ge=1, le=2**20)] = 256
-    """Images in a step, over all processes."""
+    file with the columns file and label, or with a column of 0 and 1 for each class; the name of a column."""
+    separator: Annotated[str, Field(min_length=1, max_length=8)] | None = None
+    """What stands between the classes of an image in a column of a CSV, as `;`; null: an image is of one class."""
+    batch: Batch = 256
+    """Images in a step, over all processes; `auto`: as many as fit into memory, a power of two on each process, at most
+    4096 in all and an eighth of the images. The learning rate grows with it."""
     size: Annotated[int, Field(ge=8, le=1024)] | None = None
     """Side of a view in pixels; null: that of small images of one size, else 224."""
     tile: Tile | None = None
@@ -127,6 +134,8 @@ def other_data(data: Data, given: str | PathLike[str] | Sequence[str | PathLike[
     if changed.get("source", data.source) not in (data.source, data.source_name):
         changed.setdefault("root", None)  # another source does not lie where that of the run does
         changed.setdefault("labels", "auto")  # nor are its labels those of the run's
+    if "labels" in changed:
+        changed.setdefault("separator", None)
     if changed.get("size", "") is None:
         changed.pop("size")  # as the run has it
     try:

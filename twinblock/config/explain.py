@@ -1,5 +1,6 @@
 """What is wrong with a run, in one line that a person can read."""
 
+import re
 from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 from typing import Any, get_args
@@ -56,13 +57,17 @@ def explain(error: ValidationError, model: type[BaseModel], prefix: str = "") ->
     fault = error.errors(include_url=False)[0]
     location = [str(part) for part in fault["loc"]]
     # pydantic's path also names the kinds and types it tried; the user wrote fields and numbers only
-    where = prefix + ".".join(p for i, p in enumerate(location) if _is_written(model, location[:i], p))
+    written = [p for i, p in enumerate(location) if _is_written(model, location[:i], p)]
+    where = (prefix + ".".join(written)).rstrip(".")
     if fault["type"] == "extra_forbidden":
-        where = prefix + ".".join([*where.removeprefix(prefix).split("."), location[-1]]).lstrip(".")
+        where = prefix + ".".join([*written, location[-1]])
         fields = sorted({name for m in _models_at(model, location[:-1]) for name in m.model_fields})
         return unknown_field(where, fields, ELSEWHERE)
+    # only plain values are shown: a tree may be billions of values in a few lines of YAML
+    given = repr(fault["input"]) if isinstance(fault["input"], str | int | float | bool | None) else ""
+    value = f" (got {given})" if given else ""
     if fault["type"] == "union_tag_not_found" and not isinstance(fault["input"], Mapping):
-        return f"{where}: should be a mapping of fields (got {fault['input']!r})"
+        return f"{where}: should be a mapping of fields{value}"
     if fault["type"] in ("union_tag_invalid", "union_tag_not_found"):
         tags = [t.strip("'") for t in fault.get("ctx", {}).get("expected_tags", "").split(", ") if t]
         given = fault.get("ctx", {}).get("tag")
@@ -75,11 +80,12 @@ def explain(error: ValidationError, model: type[BaseModel], prefix: str = "") ->
     if fault["type"] in ("model_type", "model_attributes_type", "dict_type"):
         message = "a mapping of fields"
     if fault["type"] == "tuple_type":
-        message = f"a list, such as [{fault['input']}]"
+        message = f"a list, such as [{fault['input']}]" if given else "a list"
     if fault["type"] == "missing":
         return f"{where}: required, but missing{_in_recipes(location)}"
-    value = f" (got {fault['input']!r})" if isinstance(fault["input"], str | int | float | bool | None) else ""
     if not where or fault["type"] == "value_error":
+        if given and re.search(rf"(?<![\w.]){re.escape(given)}(?![\w.])", message):
+            value = ""  # the message has it
         return f"{where}: {message}{value}" if where else message
     return f"{where}: should be {message}{value}" if fault["msg"].startswith("Input") else f"{where}: {message}{value}"
 
@@ -98,7 +104,8 @@ def unknown_field(where: str, fields: Iterable[str], elsewhere: Mapping[str, str
     word, fields = where.rpartition(".")[2].lower().replace("-", "_"), list(fields)
     if elsewhere and word in WITHOUT_FIELD:
         return f"{where}: unknown field; {WITHOUT_FIELD[word]}"
-    here = elsewhere.get(word) or next(iter(nearest(word, fields, cutoff=0.5)), "")
+    near = (where[: -len(word)] + field for field in nearest(word, fields, cutoff=0.5))
+    here = elsewhere.get(word) or next(near, "")
     return f"{where}: unknown field; " + (f"did you mean {here}?" if here else f"known: {', '.join(fields)}")
 
 

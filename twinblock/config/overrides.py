@@ -16,8 +16,9 @@ PLAIN_TEXT = (
     "data.root",
     "data.indices",
     "data.labels",
+    "data.separator",
     "encoder.weights",
-)  # paths are not YAML
+)  # paths are not YAML, nor is a | alone
 # the field of a part that a word in its place stands for: scope=blockwise, data=photos/
 CHOICE = dict.fromkeys(("encoder", "learner", "target", "objective", "scope", "optim"), "kind") | {"data": "source"}
 KINDS = ("learner", "target", "objective", "scope")  # parts whose fields depend on their kind

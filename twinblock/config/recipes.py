@@ -8,12 +8,14 @@ from typing import Any
 
 import yaml
 
+from twinblock.config.fields import WITH_WEIGHTS, Train
 from twinblock.config.overrides import CHOICE, lay_over, merge, parse
 from twinblock.config.presets import preset
 from twinblock.config.published import recipes
-from twinblock.config.schema import RENAMED, WITH_WEIGHTS, Config, Train, check
+from twinblock.config.schema import RENAMED, Config, check
 from twinblock.core.errors import InputError, nearest
 from twinblock.core.files import expanded
+from twinblock.methods import learners
 from twinblock.methods.parts import import_part
 
 OWN = ("objective", "target", "learner", "encoder")  # parts that may be a class of the caller's own
@@ -68,7 +70,7 @@ def _of_a_run(recipe: Path) -> bool:
 
 
 def _leave_to_the_learner(tree: dict[str, Any], given: set[str]) -> None:
-    """A learner of one's own has its own heads and loss: take away those of the recipe."""
+    """A learner that is not siamese has its own heads and loss: take away those of the recipe."""
     for part in SIAMESE:
         if part in given:
             raise InputError(f"{part}: it belongs to the siamese learner, and learner names another; leave {part} out")
@@ -123,21 +125,34 @@ def from_yaml(text: str) -> Config:
         raise ValueError(str(error)) from None
 
 
+FAMILIES = {  # of objectives and learners, in the order of the lists
+    "contrast": "images attract their own other view and repel all others",
+    "prediction": "a predictor tells the embedding of another view",
+    "prototypes": "views of an image belong to the same of many prototypes",
+    "decorrelation": "views agree, and no two numbers of an embedding say the same",
+    "reconstruction": "what is hidden is told from what is left",
+    "likelihood": "a model that makes images finds those it sees likely",
+    "goodness": "true images excite a block, and false ones do not",
+    "labels": "classes come from labels",
+}
+
+
 def recipe_rows() -> list[dict[str, str]]:
-    """What each recipe is made of: the table of methods in the README and of `twinblock recipes`."""
+    """What each recipe is made of: the tables of recipes in the docs and of `twinblock recipes`, by family."""
     rows = []
     for name, path in sorted(recipes().items()):
         config = compose(name)
-        assert config.projector is not None
+        siamese, ours = config.learner is None, config.objective_class
         rows.append(
             {
                 "recipe": name,
-                "objective": config.objective.kind,
-                "target": config.target.kind,
+                "family": ours.family if ours else learners.KINDS[config.learner.kind].family,
+                "objective": config.objective.kind if siamese else f"{config.learner.kind} (a learner)",
+                "target": config.target.kind if siamese else "none",
                 "predictor": "yes" if config.predictor else "no",
-                "norm of the heads": config.projector.norm,
+                "norm of the heads": config.projector.norm if config.projector else "none",
                 "optimizer": config.optim.kind,
                 "in words": path.read_text(encoding="utf-8").splitlines()[0].lstrip("# ").split(": ", 1)[1],
             }
         )
-    return rows
+    return sorted(rows, key=lambda row: [*FAMILIES].index(row["family"]))

@@ -1,103 +1,21 @@
 """The form of a run: strict models of its parts, and what may not stand together."""
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
-from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, model_validator
+from pydantic import Discriminator, Field, Tag, ValidationError, model_validator
 
-from twinblock.config.data import Data, Name
+from twinblock.config.data import Data
 from twinblock.config.explain import explain
+from twinblock.config.fields import EncoderSpec, Head, Optim, Predictor, Train, ViewSpec
 from twinblock.config.overrides import NO_MAPPING, merge
-from twinblock.config.scopes import Blockwise, EndToEnd, Overlapping
-from twinblock.core.durations import Duration
+from twinblock.config.scopes import Blockwise, EndToEnd, InBlocks, Overlapping
 from twinblock.core.errors import InputError
-from twinblock.core.types import NotNegative, Positive, Probability, Width
-from twinblock.methods import objectives, targets
-from twinblock.methods.parts import Part, form_of, one_of, other
-from twinblock.nn.norms import parse_norm
-from twinblock.views import View
+from twinblock.core.types import Positive
+from twinblock.methods import learners, objectives, targets
+from twinblock.methods.parts import Part, form_of, kind_of, one_of
 
 RENAMED = {"branch": "target"}  # fields that had another name in 0.1
-WITH_WEIGHTS = ("hf-hub:", "hf_hub:", "local-dir:")  # how timm names weights of a hub or folder
-
-
-def _norm(text: str) -> str:
-    parse_norm(text)
-    return text
-
-
-def _without_weights(kind: str) -> str:
-    if kind.startswith(WITH_WEIGHTS) or ("." in kind and ":" not in kind):  # as timm's resnet18.a1_in1k
-        name, _, tag = kind.rpartition("/")[2].rpartition(":")[2].partition(".")
-        raise ValueError(f"a network's name with weights: write encoder={name} encoder.weights=timm:{tag or 'TAG'}")
-    return kind
-
-
-def _weights(text: str) -> str:
-    if text == "timm:":
-        raise ValueError("timm: and then a tag, as timm:a1_in1k; pretrained is timm's own choice")
-    return text
-
-
-def _one_or_more(given: Any) -> Any:
-    return (given,) if isinstance(given, str) else given
-
-
-Norm = Annotated[str, AfterValidator(_norm)]  # batch, sync, layer, group, none; group8, group+ws and so on
-Logger = Literal["tensorboard", "wandb", "mlflow"]
-
-
-class ViewSpec(View, frozen=True):
-    """How one view is made. `crop` and `flip` may be left to the data: a fifth of a digit can be any digit."""
-
-    crop: tuple[float, float] | None | Literal["auto"] = "auto"  # pyright: ignore[reportIncompatibleVariableOverride]
-    """Range of the random crop's area; null: the central square; `auto`: by the data."""
-    flip: Probability | Literal["auto"] = "auto"  # pyright: ignore[reportIncompatibleVariableOverride]
-    """Probability of a horizontal flip; `auto`: by the data."""
-
-
-class EncoderSpec(Part):
-    """The network that is kept."""
-
-    kind: Annotated[str, AfterValidator(_without_weights)] = "auto"
-    """A name of timm, `torchvision/NAME`, `resnet10`, `package.module:function`; `auto`: by the size of the images."""
-    stem: Literal["auto", "standard", "cifar", "cifar_stride2"] = "auto"
-    """First layers: `standard`; `cifar`, 3 x 3 without stride or pooling; `cifar_stride2`, with a stride of 2."""
-    norm: Norm = "batch"
-    """Norm of its layers: `batch`, `sync`, `layer`, `group`, `group8`, `none`; `+ws` standardises the weights."""
-    width: Annotated[int, Field(ge=8, le=4096, multiple_of=8)] | None = None
-    """Channels of a ResNet's first stage; null: as published."""
-    weights: Annotated[Name, AfterValidator(_weights)] | None = None
-    """What training starts from: `pretrained`, the library's own weights; `timm:TAG`, others of timm; a .safetensors,
-    .pth or .pt file; the folder of a run; null: weights drawn from the seed."""
-    weights_sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = None
-    """The SHA-256 that the file of these weights must have; null: any. The run keeps the one it was."""
-    drop_path: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Drop path: how often the last residual block is left out for a sample in training; earlier ones less often."""
-    freeze: Annotated[tuple[str, ...], BeforeValidator(_one_or_more)] = ()
-    """Modules or parameters of the encoder that stay as they are, by name, or `all`."""
-    freeze_for: Duration = Duration.parse("100%")
-    """How long these stay so, from the start on."""
-
-
-class Predictor(Part):
-    """Layers behind the projector, of the online network alone."""
-
-    dims: tuple[Width | Literal["classes"], ...]
-    """Width of each layer; `classes`: the number of classes."""
-    norm: Norm = "batch"
-    """Norm after each hidden layer."""
-    last_bias: bool = False
-    """Whether the last layer has a bias."""
-
-
-class Head(Predictor):
-    """Layers behind the encoder that give the embedding; they are dropped after training."""
-
-    last_norm: Norm = "none"
-    """Norm after the last layer."""
-    last_affine: bool = True
-    """Whether that norm has weight and bias."""
 
 
 class ObjectiveFields(Part):
@@ -107,6 +25,7 @@ class ObjectiveFields(Part):
 
 OBJECTIVES = {kind: form_of(kind, cls, ObjectiveFields) for kind, cls in objectives.KINDS.items()}
 TARGETS = {kind: form_of(kind, cls) for kind, cls in targets.KINDS.items()}
+LEARNERS = {kind: form_of(kind, cls) for kind, cls in learners.KINDS.items()}
 if TYPE_CHECKING:
     ObjectivePart: TypeAlias = Any
     TargetPart: TypeAlias = Any
@@ -114,66 +33,15 @@ if TYPE_CHECKING:
 else:
     ObjectivePart = one_of(OBJECTIVES, ObjectiveFields) | None
     TargetPart = one_of(TARGETS)
-    LearnerPart = other() | None
+    LearnerPart = one_of(LEARNERS) | None
 
 
-class Optim(Part):
-    """The optimizer of each Learner."""
-
-    kind: Literal["sgd", "lars", "adamw"]
-    """`sgd`, `lars` or `adamw`."""
-    lr: Positive
-    """Peak learning rate for 256 images a step; it is multiplied by batch / 256."""
-    lr_bias: Positive | None = None
-    """Peak for biases and norms; null: `lr`."""
-    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
-    """Momentum; the first beta of AdamW."""
-    weight_decay: NotNegative = 0.0
-    """Weight decay."""
-    exclude_bias_and_norm: bool = True
-    """Whether biases and norms go without weight decay and without LARS's adaptation."""
-    warmup: Duration = Duration.parse("0epochs")
-    """Time in which the learning rate rises from 0."""
-    end: Probability = 0.0
-    """Last learning rate as a part of the peak."""
-    layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
-    """Factor of the learning rate from one layer of the encoder to the one before it; the heads have the whole."""
-    clip: Positive | None = None
-    """Largest gradient norm of a Learner; null: any."""
-
-
-class Train(Part):
-    """How long, how exactly, and what is written down."""
-
-    length: Duration = Duration.parse("100epochs")
-    """Length of the training, as `100epochs` or `5000steps`."""
-    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
-    """What all random draws follow from."""
-    precision: Literal["auto", "fp32", "bf16", "fp64"] = "auto"
-    """Number type; `auto`: bf16 where the processor is fast at it, else fp32."""
-    micro_batch: Annotated[int, Field(ge=1)] | None = None
-    """Images of a batch that go through the network at a time, on each process; null: all. It takes less memory and a
-    third more time; the gradient is that of the whole batch, but a batch norm of the encoder sees each part alone."""
-    checkpoint_every: Duration = Duration.parse("1epochs")
-    """Time from one checkpoint to the next."""
-    keep: Duration | None = None
-    """Time from one encoder that is kept to the next, in steps or epochs; null: the last one alone is kept."""
-    deterministic: bool = False
-    """Bit-exact on a GPU too, at some cost; a CPU is so anyway."""
-    compile: bool = False
-    """Whether to compile the encoder with torch.compile."""
-    loggers: tuple[Logger, ...] = ()
-    """Where else to log: `tensorboard`, `wandb`, `mlflow`."""
-    on_collapse: Literal["warn", "stop"] = "warn"
-    """What a complete collapse does: `warn` goes on, `stop` saves and ends; exit code 3 for both."""
-
-    @model_validator(mode="after")
-    def _some_time(self):
-        if not self.checkpoint_every.amount:
-            raise ValueError("checkpoint_every is the time from one to the next; 100% is the end alone")
-        if self.keep is not None and not self.keep.amount:
-            raise ValueError("keep is the time from one encoder to the next; null keeps the last one alone")
-        return self
+Scope: TypeAlias = Annotated[
+    Annotated[EndToEnd, Tag("end_to_end")]
+    | Annotated[Blockwise, Tag("blockwise")]
+    | Annotated[Overlapping, Tag("overlapping")],
+    Discriminator(kind_of),
+]
 
 
 class Config(Part):
@@ -186,7 +54,7 @@ class Config(Part):
     encoder: EncoderSpec = EncoderSpec()
     """The network that is kept."""
     learner: LearnerPart = None
-    """A learner of your own, `package.module:Class`; null: the siamese one, made of the next four parts."""
+    """One that compares no views, or your own, `package.module:Class`; null: the siamese one, of the next four."""
     projector: Head | None = None
     """Layers that give the embedding."""
     predictor: Predictor | None = None
@@ -195,7 +63,7 @@ class Config(Part):
     """The network that makes the embeddings to compare with."""
     objective: ObjectivePart = None
     """The loss."""
-    scope: Annotated[EndToEnd | Blockwise | Overlapping, Field(discriminator="kind")] = EndToEnd()
+    scope: Scope = EndToEnd()
     """Which blocks learn from which loss."""
     optim: Optim
     """The optimizer."""
@@ -217,9 +85,16 @@ class Config(Part):
         return [view.size or self.data.size for view in self.views for _ in range(view.count)]
 
     @property
+    def objective_class(self) -> type[objectives.Objective] | None:
+        """The objective's class, which knows facts of it; None where it is not one of ours."""
+        return None if self.objective is None else objectives.KINDS.get(self.objective.kind)
+
+    @property
     def labelled(self) -> bool:
-        """Whether the objective is one of ours that compares with labels."""
-        return self.objective is not None and getattr(objectives.KINDS.get(self.objective.kind), "labelled", False)
+        """Whether the objective or the learner is one of ours that needs labels."""
+        if self.learner is not None:
+            return getattr(learners.KINDS.get(self.learner.kind), "labelled", False)
+        return self.objective_class is not None and self.objective_class.labelled
 
     def norms_of_batches(self) -> list[str]:
         """The fields that ask for batch statistics, as `projector.norm=batch`."""
@@ -227,7 +102,7 @@ class Config(Part):
         for name, head in (("projector", self.projector), ("predictor", self.predictor)):
             if head is not None:
                 used |= {f"{name}.norm": head.norm} if len(head.dims) > 1 else {}
-                used |= {f"{name}.last_norm": head.last_norm} if isinstance(head, Head) and head.dims else {}
+                used |= {f"{name}.last_norm": head.last_norm} if head.dims else {}
         return [f"{field}={norm}" for field, norm in used.items() if norm.removesuffix("+ws") in ("batch", "sync")]
 
     @model_validator(mode="before")
@@ -242,15 +117,27 @@ class Config(Part):
         if self.data.batch == 1:
             for name in self.norms_of_batches():
                 raise ValueError(f"data.batch=1 with {name}: one sample has no batch statistics")
+        budgets = getattr(self.scope, "budgets", None)
+        if self.train.length.on_the_clock and budgets and budgets[0].unit != "%":
+            raise ValueError(f"train.length={self.train.length}: give scope.budgets in percent of it")
+        if self.train.parallel == "blocks":
+            if self.scope.kind != "blockwise":
+                raise ValueError(f"train.parallel=blocks: scope.kind={self.scope.kind} trains blocks as one; use data")
+            if "auto" in (self.data.batch, self.train.micro_batch):
+                raise ValueError("train.parallel=blocks: the memory of a stage is not foreseen; give a number for auto")
+            if self.train.length.on_the_clock:
+                raise ValueError(
+                    "train.parallel=blocks: the pace of stages is not measured; give train.length in steps"
+                )
         if self.learner is None:
             self._siamese()
-        elif self.train.micro_batch is not None:
-            raise ValueError("train.micro_batch: a learner of your own divides its batch itself; leave it out")
+        else:
+            self._without_views_to_compare()
         for number in self.scope.per_block:
             try:
                 self.of_block(number)
             except ValidationError as error:
-                raise ValueError(f"scope.per_block.{number}.{explain(error, Config)}") from None
+                raise ValueError(explain(error, Config, f"scope.per_block.{number}.")) from None
         return self
 
     @model_validator(mode="after")
@@ -262,23 +149,65 @@ class Config(Part):
                 raise ValueError("encoder.drop_path is for the siamese learner, which says when and what to draw")
         return self
 
+    @model_validator(mode="after")
+    def _error_can_be_fed_back(self):
+        rule = getattr(self.scope, "credit", "backprop")
+        if rule == "backprop":
+            return self
+        conflicts = {
+            "the siamese learner: leave learner out": self.learner is not None,
+            "networks as they are: leave train.compile out": self.train.compile,
+            "whole batches: leave train.micro_batch out": self.train.micro_batch is not None,
+            "one network: take another target than pruned": self.target.kind == "pruned",
+            "views of one size: leave views.size out": len({view.size for view in self.views}) > 1,
+        }
+        for what, is_so in conflicts.items():
+            if is_so:
+                raise ValueError(f"scope.credit={rule} is for {what}")
+        return self
+
+    def _without_views_to_compare(self) -> None:
+        """What is for the siamese Learner alone, and what a learner of ours needs."""
+        kind = self.learner.kind
+        if self.train.micro_batch is not None:
+            raise ValueError(f"train.micro_batch: learner.kind={kind} takes its batch as a whole; leave it out")
+        if self.train.compile:
+            raise ValueError(f"train.compile: learner.kind={kind} runs as it is; leave it out")
+        for number, block in self.scope.per_block.items():
+            for name in ("objective", "projector", "predictor"):
+                if getattr(block, name):
+                    raise ValueError(f"scope.per_block.{number}.{name}: learner.kind={kind} has none; leave it out")
+        cls = learners.KINDS.get(kind)
+        if cls is None:
+            return
+        given = sum(view.count for view in self.views)
+        if given != cls.views:
+            raise ValueError(f"views: learner.kind={kind} sees {cls.views} of an image, {given} given; see its recipe")
+        if self.scope.kind not in cls.scopes:
+            raise ValueError(f"scope.kind={self.scope.kind}: learner.kind={kind} trains with {' or '.join(cls.scopes)}")
+        for name in ("pool", "grid", "expand", "noise"):
+            if getattr(self.scope, name, None) not in (None, InBlocks.model_fields[name].default):
+                raise ValueError(f"scope.{name}: learner.kind={kind} has no pooling and adds no noise; leave it out")
+
     def _siamese(self) -> None:
         """What the parts of the siamese Learner need of each other."""
         for name in ("projector", "objective"):
             if getattr(self, name) is None:
                 raise ValueError(f"{name}: required, but missing; only a learner of your own goes without")
-        kind = self.objective.kind
-        if self.labelled:
+        kind, facts = self.objective.kind, self.objective_class
+        if facts is None:
+            return
+        if facts.labelled:
             if self.target.kind != "shared" or self.predictor is not None:
                 raise ValueError(f"objective.kind={kind} compares with labels: use target.kind=shared and no predictor")
-        elif kind in objectives.KINDS and sum(view.count for view in self.views) < 2:
+        elif sum(view.count for view in self.views) < 2:
             raise ValueError(f"views: objective.kind={kind} compares two views or more, 1 given")
-        if self.target.kind == "pruned" and kind == "regression" and self.predictor is None:
+        if self.target.kind == "pruned" and not facts.repels and self.predictor is None:
             raise ValueError(
-                "target.kind=pruned with objective.kind=regression needs a predictor: each network regresses the "
-                "other, and without one both collapse to a constant"
+                f"target.kind=pruned with objective.kind={kind} needs a predictor: each network follows the other, and "
+                "without one both collapse to a constant"
             )
-        if self.data.batch == 1 and kind in ("nt_xent", "barlow_twins", "vicreg"):
+        if self.data.batch == 1 and facts.compares_images:
             raise ValueError(f"data.batch=1: objective.kind={kind} compares the images of a batch")
 
     def of_block(self, number: int) -> "Config":
@@ -301,7 +230,8 @@ def _like(views: list[Any]) -> list[Any]:
         if isinstance(view, Mapping) and "like" in view:
             other = view["like"]
             if not isinstance(other, int) or not 0 <= other < i:
-                raise ValueError(f"views.{i}.like={other!r} must be the number of an earlier view")
+                given = f"={other}" if isinstance(other, int) else ""  # it may be a tree of billions of values
+                raise ValueError(f"views.{i}.like{given} must be the number of an earlier view")
             base = full[other] if isinstance(full[other], Mapping) else {}
             view = {**base, **{k: v for k, v in view.items() if k != "like"}}
         full.append(view)

@@ -8,6 +8,7 @@ from twinblock.core.durations import Duration
 from twinblock.core.types import NotNegative, Width
 from twinblock.methods.parts import Part, flat
 
+Credit = Literal["backprop", "feedback_alignment", "direct", "sign_direct", "drtp", "none"]
 Fields = Annotated[dict[str, Any], AfterValidator(flat)]
 
 
@@ -25,7 +26,11 @@ class EndToEnd(Part):
 
     kind: Literal["end_to_end"] = "end_to_end"
     cuts: Literal["stages", "blocks"] | tuple[str, ...] = "stages"
-    """Blocks that the evaluation measures; training ignores them."""
+    """Blocks that the evaluation measures, and that a `credit` other than backprop teaches."""
+    credit: Credit = "backprop"
+    """How blocks get to know the error: `backprop`; `feedback_alignment`, through fixed random weights; `direct`, the
+    error at the embedding times a fixed random matrix; `sign_direct`, its sign; `drtp`, the label in its place; `none`,
+    not at all, so that the heads alone learn."""
     per_block: ClassVar[dict[int, OfBlock]] = {}
 
 
@@ -33,7 +38,8 @@ class InBlocks(Part):
     """Blocks with losses of their own."""
 
     cuts: Literal["stages", "blocks"] | tuple[str, ...] = "stages"
-    """A block for each stage, for each residual block, or the names of the modules that begin a block."""
+    """A block for each stage, for each residual block (or convolution, where there are none), or the names of the
+    modules that begin a block."""
     pool: Literal["gap", "local", "l2"] = "gap"
     """What heads see of a block: the mean of its map, means of windows, or the root of their sums of squares."""
     grid: Annotated[int, Field(ge=1, le=64)] = 1
@@ -46,6 +52,13 @@ class InBlocks(Part):
     """What that deviation is taken over: the whole tensor, each map, or each place."""
     per_block: dict[Annotated[int, Field(ge=1)], OfBlock] = Field(default={})
     """Settings of single blocks, by number from 1 on."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _errors_of_their_own(cls, fields: Any) -> Any:
+        if isinstance(fields, dict) and "credit" in fields:
+            raise ValueError("credit is for scope.kind=end_to_end: here each block has a loss of its own; leave it out")
+        return fields
 
     @model_validator(mode="after")
     def _windows(self):

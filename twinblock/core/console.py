@@ -98,6 +98,12 @@ class Reporter:
             self.line.end()
         self.console.print(escape(text))
 
+    def tell(self, text: str) -> None:
+        """Say what is longer than a line: on a terminal it is broken between words."""
+        if self.line is not None:
+            self.line.end()
+        self.console.print(escape(text), soft_wrap=not self.console.is_terminal)
+
     def warn(self, text: str) -> None:
         if self.line is not None:
             self.line.end()

@@ -1,4 +1,4 @@
-"""Everything that knows about ranks: the only file that imports torch.distributed.
+"""Everything that knows about ranks: this file and `stages` alone import torch.distributed.
 
 Objectives are single-process mathematics on the global batch. `gather` makes that exact: each process holds its own
 shard live and the others' detached, and its own gradient is multiplied by the number of processes, so that the mean
@@ -28,12 +28,23 @@ LOOK_UP = 10.0  # seconds for the address of a machine
 SAY_AFTER = 5.0  # seconds of waiting before a person is told
 
 
+_group: Any = None  # the processes that share a batch; None: all
+
+
+def share_batch_within(group: Any) -> None:
+    """From here on the processes of this group share a batch, for ranks and collectives of this file; None: all."""
+    global _group
+    _group = group
+
+
 def rank() -> int:
-    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+    """The place of this process among those that share a batch."""
+    return dist.get_rank(_group) if dist.is_available() and dist.is_initialized() else 0
 
 
 def world_size() -> int:
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+    """How many processes share a batch."""
+    return dist.get_world_size(_group) if dist.is_available() and dist.is_initialized() else 1
 
 
 def gather(x: Shaped[Tensor, "n *rest"]) -> Shaped[Tensor, "wn *rest"]:
@@ -41,14 +52,14 @@ def gather(x: Shaped[Tensor, "n *rest"]) -> Shaped[Tensor, "wn *rest"]:
     if world_size() == 1:
         return x
     shards = [torch.empty_like(x) for _ in range(world_size())]
-    dist.all_gather(shards, x.detach().contiguous())
+    dist.all_gather(shards, x.detach().contiguous(), group=_group)
     shards[rank()] = _scale_gradient(x, world_size())
     return torch.cat(shards)
 
 
 def largest(value: float, device: torch.device | str = "cpu") -> float:
-    """The largest value of any process; every process must ask."""
-    if world_size() == 1:
+    """The largest value of any process of the run; every process must ask."""
+    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
         return value
     shared = torch.tensor(float(value), device=device)
     dist.all_reduce(shared, op=dist.ReduceOp.MAX)
@@ -59,7 +70,7 @@ def share_buffers(module: torch.nn.Module) -> None:
     """Give every process the first one's buffers: batch statistics that are not synchronised differ between them."""
     if world_size() > 1:
         for buffer in module.buffers():
-            dist.broadcast(buffer, 0)
+            dist.broadcast(buffer, group=_group, group_src=0)
 
 
 def meet(address: str, port: int, rank: int, world: int, seconds: float) -> object:
@@ -178,13 +189,13 @@ class _SumOverRanks(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x):
         total = x.contiguous().clone()
-        dist.all_reduce(total)
+        dist.all_reduce(total, group=_group)
         return total
 
     @staticmethod
     def backward(ctx, gradient):
         total = gradient.contiguous().clone()
-        dist.all_reduce(total)
+        dist.all_reduce(total, group=_group)
         return total
 
 
@@ -261,5 +272,5 @@ class SyncBatchNorm(_BatchNorm):
 def _total(x: Tensor) -> Tensor:
     """The sum over processes, in place."""
     if world_size() > 1:
-        dist.all_reduce(x)
+        dist.all_reduce(x, group=_group)
     return x

@@ -2,7 +2,8 @@
 
 import io
 import logging
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,25 @@ def colours(images: Float[Tensor, "n c h w"]) -> Float[np.ndarray, "n h w 3"]:
     """Images in [0, 1] to look at: the first three channels as red, green and blue, or the first one in gray."""
     shown = images[:, :3] if images.shape[1] >= 3 else images[:, :1].expand(-1, 3, -1, -1)
     return shown.permute(0, 2, 3, 1).clamp(0, 1).float().cpu().numpy()
+
+
+def captions(names: Sequence[str] | None, shown: Iterable[int], most: int) -> dict[int, str]:
+    """What to call the images that are shown: the file, with its folder where another file of `names` is called so too.
+
+    What is longer than `most` characters loses its middle. Without names there is nothing to say.
+    """
+    if names is None:
+        return {}
+    files = {i: names[i].rpartition("/")[2] for i in shown}
+    wanted = set(files.values())
+    times = Counter(file for file in (name.rpartition("/")[2] for name in names) if file in wanted)
+    return {i: shortened(file if times[file] == 1 else names[i], most) for i, file in files.items()}
+
+
+def shortened(text: str, most: int) -> str:
+    """At most so many characters: what is longer loses its middle."""
+    half = (most - 1) // 2
+    return text if len(text) <= most else f"{text[:half]}…{text[-half:]}"
 
 
 def literal(text: str) -> str:

@@ -35,6 +35,21 @@ def drawn(seed: int, epoch: int, weights: np.ndarray) -> np.ndarray:
     return rng.choice(len(weights), len(weights), p=weights / weights.sum())
 
 
+def uniform(key: tuple[int | str, ...], offset: int, count: int, width: int) -> np.ndarray:
+    """`width` numbers from 0 to 1 for each of `count` samples, the first at place `offset` of the batch.
+
+    A row is a function of key and place alone, so any number of processes draws the same ones.
+    """
+    numbers = np.random.PCG64(hashed(*key)).advance(offset * width)  # one step of it for each number
+    return np.random.Generator(numbers).random((count, width))
+
+
+def normal(key: tuple[int | str, ...], offset: int, count: int, width: int) -> torch.Tensor:
+    """Standard normal numbers as `uniform` gives its own, in float64: those that have its numbers below them."""
+    numbers = uniform(key, offset, count, width).clip(2.0**-54)  # never 0
+    return torch.special.ndtri(torch.from_numpy(numbers))
+
+
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
     """Layers that are made within draw their first weights, in float32 on the CPU, from `seed`.

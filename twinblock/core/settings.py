@@ -22,8 +22,8 @@ def own_settings() -> Iterator[None]:
     """Float32 on the CPU by default, gradients on, no autocast. Also a decorator of functions.
 
     Afterwards these are as they were, and so are what is set meanwhile: deterministic algorithms, cuBLAS's workspace,
-    and the limits of torch.compile. Threads share those: the first that enters remembers them, the last that leaves
-    puts them back.
+    what `fast` sets, and the limits of torch.compile. Threads share those: the first that enters remembers them, the
+    last that leaves puts them back.
     """
     with ExitStack() as own:
         _enter()
@@ -39,6 +39,16 @@ def own_settings() -> Iterator[None]:
         yield
 
 
+def fast() -> None:
+    """What makes a GPU faster and its last bits depend on the moment; for a run that need not be repeated to the bit.
+
+    Matrix products of float32 in TF32, as convolutions have by torch's own default, and of several algorithms of a
+    convolution the one that is fastest here, once all have been tried.
+    """
+    torch.set_float32_matmul_precision("high")
+    torch.backends.cudnn.benchmark = True
+
+
 def _enter() -> None:
     global _users
     with _lock:
@@ -49,6 +59,8 @@ def _enter() -> None:
                 warn_only=torch.is_deterministic_algorithms_warn_only_enabled(),
                 workspace=os.environ.get(WORKSPACE),
                 limits=_limits(),
+                matmul=torch.get_float32_matmul_precision(),
+                benchmark=torch.backends.cudnn.benchmark,
             )
             torch.set_default_dtype(torch.float32)
         _users += 1
@@ -62,6 +74,8 @@ def _leave() -> None:
             return
         torch.set_default_dtype(_before["dtype"])
         torch.use_deterministic_algorithms(_before["deterministic"], warn_only=_before["warn_only"])
+        torch.set_float32_matmul_precision(_before["matmul"])
+        torch.backends.cudnn.benchmark = _before["benchmark"]
         if _before["workspace"] is None:
             os.environ.pop(WORKSPACE, None)
         for name, value in _before["limits"].items():

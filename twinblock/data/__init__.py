@@ -10,6 +10,8 @@ import torch
 from jaxtyping import Float, Int, Shaped, UInt8
 from torch import Tensor
 
+from twinblock.data.rows import rows_of
+
 if TYPE_CHECKING:
     from twinblock.data.forms import Wanted
 
@@ -57,8 +59,10 @@ class Images:
 
     `rows`: which of the stored ones they are, in order; None: all. The other columns are of the images themselves.
     `aspect` is the original width / height where pixels were squashed, None where they are undistorted.
-    An image of label -1 has none. `names`: of files, relative to the folder of the source; of rows of a table, which
-    row; None where images have none. `skipped` lists (name, reason) of the files that could not be read.
+    An image of label -1 has none. Images of several classes each have `indicators` in place of labels: a row an image,
+    a column a class; 1: it is of this class, 0: it is not, -1: not known. `names`: of files, relative to the folder of
+    the source; of rows of a table, which row; None where images have none. `skipped` lists (name, reason) of the files
+    that could not be read.
     `classes_from` says what the labels are: "top folder: cat, dog", "column label", "the labels given". Images of one
     group, 0 or more, are tested together or not at all; -1: a group of its own. An epoch draws images by `weights`,
     with replacement.
@@ -81,6 +85,7 @@ class Images:
     weights: np.ndarray | None = None  # (n,) float64
     kind: str = ""
     parts: np.ndarray | None = None  # (n,) of records
+    indicators: np.ndarray | None = None  # (n, c) int8
 
     @property
     def channels(self) -> int:
@@ -95,6 +100,8 @@ class Images:
         """`Images(photos: 500 of 32 x 32, 10 classes)`."""
         height, width = self.pixels.shape[1:3]
         classes = "no labels" if self.labels is None else f"{self.labels.max() + 1} classes"
+        if self.indicators is not None:
+            classes = f"{self.indicators.shape[1]} classes, several an image"
         return f"Images({self.name or 'unnamed'}: {len(self)} of {width} x {height}, {classes})"
 
     def __len__(self) -> int:
@@ -107,7 +114,7 @@ class Images:
         """
         digest = blake2b(digest_size=16)
         names = None if self.names is None else self.names.text
-        for column in (self.labels, names, self.rows, self.weights):
+        for column in (self.labels, names, self.rows, self.weights, self.indicators):
             digest.update(b"" if column is None else np.ascontiguousarray(column).data)
         digest.update(self.batch(np.linspace(0, len(self) - 1, min(len(self), FINGERPRINTED)).astype(int)).numpy().data)
         return {"images": len(self), "digest": digest.hexdigest()}
@@ -116,7 +123,7 @@ class Images:
         """The images at these places, copied: their own values."""
         index = np.asarray(index, dtype=np.int64)
         rows = index if self.rows is None else self.rows[index]
-        pixels = np.take(self.pixels, rows, axis=0)
+        pixels = rows_of(self.pixels, rows)
         if self.check is not None:
             self.check(rows, pixels)
         return torch.from_numpy(pixels)
@@ -129,17 +136,18 @@ class Images:
 def take(images: Images, rows: np.ndarray) -> Images:
     """The images at these places; their pixels stay where they are. Where none of them has a label, there are none."""
     pick = lambda column: None if column is None else column[rows]  # noqa: E731
-    columns = {
-        name: pick(getattr(images, name)) for name in ("labels", "aspect", "names", "groups", "weights", "parts")
-    }
-    if columns["labels"] is not None and not (columns["labels"] >= 0).any():
-        columns["labels"] = None
+    names = "labels", "indicators", "aspect", "names", "groups", "weights", "parts"
+    columns = {name: pick(getattr(images, name)) for name in names}
+    for name in names[:2]:
+        column = columns[name]
+        if column is not None and not (column >= 0).any():
+            columns[name] = None
     return replace(images, rows=rows if images.rows is None else images.rows[rows], **columns)
 
 
 def columns_of(images: Images, rows: np.ndarray) -> dict[str, Any]:
-    """What a table says of these images, as columns: their number, and name, label and class where there are any; of
-    tiles and frames the name of their file, and where they are in it.
+    """What a table says of these images, as columns: their number, and name, label and class, or classes, where there
+    are any; of tiles and frames the name of their file, and where they are in it.
     """
     columns: dict[str, Any] = {"image": rows}
     if images.names is not None:
@@ -153,6 +161,10 @@ def columns_of(images: Images, rows: np.ndarray) -> dict[str, Any]:
         columns["label"] = images.labels[rows]
         if images.classes:
             columns["class"] = [images.classes[i] if i >= 0 else "" for i in columns["label"].tolist()]
+    if images.indicators is not None:
+        from twinblock.data.indicators import named
+
+        columns["classes"] = [named(row, images.classes) for row in images.indicators[rows]]
     return columns
 
 

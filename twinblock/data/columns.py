@@ -22,6 +22,7 @@ class Columns:
     text: bool
     several: bool  # a row holds a list of images
     paths: bool  # of files beside the table
+    lists: bool  # a label is a list of the classes of an image
     others: tuple[str, ...] = field(default=(), compare=False)  # more columns that may hold images
     floats: str | None = field(default=None, compare=False)  # a column named as labels are, of floats
 
@@ -61,7 +62,7 @@ def agreed(source: str, schemas: dict[str, Any], label: str | None = None) -> Co
 
 def _no_label(label: str, schema: Any) -> str:
     if label in schema.names:
-        return f"this column holds {schema.field(label).type}; labels are whole numbers or text"
+        return f"this column holds {schema.field(label).type}; labels are whole numbers or text, or lists of them"
     near = nearest(label, schema.names)
     hint = f"did you mean {near[0]!r}? " if near else ""
     return f"there is no such column; {hint}the columns are {printable(', '.join(schema.names))}"
@@ -80,11 +81,12 @@ def _columns(schema: Any, wanted: str | None = None) -> Columns:
     text = [name for name, kind in plain.items() if _is_text(kind) or types.is_boolean(kind)]
     named = [name for name in numbers if kinds.get(name, {}).get("_type") == "ClassLabel"]
     usual = _usual(numbers + text, LABELS)
-    label = next(iter([name for name in usual if name in named] + named + usual), None)
+    lists = [name for name, kind in plain.items() if _is_list(kind) and _is_class(kind.value_type)]
+    label = next(iter([name for name in usual if name in named] + named + usual + _usual(lists, LABELS)), None)
     if wanted is not None:
-        label = wanted if wanted in numbers + text else None
+        label = wanted if wanted in numbers + text + lists else None
     floats = _usual([name for name, kind in plain.items() if types.is_floating(kind)], LABELS) if label is None else []
-    classes = kinds.get(label, {}).get("names") if label else None
+    classes = _names(kinds.get(label, {})) if label else None
     images = image_columns(schema)
     best = _usual(images, IMAGES) or (images if len(images) == 1 else [])
     kind = plain[best[0]] if best else None
@@ -92,12 +94,25 @@ def _columns(schema: Any, wanted: str | None = None) -> Columns:
         best[0] if best else None,
         label,
         tuple(map(printable, classes)) if classes else None,
-        label in text,
+        label in text,  # of lists their own values tell
         kind is not None and _is_list(kind) and not _is_pixels(kind),
         kind is not None and _is_text(kind),
+        label in lists,
         tuple(name for name in images if name not in best[:1]),
         floats[0] if floats else None,
     )
+
+
+def _names(kind: dict) -> list[str] | None:
+    """Those of a ClassLabel, or of one in a list."""
+    inner = kind.get("feature")
+    return kind.get("names") or (inner.get("names") if isinstance(inner, dict) else None)
+
+
+def _is_class(kind: Any) -> bool:
+    from pyarrow import types
+
+    return types.is_integer(kind) or _is_text(kind)
 
 
 def _is_text(kind: Any) -> bool:

@@ -47,6 +47,7 @@ class Wanted:
     max_pixels: int | None = None
     tile: Any = None  # a `Tile` of the config
     fps: float | None = None  # frames a second that are taken of videos
+    separator: str | None = None  # what stands between the classes of an image in a table
 
     @property
     def parts(self) -> np.dtype | None:

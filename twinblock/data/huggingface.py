@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,10 @@ from typing import Any
 import numpy as np
 
 from twinblock.core.errors import InputError, one_line
+from twinblock.data import Images
 from twinblock.data.columns import Columns, agreed, image_columns
 from twinblock.data.decode import File, printable
+from twinblock.data.indicators import classes_of, hot, indicated, matrix_of
 from twinblock.data.layout import TESTS, begins_with_split
 from twinblock.data.store import Encoded, Item, digest
 from twinblock.data.tables import facts_of
@@ -205,10 +208,10 @@ def _encoded(of: _Set, split: str) -> Encoded | None:
         raise InputError(f"data source {source!r}: there are no images in split {name!r}")
     columns = of.columns(name)
     trained = of.columns(train) if train else columns
-    if columns.label and trained.label and columns.text != trained.text:
+    if columns.label and trained.label and (columns.text, columns.lists) != (trained.text, trained.lists):
         raise InputError(
-            f"data source {source!r}: of its splits {train} and {name} one has text for labels and the other numbers; "
-            "write both alike"
+            f"data source {source!r}: of its splits {train} and {name} one has text for labels and the other numbers, "
+            "or lists; write both alike"
         )
     both = dict.fromkeys((train or name, name))
     names = _numbers_of_names(columns, [lambda one=one: of.labels(one) for one in both])
@@ -227,7 +230,8 @@ def _encoded(of: _Set, split: str) -> Encoded | None:
                 for cell, value in zip(table.column(columns.image).to_pylist(), labels, strict=True):
                     for i, image in enumerate(_images(cell, columns)):
                         beside = f" image {i}" if columns.several else ""
-                        yield f"{name} row {row}{beside}", _file(image, of.folder), number(value)
+                        label = row if columns.lists else number(value)  # of several classes: `_indicate`
+                        yield f"{name} row {row}{beside}", _file(image, of.folder), label
                     row += 1
 
     def sample() -> Iterator[File]:
@@ -239,11 +243,33 @@ def _encoded(of: _Set, split: str) -> Encoded | None:
     facts = [facts_of(file) for file in sample() if isinstance(file, str)] if columns.paths else []
     key = digest(name, columns.names(), classes, of.marks[name], *facts)
     said = f"column {printable(columns.label)}" if columns.label else None
-    return Encoded(source, key, of.images(name), items, sample, classes, said)
+    indicate = partial(_indicate, of, [*both], name) if columns.lists else None
+    return Encoded(source, key, of.images(name), items, sample, classes, said, indicate)
+
+
+def _indicate(of: _Set, splits: Sequence[str], name: str, images: Images) -> Images:
+    """The images of a split, packed with their rows as labels, with the classes that the rows list.
+
+    Classes are numbered over these splits.
+    """
+    columns = of.columns(name)
+    where = f"data source {of.source!r}: column {printable(columns.label or '')}"
+    lists = {split: list(of.labels(split)) for split in splits}
+    known: Sequence[str] | None = columns.classes
+    if known is None and (matrix := hot(one for split in splits for one in lists[split])) is not None:
+        matrix = hot(lists[name]) if len(splits) == 1 else matrix[len(matrix) - len(lists[name]) :]
+    else:
+        numbers, is_text = classes_of(where, *(lists[split] for split in splits))
+        if known is not None and len(numbers) > len(known):
+            raise InputError(f"{where} holds {numbers[-1]}, and names {len(known)} classes; mend it")
+        matrix = matrix_of(lists[name], numbers if known is None else range(len(known)))
+        known = numbers if is_text else known
+    assert matrix is not None and images.labels is not None
+    return indicated(images, matrix[images.labels], known, f"column {printable(columns.label or '')}")
 
 
 def _is_label(value: Any) -> bool:
-    return value is not None and (isinstance(value, str) or value >= 0)
+    return value is not None and (isinstance(value, str | list) or value >= 0)
 
 
 def _numbers_of_names(columns: Columns, splits: Sequence[Callable[[], Iterable[Any]]]) -> dict[str, int] | None:
@@ -252,7 +278,7 @@ def _numbers_of_names(columns: Columns, splits: Sequence[Callable[[], Iterable[A
     Numbered as in training; a name that is not there comes after all that are. None: labels are numbers already.
     """
     named = columns.text
-    if columns.label and not columns.text and not columns.classes:
+    if columns.label and not columns.text and not columns.classes and not columns.lists:
         named = any(value is not None and value >= NUMBERED for labels in splits for value in labels())
     if not named:
         return None

@@ -10,11 +10,14 @@ import numpy as np
 from twinblock.core.errors import InputError, nearest
 from twinblock.data import Images
 from twinblock.data.decode import printable
+from twinblock.data.indicators import indicated, matrix_of
+from twinblock.data.layout import few
 from twinblock.data.parts import file_of
 from twinblock.data.store import say_once
-from twinblock.data.tables import GROUPS, LABELS, WEIGHTS, Table, is_table, read_table
+from twinblock.data.tables import GROUPS, LABELS, SPLITS, WEIGHTS, Table, is_table, read_table
 
 AUTO, NONE = "auto", "none"
+INDICATORS = {"": -1, **{text: int(float(text)) for text in ("0", "1", "-1", "0.0", "1.0", "-1.0")}}  # -1: not known
 
 # The parts of a name by which images and rows are compared: all of it, the last folder and file, the file alone; and
 # each without its ending.
@@ -42,18 +45,39 @@ def no_columns(source: str, labels: str) -> InputError:
     )
 
 
-def labelled_by(images: Images, labels: str, test: bool = False) -> Images:
+def labelled_by(images: Images, labels: str, separator: str | None = None, test: bool = False) -> Images:
     """The images with the labels that `data.labels` asks for, where those are no part of their source.
 
-    `test`: a test split of which no image is in the file has no labels; of a training split that is an error.
+    `separator`: the field of `data`. `test`: a test split of which no image is in the file has no labels; of a training
+    split that is an error.
     """
     if labels == NONE:
-        return replace(images, labels=None, classes=None, classes_from=None)
-    if not is_table(labels):
-        return images
-    table = read_table(os.path.expanduser(labels))
-    column = table.usual(LABELS) or _only_other(table)
-    return with_labels(images, table, column, f"column {printable(column)} of {printable(labels)}", test)
+        return replace(images, labels=None, indicators=None, classes=None, classes_from=None)
+    if is_table(labels):
+        images = _by_file(images, read_table(os.path.expanduser(labels)), labels, separator, test)
+    if separator is not None and images.indicators is None and not test:
+        raise InputError(
+            f"data.separator={separator!r}: {images.name} has no classes in a column of a CSV; name one, "
+            "data.labels=FILE.csv, or leave data.separator out"
+        )
+    return images
+
+
+def _by_file(images: Images, table: Table, labels: str, separator: str | None, test: bool) -> Images:
+    column = table.usual(LABELS)
+    if column is None and separator is None and len(columns := _indicator_columns(table)) > 1:
+        said = f"columns {printable(few(columns))} of {printable(labels)}"
+        rows = zip(*(table.columns[name] for name in columns), strict=True)
+        return _with_rows(images, table, [tuple(INDICATORS[cell] for cell in row) for row in rows], columns, said, test)
+    column = column or _only_other(table)
+    return with_labels(images, table, column, f"column {printable(column)} of {printable(labels)}", separator, test)
+
+
+def _indicator_columns(table: Table) -> list[str]:
+    """The columns of 0 and 1, each of which is a class."""
+    used = {table.paths(), *(table.usual(names) for names in (SPLITS, GROUPS, WEIGHTS))}
+    columns = {name: cells for name, cells in table.columns.items() if name not in used}
+    return [name for name, cells in columns.items() if {*cells} <= INDICATORS.keys() and any(cells)]
 
 
 def _only_other(table: Table) -> str:
@@ -63,8 +87,48 @@ def _only_other(table: Table) -> str:
     return others[0]
 
 
-def with_labels(images: Images, table: Table, column: str, said: str, test: bool = False) -> Images:
+def _separated(images: Images, table: Table, column: str, said: str, separator: str, test: bool) -> Images:
+    """The images with the classes in the cells of a column, several a cell; rows of one file are joined. Of an image
+    whose cell is empty nothing is known.
+    """
+    of: dict[str, set[str]] = {}
+    for name, cell in zip(table.columns[table.paths()], table.columns[column], strict=True):
+        of.setdefault(name, set()).update(filter(None, map(str.strip, cell.split(separator))))
+    classes = in_order(set().union(*of.values()))
+    if not classes:
+        raise InputError(f"column {column} of {table.path} is empty")
+    _refuse_amounts(table.path, column, classes)
+    matrix = matrix_of([[*of[name]] or None for name in table.columns[table.paths()]], classes)
+    return _with_rows(images, table, [*map(tuple, matrix.tolist())], classes, said, test)
+
+
+def _with_rows(
+    images: Images, table: Table, rows: Sequence[tuple[int, ...]], classes: Sequence[str], said: str, test: bool
+) -> Images:
+    """The images with the indicators that the rows of a table give them; of those that it does not name none are known.
+
+    Raises InputError where rows of one file differ.
+    """
+    number = {row: i for i, row in enumerate(dict.fromkeys(rows))}
+    by_name: dict[str, float] = {}
+    for name, row in zip(table.columns[table.paths()], rows, strict=True):
+        if by_name.setdefault(name, number[row]) != number[row]:
+            raise InputError(f"{table.path}: two rows of {printable(name)} give it other classes; mend or remove one")
+    found = of_rows(images, table, by_name, -1)
+    if found is None and not test:
+        raise _unlike(images, table)
+    matrix = np.array([*number, (-1,) * len(classes)], np.int8)[np.array(found or [-1] * len(images), np.int64)]
+    if found is not None and (missing := int((matrix < 0).all(1).sum())):
+        say_once(f"{images.name}: {missing:,} of {len(images):,} images have no label in {table.path}")
+    return indicated(images, matrix, classes, said)
+
+
+def with_labels(
+    images: Images, table: Table, column: str, said: str, separator: str | None = None, test: bool = False
+) -> Images:
     """The images with the labels in a column of a table that names them."""
+    if separator is not None:
+        return _separated(images, table, column, said, separator, test)
     cells = table.columns[column]
     classes = in_order(set(filter(None, cells)))
     if not classes:

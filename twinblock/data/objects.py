@@ -16,6 +16,7 @@ from twinblock.core.errors import InputError, first_line
 from twinblock.data import Images, endings
 from twinblock.data.decode import printable, quiet, rgb
 from twinblock.data.forms import Wanted
+from twinblock.data.indicators import are_several, indicated, of_values
 from twinblock.data.packing import packed
 from twinblock.data.readers import MOST_CHANNELS, channels_last
 from twinblock.data.store import Encoded, Item, cache, digest
@@ -56,7 +57,8 @@ def images_from(given: Any, size: int | None = None, labels: Any = None, wanted:
 
     `size`: side of a view in pixels; large files and items of mixed sizes are stored accordingly. `wanted`: channels of
     an image, where they are not taken as they are, and how files are read.
-    `labels`: of each image a number from 0 on, or -1 for none; or its class as text.
+    `labels`: of each image a number from 0 on, or -1 for none; or its class as text. Of several classes an image: a
+    list of them for each, or an array with a column a class, of 0, 1 and -1 (not known).
     Raises InputError, one line, for everything else.
     """
     if labels is None and _is_pair(given):
@@ -183,7 +185,11 @@ def _of_pil(image: Image.Image) -> np.ndarray:
 
 def _files(paths: list[str | bytes], size: int | None, labels: Any, name: str, wanted: Wanted) -> Images:
     files = [os.fsdecode(path) for path in paths]
-    numbers, classes = ([-1] * len(files), None) if labels is None else _numbered(labels, len(files), None, name)
+    several = labels is not None and are_several(labels)
+    if labels is None or several:  # of several classes the row is packed, since files may be left out
+        numbers, classes = range(len(files)) if several else [-1] * len(files), None
+    else:
+        numbers, classes = _numbered(labels, len(files), None, name)
     facts = [(os.path.abspath(file), *_stat(file)) for file in files]
     some = files[:: -(-len(files) // 1000)]
 
@@ -191,11 +197,15 @@ def _files(paths: list[str | bytes], size: int | None, labels: Any, name: str, w
         yield from ((file, os.path.expanduser(file), int(number)) for file, number in zip(files, numbers, strict=True))
 
     key = digest("files", facts, [int(number) for number in numbers])
-    return packed(
+    images = packed(
         Encoded(name, key, len(files), items, lambda: [*map(os.path.expanduser, some)], classes, "the labels given"),
         size,
         wanted,
     )
+    if not several or images.labels is None:
+        return images
+    matrix, named = of_values(labels, len(files), None, name)
+    return indicated(images, matrix[images.labels], named, "the labels given")
 
 
 def _stat(file: str) -> tuple[int, int]:
@@ -300,6 +310,8 @@ def _label(label: Any, item: Any, where: str) -> int | str | None:
 
 
 def _with_labels(images: Images, labels: Any, names: Sequence[str] | None, name: str) -> Images:
+    if are_several(labels):
+        return indicated(images, *of_values(labels, len(images), names, name), "the labels given")
     numbers, classes = _numbered(labels, len(images), names, name)
     if not (numbers >= 0).any():
         return replace(images, labels=None, classes=None)

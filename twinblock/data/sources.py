@@ -43,7 +43,7 @@ def load(
             raise no_columns(source, labels)
         if wanted.tile is not None:
             raise InputError(f"data.tile is for image files, not for {source}; leave it out")
-        return labelled_by(images, labels, split == "test")
+        return labelled_by(images, labels, wanted.separator, split == "test")
     if isinstance(source, str) and source.startswith("<") and source.endswith(">"):
         if split == "test":
             return None
@@ -61,13 +61,16 @@ def load(
     else:
         encoded = _joined(source, root, split, download, column_of(labels), videos)
     images = encoded and packed(encoded, size, wanted)
-    if images is None:
+    if images is None or encoded is None:
         return None
+    if encoded.indicate is not None:
+        images = encoded.indicate(images)
     if table is not None:
-        images = with_columns(_labelled_by_table(images, table, labels, split), table)
+        images = with_columns(_labelled_by_table(images, table, labels, split, wanted.separator), table)
     elif labels == AUTO and path and (beside := metadata(path)):
-        images = with_labels(images, beside, list(beside.columns)[1], "metadata.csv", split == "test")
-    return labelled_by(images, labels, split == "test")
+        column = list(beside.columns)[1]
+        images = with_labels(images, beside, column, "metadata.csv", wanted.separator, split == "test")
+    return labelled_by(images, labels, wanted.separator, split == "test")
 
 
 def _built_in(source: str, root: str | None, split: Split, download: bool) -> Images | None:
@@ -158,12 +161,12 @@ def _table(source: str, path: str, root: str | None) -> Table | None:
     return read_table(path)
 
 
-def _labelled_by_table(images: Images, table: Table, labels: str, split: Split) -> Images:
+def _labelled_by_table(images: Images, table: Table, labels: str, split: Split, separator: str | None) -> Images:
     wanted = column_of(labels)
     column = table.need(wanted) if wanted else table.usual(LABELS)
     if column is None or (labels != AUTO and not wanted):
         return images
-    return with_labels(images, table, column, f"column {printable(column)}", split == "test")
+    return with_labels(images, table, column, f"column {printable(column)}", separator, split == "test")
 
 
 def _here(source: str, path: str, split: Split, column: str | None, videos: bool) -> Encoded | None:

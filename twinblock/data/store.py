@@ -44,6 +44,7 @@ class Encoded:
     sample: Callable[[], Iterable[File]]  # some of them, evenly spread
     classes: tuple[str, ...] | None = None
     classes_from: str | None = None  # as in `Images`
+    indicate: Callable[[Images], Images] | None = None  # gives the packed images their indicators
 
 
 @functools.cache

@@ -81,7 +81,7 @@ def read_indices(path: str, count: int) -> Int[np.ndarray, " m"]:
     try:
         file = Path(path).expanduser()
         if file.suffix == ".npy":
-            index = np.load(file, mmap_mode="r", allow_pickle=False)  # a header that lies about the size is found out
+            index = np.load(file, mmap_mode="r")  # a header that lies about the size is found out
         else:
             index = np.array([int(word) for word in file.read_text("utf-8").split()], np.int64)
     except OSError as error:

@@ -19,7 +19,14 @@ def split_of(data: Data, split: Literal["train", "test"] = "train") -> Images | 
 
 def wanted(data: Data) -> Wanted:
     """How files are read, as the fields of a run have it."""
-    return Wanted(None if data.channels == "auto" else data.channels, data.pages, data.max_pixels, data.tile, data.fps)
+    return Wanted(
+        None if data.channels == "auto" else data.channels,
+        data.pages,
+        data.max_pixels,
+        data.tile,
+        data.fps,
+        data.separator,
+    )
 
 
 def training(data: Data, images: Images | None = None) -> Images:
@@ -64,4 +71,4 @@ def chosen(data: Data, given: Any = None, held: Any = None) -> tuple[Data, Image
         return data, None
     if column_of(data.labels):
         raise no_columns(data.source_name, data.labels)
-    return data, labelled_by(images_from(source, data.size, wanted=wanted(data)), data.labels)
+    return data, labelled_by(images_from(source, data.size, wanted=wanted(data)), data.labels, data.separator)

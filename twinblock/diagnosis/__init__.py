@@ -3,6 +3,6 @@
 from twinblock.diagnosis.advice import advice
 from twinblock.diagnosis.chance import Accuracy
 from twinblock.diagnosis.measures import indicators
-from twinblock.diagnosis.verdict import Verdict, judge, verdict, worst
+from twinblock.diagnosis.verdict import Verdict, judge, outcome, verdict, worst
 
-__all__ = ["Accuracy", "Verdict", "advice", "indicators", "judge", "verdict", "worst"]
+__all__ = ["Accuracy", "Verdict", "advice", "indicators", "judge", "outcome", "verdict", "worst"]

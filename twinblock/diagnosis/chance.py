@@ -1,16 +1,18 @@
 """What a run shows that has learned nothing, and when its loss or accuracy is clearly better."""
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from twinblock.config.schema import Config
+from twinblock.methods import learners, targets
+from twinblock.methods.learner import pairs_of
 
 LEARNED = "learned"
 SURE = 2.0  # standard errors
 SURE_OF_LABELS = 3.0  # more, as the best of four accuracies is compared with chance
+LARGEST = 2**31  # the side of views whose size is not chosen yet
 SMALL = 0.01  # part of what a loss can fall by that is no fall
 PIXELS, UNTRAINED = "raw pixels", "untrained encoder"
 CALIBRATED = "untrained encoder whose batch norms have seen images"
@@ -111,40 +113,39 @@ def _of_folders(accuracy: Accuracy) -> bool:
 
 
 def chance_loss(config: Config | None) -> float | None:
-    """The loss of embeddings that say nothing of which view belongs to which, at least; None for other objectives.
-
-    If the positive is as likely any of the candidates, its mean similarity is that of all, and by Jensen's inequality
-    the mean of log sum exp(s) - s[positive] is at least the logarithm of their number: 2n - 1 for NT-Xent of n images,
-    the queue and the positive for InfoNCE, whatever the temperature. The number of pairs of views, and the scale of the
-    loss, multiply it.
-    """
-    candidates, factor = _candidates(config)
-    return factor * math.log(candidates) if candidates else None
+    """The loss of embeddings that say nothing of which view belongs to which, at least; None for other objectives."""
+    known = _chance(config)
+    return None if known is None else known[0] * known[1]
 
 
-def _candidates(config: Config | None) -> tuple[int, float]:
-    """Among how many candidates the positive is sought, 0 where none is, and how often a step, times the scale."""
-    objective = None if config is None else config.objective
-    if config is None or objective is None or sum(view.count for view in config.views) != 2:
-        return 0, 0.0
-    if objective.kind == "nt_xent":
-        both_ways = config.predictor is not None or config.target.kind not in ("shared", "pruned")
-        return 2 * config.data.batch - 1, objective.scale * (1 + both_ways)
-    if objective.kind == "info_nce":
-        both_ways = config.target.kind == "pruned"
-        return (objective.negatives or objective.queue) + 1, objective.scale * (1 + both_ways)
-    return 0, 0.0
+def _chance(config: Config | None) -> tuple[float, float] | None:
+    """That loss of one pair of views, and what it is multiplied by: the number of pairs in a step times the scale."""
+    if config is not None and config.learner is not None:
+        cls = learners.KINDS.get(config.learner.kind)
+        chance = None if cls is None else cls.chance(config.learner, config.data.batch)
+        return None if chance is None else (chance, 1.0)
+    if config is None or config.objective is None or config.objective_class is None:
+        return None
+    chance = config.objective_class.chance(config.objective, config.data.batch)
+    if chance is None or config.target.kind not in targets.KINDS:
+        return None
+    # which pairs there are follows from facts of the classes: nothing need be built
+    objective, target = (cls.__new__(cls) for cls in (config.objective_class, targets.KINDS[config.target.kind]))
+    sizes = [view.size or config.data.size or LARGEST for view in config.views for _ in range(view.count)]
+    pairs = 1 if config.objective_class.averaged else len(pairs_of(objective, target, config.predictor, sizes))
+    return chance, config.objective.scale * pairs
 
 
 def loss_at_chance(losses: Sequence[float], config: Config | None) -> str:
     """That the last quarter's loss is not clearly below chance, in words; empty where it is, or nothing is known."""
-    candidates, factor = _candidates(config)
-    if not candidates or not losses:
+    known = _chance(config)
+    if known is None or not losses:
         return ""
     assert config is not None
-    late, chance = np.array(losses[-max(1, len(losses) // 4) :]), factor * math.log(candidates)
+    late, chance = np.array(losses[-max(1, len(losses) // 4) :]), known[0] * known[1]
     error = float(late.std(ddof=1)) / len(late) ** 0.5 if len(late) > 1 else 0.0
-    most = min(chance, factor / config.objective.temperature)  # cosines of 1 and 0: about what it can fall by
+    temperature = getattr(config.objective, "temperature", 0.0)  # cosines of 1 and 0: about what it can fall by
+    most = min(chance, known[1] / temperature) if temperature else chance
     if late.mean() < chance - max(SURE * error, SMALL * most):
         return ""
     return f"the loss of {late.mean():.3f} is no better than chance, {chance:.3f}"

@@ -48,6 +48,9 @@ MEANINGS = {  # what each indicator is, and what it is where everything has coll
     "dead_share": ("dead dimensions", "1"),
     "dimensions": ("dimensions", "-"),
     "samples": ("images", "-"),
+    "prototypes": ("prototypes", "-"),
+    "used": ("prototypes in use", "1"),
+    "uncertainty": ("entropy of an image's shares, 1: all alike", "0 or 1"),
     "sample_knn": ("sample kNN %", "chance"),
 }
 
@@ -199,6 +202,8 @@ def _measure(monitor: Monitor) -> list[dict[str, Any]]:
     with torch.no_grad():
         for row, outputs in zip(measures, monitor.outputs(range(views), images), strict=True):
             for name, z in outputs.items():
+                if z[0].ndim == 1:
+                    continue
                 rows = torch.stack(z, 1).flatten(0, 1).cpu().double()
                 row[name]["lidar"] = float(lidar(rows, views)) if rows.isfinite().all() else math.nan
     return measures

@@ -112,6 +112,22 @@ def lidar(z: Float[Tensor, "nq d"], views: int, delta: float = 1e-4, eps: float 
     return (-(p * p.log()).sum()).exp()
 
 
+def shares(q: Float[Tensor, "n k"]) -> dict[str, float]:
+    """How images are shared out among k prototypes; each row of q sums to 1.
+
+    `used`: the effective number of prototypes that are some image's first choice, exp of the entropy of how many images
+    choose each: 1 if all choose one. `uncertainty`: mean entropy of an image's own shares over log k: 0 for one
+    prototype, 1 for all alike.
+    """
+    q = q.detach().cpu().double()
+    chosen = torch.bincount(q.argmax(1), minlength=q.shape[1]) / len(q)
+    return {
+        "prototypes": float(q.shape[1]),
+        "used": float(torch.special.entr(chosen).sum().exp()),
+        "uncertainty": float(torch.special.entr(q).sum(1).mean() / math.log(q.shape[1])),
+    }
+
+
 def indicators(z1: Float[Tensor, "n d"], z2: Float[Tensor, "n d"] | None = None) -> dict[str, float]:
     """All of it at once for two views of the same images; of one view, what it can tell alone.
 

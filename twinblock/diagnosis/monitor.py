@@ -18,9 +18,9 @@ from twinblock.core.errors import InputError
 from twinblock.core.seeding import order
 from twinblock.data import Images
 from twinblock.data.training import split_of
-from twinblock.diagnosis.measures import agreement, indicators
+from twinblock.diagnosis.measures import agreement, indicators, shares
 from twinblock.diagnosis.verdict import Verdict, verdict, worst
-from twinblock.methods.learner import parts_of
+from twinblock.methods.learner import parts_of, shares_of
 from twinblock.nn.modes import calibrated
 from twinblock.runs.metrics import BESIDE, history_of
 from twinblock.views import Views
@@ -140,13 +140,16 @@ class Monitor:
 
     @torch.no_grad()
     def measure(self, step: int | None = None) -> list[dict[str, Any]]:
-        """For each Learner: `indicators` of its outputs, and leave-one-out kNN on the sample where it has labels.
+        """For each Learner: `indicators` of its outputs, or the mean of what is a number for each image; and
+        leave-one-out kNN on the sample where it has labels.
 
         And its `agreement` with the error; of one whose training begins at this step also what it is `untrained`.
         """
         measures = []
-        for outputs in self.outputs(range(2)):
-            row: dict[str, Any] = {name: indicators(*views) for name, views in outputs.items()}
+        for learner, outputs in zip(self.learners, self.outputs(range(2)), strict=True):
+            row: dict[str, Any] = {name: _measured(views) for name, views in outputs.items()}
+            shared = shares_of(learner, outputs["projector"][0]) if "projector" in outputs else None
+            row |= {} if shared is None else {"prototypes": shares(shared)}
             knn = None if self.labels is None else leave_one_out(torch.stack(outputs["encoder"]), self.labels)
             row |= {} if knn is None else {"sample_knn": knn}
             measures.append({**row, "agreement": agreement(*outputs["encoder"])})
@@ -191,6 +194,10 @@ class Monitor:
             outputs, x = learner.outputs(x)
             by_learner.append(outputs)
         return by_learner
+
+
+def _measured(views: Sequence[Tensor]) -> Any:
+    return indicators(*views) if views[0].ndim > 1 else float(torch.stack([*views]).double().mean())
 
 
 def leave_one_out(views: Float[Tensor, "v n d"], labels: Int[Tensor, " n"]) -> float | None:

@@ -2,13 +2,13 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from twinblock.config.schema import Config
-from twinblock.diagnosis.advice import advice
+from twinblock.diagnosis.advice import POSTERIOR_COLLAPSE, RECONSTRUCTS_THE_MEAN, advice
 from twinblock.diagnosis.chance import LEARNED, Accuracy, by_accuracy, loss_at_chance
 from twinblock.runs.metrics import history_of
 
@@ -18,8 +18,12 @@ ALONE = 0.01  # spread of a finished run that means collapse however it began, u
 RISING = 3.0  # times the lowest spread so far: more than the noise of a collapsed run
 LEFT = 0.95  # mean cosine between images below which a collapse lies behind
 SHRUNK = 0.2  # part of the first distances below which a cosine above LEFT is a collapse, to a point, not a direction
+ONE, SEVERAL = 1.2, 3.0  # prototypes in use: a collapse, and what it can fall from
+UNIFORM, SHARPER = 0.999, 0.99  # entropy of the shares: a collapse, and what it can rise from
 GONE = 1e-6  # part of the first length below which embeddings are zero
 EXPLODED = 1e4  # root mean square of an embedding's entries; up to 10 in healthy runs, 100 in collapsed ones
+MEAN = 0.01  # of the pixels' variance between images, that of reconstructions which hardly tell images apart
+EMPTY = 0.1  # nats of an image in a code: less than what two kinds of images take, log 2
 FEW = 3.0, 0.02  # directions, and share of the possible ones, below which features are poor
 
 # what "learned" needs beside a healthy state
@@ -83,11 +87,14 @@ def verdict(
     untrained. Directions are counted at the encoder: it is what one keeps, and an objective may ask for few.
     A healthy run learns if views agree clearly more than by chance and than in the untrained network, in not many fewer
     directions, a contrastive loss (`losses`, one a step) is clearly below chance, and it never collapsed on the way.
+    Of a learner that reconstructs, rows hold `reconstruction` and the true `pixels`: it has to tell images apart there.
+    Of one with a code, they hold its `divergence` from noise in nats, at least what the code tells of an image.
     Where `accuracy` says anything of a finished run, it decides instead.
     The advice names what in `config` is the likely cause.
     """
     started = config is not None and config.encoder.weights is not None
     judged = _judge(history, finished, loss_at_chance(losses, config), BEGUN[started])
+    judged = _by_reconstruction(judged, history, finished)
     if judged.state == STATES[0] and accuracy is not None and judged.headline != "too early to tell":
         judged = replace(judged, **by_accuracy(judged.headline, judged.evidence, accuracy, config))
     return replace(judged, advice=advice(judged.state, config, judged.headline if finished else ""))
@@ -102,21 +109,30 @@ def worst(verdicts: Sequence[Verdict]) -> Verdict:
     return replace(least, evidence=f"Learner {i + 1} of {len(verdicts)}: {least.evidence}")
 
 
+def outcome(
+    rows: Sequence[Mapping[str, Any]], starts: Sequence[int], config: Config, accuracy: Accuracy | None
+) -> dict[str, Any]:
+    """What `result.json` says of a finished run: the verdict, those on its Learners, and the accuracy behind them."""
+    verdicts = judge(rows, starts, config, accuracy=accuracy)
+    return {
+        **asdict(worst(verdicts)),
+        "learners": [asdict(one) for one in verdicts],
+        "starts": list(starts),
+        "knn": None if accuracy is None else dict(accuracy.top1),
+        "accuracy": None if accuracy is None else asdict(accuracy),
+    }
+
+
 def _judge(history: Sequence[Mapping[str, Any]], finished: bool, at_chance: str, begun: str) -> Verdict:
     history = [{"projector": row, **row} if "std" in row else row for row in history]  # indicators alone
     measurements = [row for row in history if "projector" in row or "encoder" in row]
     losses = [row["loss"] for row in history if "loss" in row]
-    if losses and not math.isfinite(losses[-1]):
-        return _verdict("diverging", f"the loss is {losses[-1]}")
-    if not measurements or (len(measurements) == 1 and not finished):
-        return _verdict("not started", "nothing measured after the start yet")
     z = [row["projector" if "projector" in row else "encoder"] for row in measurements]
     h = [row["encoder" if "encoder" in row else "projector"] for row in measurements]
-    if math.isnan(z[-1]["std"]) or math.isnan(h[-1]["std"]):
-        return _verdict("diverging", "embeddings hold NaN or infinity")
-    size = max(row["feature_norm"] / row["dimensions"] ** 0.5 for row in (z[-1], h[-1]))
-    if size > EXPLODED:
-        return _verdict("diverging", f"the entries of embeddings have grown to {size:.2g}")
+    if diverging := _diverging(losses, [*z[-1:], *h[-1:]]):
+        return _verdict("diverging", diverging)
+    if not measurements or (len(measurements) == 1 and not finished):
+        return _verdict("not started", "nothing measured after the start yet")
 
     cosine = np.array([min(_positive(row), row["negative_cosine"]) for row in z])
     spread = np.array([row["std"] * row["dimensions"] ** 0.5 for row in z])  # 0: one point; 1: isotropic
@@ -124,7 +140,7 @@ def _judge(history: Sequence[Mapping[str, Any]], finished: bool, at_chance: str,
     apart = spread * length
     shrunk = (cosine > LEFT) & (apart < SHRUNK * apart[0])
     gone = length <= GONE * length[0]  # zero has no direction, and its cosines are 0
-    alike = (cosine > ALIKE) | shrunk | gone
+    alike = ((cosine > ALIKE) | shrunk | gone) & (not MEAN <= _told_apart(measurements[-1]) < math.inf)
     steps_taken = measurements[-1].get("step", EARLY) - measurements[0].get("step", 0)
     early = finished and steps_taken < EARLY
     alone = ALONE if finished and not early and spread[-1] <= RISING * spread[0] else 0.0
@@ -138,6 +154,8 @@ def _judge(history: Sequence[Mapping[str, Any]], finished: bool, at_chance: str,
         size = f", distances {apart[-1] / apart[0]:.1g} of the first" if shrunk[-1] else ""
         size = ", all zero" if gone[-1] else size
         return _verdict("complete collapse", f"{cosines}, spread {spread[-1]:.1g} after {spread[0]:.1g} at first{size}")
+    if emptied := _emptied(measurements, finished and not early):
+        return _verdict("complete collapse", emptied)
     if alike.all():
         return _verdict("not started", f"no further apart than in an untrained network: {cosines}")
 
@@ -162,6 +180,59 @@ def _judge(history: Sequence[Mapping[str, Any]], finished: bool, at_chance: str,
     if was_collapsed:  # what it had may be lost, which the agreement of views does not show
         evidence = f"recovered from a collapse, so only labels can tell what it kept: {evidence}"
     return _verdict("healthy", evidence, headline)
+
+
+def _diverging(losses: Sequence[float], last: Sequence[Mapping[str, float]]) -> str:
+    """That the loss or the last embeddings are no numbers, or too large ones, in words; empty where they are fine."""
+    if losses and not math.isfinite(losses[-1]):
+        return f"the loss is {losses[-1]}"
+    if any(math.isnan(row["std"]) for row in last):
+        return "embeddings hold NaN or infinity"
+    size = max((row["feature_norm"] / row["dimensions"] ** 0.5 for row in last), default=0.0)
+    return f"the entries of embeddings have grown to {size:.2g}" if size > EXPLODED else ""
+
+
+def _emptied(measurements: Sequence[Mapping[str, Any]], settled: bool) -> str:
+    """That prototypes no longer tell images apart, in words; empty where they do, or there are none.
+
+    Before training they may not either. So it is called where they did, or where a run has settled without.
+    """
+    rows = [row["prototypes"] for row in measurements if "prototypes" in row]
+    if len(rows) < 2:
+        return ""
+    last = rows[-1:] if settled else rows[-2:]
+    used, uncertainty = ([row[name] for row in rows] for name in ("used", "uncertainty"))
+    count = f"{rows[-1]['prototypes']:.0f}"
+    if max(row["used"] for row in last) < ONE and (settled or max(used) > SEVERAL):
+        return f"all images choose the same one of {count} prototypes; {max(used):.1f} were in use before"
+    if min(row["uncertainty"] for row in last) > UNIFORM and min(uncertainty) < SHARPER:
+        return (
+            f"each image has all {count} prototypes alike: entropy {uncertainty[-1]:.4f}, {min(uncertainty):.2f} before"
+        )
+    return ""
+
+
+def _by_reconstruction(judged: Verdict, history: Sequence[Mapping[str, Any]], finished: bool) -> Verdict:
+    """The verdict on a learner whose decoder gives every image the same, in place of what features say."""
+    looks = [row for row in history if "reconstruction" in row]
+    judgeable = len(looks) > 1 or (looks and finished)
+    if not judgeable or judged.state == "diverging":
+        return judged
+    state = judged.state if "collapse" in judged.state else "not started"
+    if (told := looks[-1].get("divergence", math.inf)) < EMPTY:
+        return _verdict(state, f"the code tells {told:.2g} nats of an image; {judged.evidence}", POSTERIOR_COLLAPSE)
+    if not (share := _told_apart(looks[-1])) < MEAN:
+        return judged
+    evidence = f"between images, reconstructions have {share:.1g} of the pixels' variance; {judged.evidence}"
+    return _verdict(state, evidence, RECONSTRUCTS_THE_MEAN)
+
+
+def _told_apart(row: Mapping[str, Any]) -> float:
+    """The variance of reconstructions between images as part of the pixels', about what they explain; else infinite."""
+    if not {"reconstruction", "pixels"} <= row.keys():
+        return math.inf
+    found, true = (row[x]["feature_norm"] ** 2 * (1 - row[x]["negative_cosine"]) for x in ("reconstruction", "pixels"))
+    return found / max(true, 1e-12)
 
 
 def _doubts(

@@ -82,7 +82,7 @@ def _drawing(
 ) -> Any:
     from matplotlib.figure import Figure
 
-    drawing = Figure(figsize=(4 * len(DRAWN) + 2.5, 4), layout="constrained")
+    drawing = Figure(figsize=(14.5, 4), layout="constrained")
     panels = drawing.subplots(1, len(DRAWN))
     for axes, column in zip(panels, DRAWN, strict=True):
         for (name, row), style in zip(baselines.items(), (":", "--", "-."), strict=False):
@@ -95,13 +95,11 @@ def _drawing(
                 continue
             depth = [(k + 1) / len(points) for k in range(len(points))]
             spread = [statistics.stdev(p) if len(p) > 1 else 0.0 for p in points]
-            axes.errorbar(
-                depth, [statistics.fmean(p) for p in points], spread, marker="o", capsize=2, label=literal(name)
-            )
+            axes.errorbar(depth, [statistics.fmean(p) for p in points], spread, marker="o", label=literal(name))
         axes.set_ylim(0)  # a cut axis makes small differences look large
         axes.set(xlabel="depth (part of the blocks)", ylabel=column, xlim=(0, 1.03))
         axes.spines[["top", "right"]].set_visible(False)
-    drawing.legend(*panels[0].get_legend_handles_labels(), loc="outside right upper", frameon=False)
+    drawing.legend(*panels[0].get_legend_handles_labels(), loc="outside right upper")
     drawing.suptitle(literal(title))
     return drawing
 

@@ -1,6 +1,7 @@
 """Embeddings: the features that a run's encoder gives for images, beside what is known of each."""
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,8 @@ import numpy as np
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from twinblock.config.data import Data
+from twinblock.config.schema import Config
 from twinblock.core.console import progress
 from twinblock.core.device import best_device
 from twinblock.core.errors import InputError
@@ -17,25 +20,65 @@ from twinblock.data import Images, columns_of
 from twinblock.data.training import chosen, split_of, training, whole
 from twinblock.data.values import seen_as
 from twinblock.evaluation import at_size, seen_by
-from twinblock.evaluation.stored import stored_features
+from twinblock.evaluation.patches import Patches, need_array, write_patches
+from twinblock.evaluation.processes import in_processes
+from twinblock.evaluation.stored import parts_of, stored_features
+from twinblock.nn.encoders import Encoder
+from twinblock.nn.shallow import Shallow
 from twinblock.runs.run import Run, load_encoder
 
 OWN = "embeddings"  # files of this name in a run are its own, and are replaced
+POOLED, PATCHES = "pooled", "patches"
 
 
 @dataclass(frozen=True)
 class Embeddings:
-    """Row i of `features` is of image i of `images`, which has names, labels and classes if the source has them."""
+    """Row i of `features` is of image i of `images`, which has names, labels and classes if the source has them.
 
-    features: Float[Tensor, "n d"]
+    Patches have one axis or two more, their places in the image.
+    """
+
+    features: Float[Tensor, "n *places d"]
     images: Images
 
     def __repr__(self) -> str:
-        count, width = self.features.shape
+        count, *places, width = self.features.shape
         columns = [name for name in ("names", "labels") if getattr(self.images, name) is not None]
-        return (
-            f"Embeddings({count:,} images, {width} features each{', with ' if columns else ''}{' and '.join(columns)})"
-        )
+        each = f"{' x '.join(map(str, places))} patches of {width} features" if places else f"{width} features"
+        return f"Embeddings({count:,} images, {each} each{', with ' if columns else ''}{' and '.join(columns)})"
+
+
+@dataclass(frozen=True)
+class Subject:
+    """An encoder of a run, and the images that it looks at: those of a split of `source`, as `config` sees them."""
+
+    run: Run
+    encoder: Encoder | Shallow
+    images: Images
+    source: Data
+    config: Config
+    held: bool  # whether the images were a Python object
+
+    @classmethod
+    def of(cls, run: Run | str | Path, data: Any, split: str, block: int | None, step: int | None) -> "Subject":
+        """Arguments as of `embed`."""
+        run = Run.open(run)
+        source, held = chosen(whole(run.config.data), data, run.objects.get("data"))
+        encoder = load_encoder(run, block=block, step=step)
+        seen = at_size(run.config, encoder, source.size)
+        images = training(source, held) if split == "train" else split_of(source, "test")
+        if images is None:
+            raise InputError(f"split=test: {source.source_name} has no images for testing; leave split out")
+        return cls(run, encoder.to(best_device()), images, source, seen_as(seen, source, images), held is not None)
+
+    @cached_property
+    def seen(self) -> dict[str, Any]:
+        """As `features` takes it."""
+        return seen_by(self.config, best_device())
+
+    @property
+    def columns(self) -> dict[str, Any]:
+        return columns_of(self.images, np.arange(len(self.images)))
 
 
 @own_settings()
@@ -46,8 +89,10 @@ def embed(
     split: str = "train",
     block: int | None = None,
     step: int | None = None,
+    features: str = POOLED,
     encoder: nn.Module | None = None,
     out: str | Path | None = None,
+    processes: int = 1,
 ) -> Embeddings:
     """Compute the features of the frozen encoder, float32, for all images of a source, by default the run's.
 
@@ -57,28 +102,62 @@ def embed(
     `out`: also write a new .npz, .parquet or .csv file with the columns image (its number), name (of a file, relative
     to the source), label, class, and features. It replaces `embeddings.*` in the run, and no other file. The features
     are also kept in `features/` of the run, part by part: what was interrupted goes on, and nothing is computed twice.
+    `features`: `pooled`, or `patches` for those of each place, which the encoder averages: (n, rows, columns, d) of a
+    map, or of the tokens of a square image. They are written to an .npy file, by default `patches.npy` in the run, and
+    mapped from there; a .csv file beside it has the other columns.
+    `processes`: how many compute at once, with the same result; of images that are named, not held in Python.
     Raises InputError for a file that cannot be written, before the work, and for features that are not finite.
     """
+    _check(split, features, processes)
     run, out = Run.open(run, encoder=encoder), None if out is None else expanded(out)
+    if features == PATCHES:
+        file = need_array(out or run.path / f"{PATCHES}.npy", out is None)
+        return _patches(Subject.of(run, data, split, block, step), file)
     kind = None if out is None else _writable(out, run)
-    if split not in ("train", "test"):
-        raise InputError(f"split={split}: should be train or test")
-    config = run.config
-    source, held = chosen(whole(config.data), data, run.objects.get("data"))
-    trained = load_encoder(run, block=block, step=step)
-    seen = at_size(config, trained, source.size)
-    images = training(source, held) if split == "train" else split_of(source, "test")
-    if images is None:
-        raise InputError(f"split=test: {source.source_name} has no images for testing; leave split out")
-    seen, device = seen_as(seen, source, images), best_device()
-    with progress("embedding images", len(images)) as advance:
-        rows = stored_features(run, trained.to(device), images, advance=advance, **seen_by(seen, device))
+    subject = Subject.of(run, data, split, block, step)
+    if processes > 1:
+        _in_processes(subject, {"split": split, "block": block, "step": step}, processes)
+    with progress("embedding images", len(subject.images), processes > 1) as advance:
+        rows = stored_features(run, subject.encoder, subject.images, advance=advance, **subject.seen)
     if not rows.isfinite().all():
         raise InputError(f"the features of {run.path} hold NaN or infinity: has the encoder diverged?")
     if out is not None and kind is not None:
         with replacing(out) as file:
-            write_table(file, kind, columns_of(images, np.arange(len(images))) | {"features": rows.numpy()})
-    return Embeddings(rows, images)
+            write_table(file, kind, subject.columns | {"features": rows.numpy()})
+    return Embeddings(rows, subject.images)
+
+
+def _check(split: str, features: str, processes: int) -> None:
+    if split not in ("train", "test"):
+        raise InputError(f"split={split}: should be train or test")
+    if features not in (POOLED, PATCHES):
+        raise InputError(f"features={features}: should be {POOLED} or {PATCHES}")
+    if isinstance(processes, bool) or not isinstance(processes, int) or processes < 1:
+        raise InputError(f"processes={processes}: give a whole number of at least 1")
+    if processes > 1 and features == PATCHES:
+        raise InputError(f"processes={processes}: patches are written by one process; leave it out")
+
+
+def _in_processes(subject: Subject, which: dict[str, Any], count: int) -> None:
+    """Let processes compute what the run does not keep yet."""
+    run = subject.run
+    if subject.held or run.objects:
+        raise InputError(f"processes={count}: other processes see no Python objects; name the images, or leave it out")
+    need_writable(run.path)
+    parts = parts_of(subject.images, subject.seen["size"])
+    job = {"run": str(run.path), "data": subject.source.model_dump(mode="json"), **which}
+    jobs = [{"subject": job, "parts": parts[i::count]} for i in range(min(count, len(parts)))]
+    with progress("embedding images", len(subject.images)) as advance:
+        in_processes(jobs, advance)
+
+
+def _patches(subject: Subject, file: Path) -> Embeddings:
+    patches = Patches(subject.encoder, subject.config.image_shape)
+    with progress("embedding patches of images", len(subject.images)) as advance:
+        rows = write_patches(file, patches, subject.images, advance=advance, **subject.seen)
+    with replacing(file.with_suffix(".csv")) as table:
+        write_table(table, "csv", subject.columns)
+    return Embeddings(rows, subject.images)
 
 
 def _writable(file: Path, run: Run) -> str:

@@ -25,6 +25,7 @@ from twinblock.data import Images, take
 from twinblock.data.tails import few_shot
 from twinblock.data.training import chosen, whole
 from twinblock.data.values import seen_as
+from twinblock.diagnosis import outcome
 from twinblock.evaluation import at_size, knn_scores, linear_probe, record
 from twinblock.evaluation.depth import (
     BLOCK,
@@ -40,8 +41,11 @@ from twinblock.evaluation.depth import (
 from twinblock.evaluation.extractor import FeatureExtractor, Pair
 from twinblock.evaluation.groups import class_accuracies, class_sizes, classes_of, figure, group_report
 from twinblock.evaluation.labelled import LabelledSets, labelled
+from twinblock.evaluation.quick import knn_of_part
 from twinblock.evaluation.report import ENCODER, group_rows
 from twinblock.evaluation.sgd import FEW_SHOT, FULL_SHOT, augmented, sgd_probe
+from twinblock.nn.encoders import Encoder
+from twinblock.runs.curves import draw
 from twinblock.runs.run import Run
 
 __all__ = ["evaluate", "group_rows"]
@@ -100,6 +104,7 @@ def evaluate(
     data: Any = None,
     *,
     encoder: nn.Module | None = None,
+    step: int | None = None,
     published: bool = False,
     baselines: bool = True,
     blocks: bool | None = None,
@@ -112,19 +117,24 @@ def evaluate(
 
     These are raw pixels, the untrained encoder and, of a run with `encoder.weights`, the starting weights. Probes are
     fitted to all training images of the source, even if the run trained on a part. `data`: other labelled data, or
-    images with labels, as `pretrain` takes them. `encoder`: the module that the run was made with. `shots`: images of
-    each class for a few-shot probe. `published`: also SDCLR's SGD probes and a few-shot probe. `blocks`: also every
-    block, with its effective rank in % of its width, drawn in `depth.png` (None: if the run trained in blocks);
-    `pooling`: through the pooling of its training. `beside`: evaluated runs to draw in the same figure. If this run or
-    the first one `beside` it trained on classes of unequal size, there is a few-shot probe too (without `shots`, of 1 %
-    of the smallest class) and accuracy by class and by group, drawn in `classes.png`.
+    images with labels, as `pretrain` takes them. `encoder`: the module that the run was made with. `step`: measure the
+    encoder that was kept after this step (`train.keep`), not the last one; what is said of the run stays as it is, and
+    nothing is drawn. `shots`: images of each class for a few-shot probe. `published`: also SDCLR's SGD probes and a
+    few-shot probe. `blocks`: also every block, with its effective rank in % of its width, drawn in `depth.png` (None:
+    if the run trained in blocks); `pooling`: through the pooling of its training. `beside`: evaluated runs to draw in
+    the same figure. If this run or the first one `beside` it trained on classes of unequal size, there is a few-shot
+    probe too (without `shots`, of 1 % of the smallest class) and accuracy by class and by group, drawn in
+    `classes.png`.
 
-    Writes `evaluation.json` in the run, and a file for each source in `evaluations`, and measures nothing twice. A run
-    that may only be read stays unchanged, with a warning. Raises InputError without labels or without a run.
+    Writes `evaluation.json` in the run, and a file for each source in `evaluations`, and measures nothing twice. The
+    verdict on a finished run without labels of its own is then by these. A run that may only be read stays unchanged,
+    with a warning. Raises InputError without labels or without a run.
     """
     run, others = Run.open(run, encoder=encoder), [Run.open(other) for other in beside]
     source, images = chosen(whole(run.config.data), data, run.objects.get("data"))
-    trained = run.encoder()
+    if step is not None and (pooling or beside):
+        raise InputError(f"step={step}: a kept encoder is measured alone and has no pooling; leave these out")
+    trained = run.encoder(step)
     sets = LabelledSets.of(*labelled(source, run.config.train.seed, images))
     seen = seen_as(at_size(run.config, trained, source.size), source, *sets.images)
     # a balanced twin has the groups of the set that it stands beside
@@ -132,34 +142,53 @@ def evaluate(
     few = _few_shot(sets.train_labels, shots, seen.train.seed) if shots or published or sizes is not None else {}
     if blocks is None:
         blocks = run.config.scope.kind != "end_to_end" or pooling or (bool(others) and sizes is None)
-    if sizes is not None:
-        drawn = {str(other.path): [classes_of(other, source.source_name)] for other in others}
-    elif blocks:
+    beside_them = {str(other.path): [classes_of(other, source.source_name)] for other in others if sizes is not None}
+    if sizes is None and blocks:
         need_blocks(others, source.source_name)
     protocol = Protocol(seen, sets, best_device(), few, sizes, published, blocks, pooling)
     every = EveryBlock(trained, trained_pooling(run) if pooling else None) if blocks else trained
-    networks: dict[str, nn.Module | None] = {ENCODER: every}
-    if baselines:
-        networks |= {PIXELS: None, UNTRAINED: run.untrained_encoder(), **_starting(run)}
-    measured = _measure(networks, protocol, record.measured(run, source.source_name), quiet)
+    networks = {ENCODER: every, **(_baselines(run) if baselines else {})}
+    measured = _measure(networks, protocol, record.measured(run, source.source_name, step), quiet)
     report = _report(protocol, source, list(measured.values()))
     try:
-        record.write(run, source.source_name, report, {protocol.digest(networks[n]): measured[n] for n in measured})
+        record.write(run, report, {protocol.digest(networks[n]): measured[n] for n in measured}, step)
     except InputError as error:  # a colleague's run, which may only be read
         log.warning(f"{error}; what was measured is given here and kept nowhere")
         return report["rows"]
-    if sizes is not None:
-        with optional_picture(run.path / "classes.png"):
-            run.write("classes.png", figure({str(run.path): [classes_of(run)], **drawn}, "linear probe"))
-    if blocks:
-        with optional_picture(run.path / "depth.png"):
-            draw_beside(run, others, source.source_name)
+    if step is None:
+        _judge_anew(run, trained, source, protocol, quiet)
+        _draw(run, others, None if sizes is None else beside_them, source.source_name if blocks else None)
     return report["rows"]
 
 
-def _starting(run: Run) -> dict[str, nn.Module | None]:
+def _draw(run: Run, others: Sequence[Run], drawn: Mapping[str, Any] | None, source: str | None) -> None:
+    """Accuracy by class, beside the classes `drawn` of other runs, and by depth, on a source; None: no such figure."""
+    if drawn is not None:
+        with optional_picture(run.path / "classes.png"):
+            run.write("classes.png", figure({str(run.path): [classes_of(run)], **drawn}, "linear probe"))
+    if source is not None:
+        with optional_picture(run.path / "depth.png"):
+            draw_beside(run, others, source)
+
+
+def _judge_anew(run: Run, encoder: Encoder, source: Data, protocol: Protocol, quiet: bool) -> None:
+    """Let labels decide on a finished run whose own images have none, as they decide at the end of a training."""
+    result = run.result
+    if result is None or "starts" not in result or (result["accuracy"] is not None and "labels" not in result):
+        return
+    if result.get("judged by") == (by := protocol.digest(encoder)):
+        return
+    images = protocol.sets.images
+    accuracy = knn_of_part(run, encoder, protocol.config, images, images[0].classes_from, protocol.device, quiet)
+    judged = outcome(run.metrics(), result["starts"], run.config, accuracy)
+    run.write_json("result.json", {**result, **judged, "labels": source.source_name, "judged by": by})
+    with optional_picture(run.path / "curves.png"):  # its title is the verdict
+        draw({run.path.name: run}, run.path / "curves.png")
+
+
+def _baselines(run: Run) -> dict[str, nn.Module | None]:
     start = run.starting_encoder()
-    return {} if start is None else {STARTING: start}
+    return {PIXELS: None, UNTRAINED: run.untrained_encoder(), **({} if start is None else {STARTING: start})}
 
 
 def _measure(

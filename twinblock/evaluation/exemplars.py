@@ -26,6 +26,7 @@ from twinblock.data.values import seen_as
 from twinblock.evaluation.features import at_once, at_size, features, pixels, seen_by
 from twinblock.evaluation.groups import thirds
 from twinblock.methods.learner import Network, parts_of
+from twinblock.methods.stacks import Stack
 from twinblock.methods.targets.pruned import Pruned
 from twinblock.nn.encoders import Encoder
 from twinblock.nn.modes import evaluating
@@ -52,7 +53,7 @@ class PrunedEncoder(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         x = images
         for network, target in zip(self.networks, self.targets, strict=True):
-            (x,) = target(network, x, (0,), 0, False)
+            ((x,),) = target(network, [Stack(x, [(0,)])], False)
         return self.encoder.pooled(x)
 
 

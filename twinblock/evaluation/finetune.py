@@ -3,8 +3,8 @@
 import json
 import math
 import statistics
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from hashlib import blake2b
 from pathlib import Path
@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
-from torch.nn.functional import cross_entropy
 
 from twinblock.assembly.build import encoder_of
 from twinblock.assembly.views import views_of
@@ -27,81 +26,67 @@ from twinblock.core.files import expanded, replacing, write_table
 from twinblock.core.settings import own_settings
 from twinblock.core.version import __version__
 from twinblock.data import Images, take
-from twinblock.data.tails import by_class
 from twinblock.data.training import chosen, whole
 from twinblock.data.values import seen_as
 from twinblock.diagnosis.chance import STARTING
 from twinblock.evaluation import at_size, features, seen_by
 from twinblock.evaluation.classifier import Classifier, Schedule, fit, need_modules, save
-from twinblock.evaluation.labelled import LabelledSets, labelled
+from twinblock.evaluation.goals import Goal, goal_of
+from twinblock.evaluation.protocols import Protocol, Trial, protocol_of
 from twinblock.evaluation.published import PREFIX, published, run_of
 from twinblock.evaluation.record import hash_weights
 from twinblock.nn.encoders import Encoder
 from twinblock.runs.run import Run
 
-FRACTIONS = (0.01, 0.1, 1.0)
-RATES = (0.003, 0.01, 0.03, 0.1)  # tried on held-out training images
-USUAL = 0.03  # where there is nothing to hold out
-HELD_OUT = 5  # every fifth image of a class chooses the rate
-BATCH, FEWEST = 64, 100  # images of a step, and steps of a training at least
 OWN, PRETRAINED, SCRATCH = "finetune", "pretrained", "scratch"
 Start = Callable[[int], Encoder]  # the encoder to begin with, by seed
 
 
 @dataclass(frozen=True)
 class Task:
-    """What is learned: labelled images to train on and to test on, as `config` sees them, and how long."""
+    """What is learned: labelled images to train on and to test on, as `config` sees them, and how."""
 
     config: Config
-    sets: LabelledSets
-    epochs: int
+    goal: Goal
+    protocol: Protocol
     frozen: tuple[str, ...]
     device: torch.device
 
-    @property
-    def names(self) -> list[str]:
-        """Of the classes."""
-        given = self.sets.train.classes
-        return [given[i] if given and i < len(given) else str(i) for i in self.sets.classes.tolist()]
-
-    def rows(self, fraction: float, seed: int) -> np.ndarray:
-        """So large a part of each class, rounded, one image at least; parts of one seed lie within each other."""
-        parts = [rows[: max(1, round(fraction * len(rows)))] for rows in by_class(self.sets.train_labels, seed)]
-        return np.sort(np.concatenate([part for part in parts if len(part)]))
-
-    def train(self, start: Encoder, rows: np.ndarray, lr: float, seed: int) -> Classifier:
-        images, labels = take(self.sets.train, rows), self.sets.train_labels[rows]
-        plain = {"jitter_p": 0.0, "gray": 0.0, "blur": 0.0, "solarize": 0.0, "size": None, "count": 1}
+    def train(self, start: Encoder, rows: np.ndarray, trial: Trial, seed: int) -> Classifier:
+        p, (lr, epochs) = self.protocol, trial
+        crop = {} if p.crop is None else {"crop": p.crop, "flip": 0.5, "interpolation": "bicubic"}
+        plain = {"jitter_p": 0.0, "gray": 0.0, "blur": 0.0, "solarize": 0.0, "size": None, "count": 1, **crop}
         views = views_of(self.config, [self.config.views[0].model_copy(update=plain)])
-        batches = max(1, -(-len(rows) // BATCH))
-        how = Schedule(max(FEWEST, self.epochs * batches), BATCH, views, self.frozen, self.device)
-        return fit(start, images, labels, len(self.sets.classes), lr, seed, how)
+        steps = max(p.fewest, epochs * max(1, -(-len(rows) // p.batch)))
+        how = Schedule(steps, p.batch, views, self.frozen, self.device, p.decay, p.clip)
+        return fit(start, self.goal, rows, lr, seed, how)
 
     def scores(self, model: nn.Module, images: Images) -> torch.Tensor:
         return features(model, images, **{**seen_by(self.config, self.device), "autocast": None})
 
-    def rate(self, start: Encoder, rows: np.ndarray, seed: int) -> tuple[float, int]:
-        """The rate with the highest accuracy on a fifth of these images, of equals the lowest loss; and how many these
-        are. Classes of one image are all trained on.
+    def chosen(self, start: Encoder, rows: np.ndarray, seed: int) -> tuple[float, int, int]:
+        """The learning rate and the epochs with the highest score on a fifth of these images, of equals the lowest
+        loss; and how many images these are.
         """
-        labels = self.sets.train_labels[rows]
-        held = np.zeros(len(rows), bool)
-        for some in by_class(labels, seed):
-            held[some[: max(1, len(some) // HELD_OUT) if len(some) > 1 else 0]] = True
+        held = self.goal.held_out(rows, seed)
         if not held.any():
-            return USUAL, 0
-        judged = []
-        for lr in RATES:
-            scores = self.scores(self.train(start, rows[~held], lr, seed), take(self.sets.train, rows[held]))
-            truth = torch.from_numpy(labels[held])
-            loss = float(cross_entropy(scores, truth))
-            right = float((scores.argmax(1) == truth).float().mean()) if math.isfinite(loss) else -1.0
-            judged.append((right, -loss if math.isfinite(loss) else -math.inf, lr))
-        return max(judged)[2], int(held.sum())
+            return self.protocol.usual, self.protocol.epochs[0], 0
+        targets, judged = self.goal.targets[0][rows[held]], []
+        for trial in self.protocol.trials:
+            model = self.train(start, rows[~held], trial, seed)
+            scores = self.scores(model, take(self.goal.images[0], rows[held]))
+            loss = float(self.goal.loss(scores, targets))
+            score = self.score(scores, targets) if math.isfinite(loss) else -1.0
+            judged.append((score, -loss if math.isfinite(loss) else -math.inf, trial))
+        return (*max(judged)[2], int(held.sum()))
 
-    def accuracy(self, model: Classifier) -> float:
-        right = self.scores(model, self.sets.test).argmax(1).numpy() == self.sets.test_labels
-        return 100 * float(right.mean())
+    def score(self, scores: torch.Tensor, targets: torch.Tensor) -> float:
+        """In percent; 0 where no class is told of."""
+        found = self.goal.score(self.goal.measured(scores, targets))
+        return 0.0 if math.isnan(found) else found
+
+    def measured(self, model: Classifier) -> Any:
+        return self.goal.measured(self.scores(model, self.goal.images[1]), self.goal.targets[1])
 
 
 @own_settings()
@@ -109,9 +94,10 @@ def finetune(
     start: Run | str | Path,
     data: Any = None,
     *,
-    fraction: float | Sequence[float] = FRACTIONS,
+    protocol: str = "default",
+    fraction: float | Sequence[float] | None = None,
     seeds: int = 3,
-    epochs: int = 30,
+    epochs: int | None = None,
     freeze: str | Sequence[str] = (),
     beside: str | Sequence[str] = (),
     out: str | Path | None = None,
@@ -122,20 +108,23 @@ def finetune(
     started from, those beside, scratch.
 
     `start`: a run, or `timm:NAME` for published weights. `data`: labelled images, as `evaluate` takes them; by default
-    the run's. `fraction`: parts of the training images of each class, at least one image. `seeds`: repetitions, each
-    with other images and another order. `epochs`: passes, of 100 steps in all at least. `freeze`: modules that stay as
-    they are, or `encoder` for all. `beside`: further starting points, `timm:NAME`. `encoder`: the module that the run
-    was made with.
+    the run's; an image may be of several classes. `protocol`: `default`, or `byol` as published. `fraction`: parts of
+    the training images, of each class one at least; by default those of the protocol, as `epochs`, the passes.
+    `seeds`: repetitions, each with other images and another order. `freeze`: modules that stay as they are, or
+    `encoder` for all. `beside`: further starting points, `timm:NAME`. `encoder`: the module that the run was made with.
 
-    SGD with Nesterov momentum, 64 images a step, crops and flips as in the run's views, a cosine to 0. The learning
-    rate is the best of four on held-out training images of the first seed, never on test images.
-    Returns a row for each starting point and fraction: images, accuracy and its standard deviation over seeds in
-    percent, rate. Writes them to finetune.json and finetune.csv in `out`, by default `finetune` in the run, and the
-    classifier of the start, the largest fraction and the first seed to `model`, which `export` and `evaluate` take.
+    SGD with Nesterov momentum, crops and flips, a cosine to 0. The learning rate, and the epochs where the protocol
+    has several, are the best on held-out training images of the first seed, never on test images.
+    Returns a row for each starting point and fraction: images, accuracy or mean average precision, and its standard
+    deviation over seeds, in percent, rate, epochs. Writes them to finetune.json and finetune.csv in `out`, by default
+    `finetune` in the run; for several classes an image each class to finetune-classes.csv; and the classifier of the
+    start, the largest fraction and the first seed to `model`, which `export` takes, and `evaluate` for one class.
     The same command again goes on where it stopped. Raises InputError without labels and for what it cannot train.
     """
-    fractions, frozen, others = _many(fraction), tuple(_many(freeze)), tuple(_many(beside))
-    _check(fractions, seeds, epochs, others)
+    how, frozen, others = protocol_of(protocol), tuple(_many(freeze)), tuple(_many(beside))
+    fractions = list(how.fractions) if fraction is None else _many(fraction)
+    _check(fractions, seeds, 1 if epochs is None else epochs, others)
+    how = how if epochs is None else replace(how, epochs=(epochs,))
     at_start = isinstance(start, str) and start.startswith(PREFIX)
     if at_start:
         run, source, images = run_of(str(start), data)
@@ -145,14 +134,20 @@ def finetune(
     folder = (
         expanded(out) if out else Path("runs", f"{OWN}-{str(start)[len(PREFIX) :]}") if at_start else run.path / OWN
     )
-    task = _task(run, source, images, epochs, frozen)
+    task = _task(run, source, images, how, frozen)
     starts = _starts(run, str(start) if at_start else None, others, task)
     need_modules(next(iter(starts.values()))(0), frozen)
-    rows = _compared(task, starts, sorted(fractions), seeds, folder, quiet)
-    columns = {name: [row[name] for row in rows] for name in rows[0]}
-    with replacing(folder / f"{OWN}.csv") as file:
-        write_table(file, "csv", {name: [str(cell) for cell in column] for name, column in columns.items()})
+    rows, classes = _compared(task, starts, sorted(fractions), seeds, folder, quiet)
+    _write(folder / f"{OWN}.csv", rows)
+    if classes:
+        _write(folder / f"{OWN}-classes.csv", classes)
     return rows
+
+
+def _write(file: Path, rows: list[dict[str, Any]]) -> None:
+    columns = {name: ["" if row[name] is None else str(row[name]) for row in rows] for name in rows[0]}
+    with replacing(file) as written:
+        write_table(written, "csv", columns)
 
 
 def _many(given: Any) -> list[Any]:
@@ -177,14 +172,14 @@ def _check(fractions: Sequence[Any], seeds: int, epochs: int, beside: Sequence[s
             )
 
 
-def _task(run: Run, source: Data, images: Images | None, epochs: int, frozen: tuple[str, ...]) -> Task:
-    sets = LabelledSets.of(*labelled(source, run.config.train.seed, images))
-    if sets.train.tiled:
+def _task(run: Run, source: Data, images: Images | None, how: Protocol, frozen: tuple[str, ...]) -> Task:
+    goal = goal_of(source, run.config.train.seed, images)
+    if goal.images[0].tiled:
         raise InputError("finetune sees whole images, and data.tile cuts them; leave it out")
-    if len(sets.classes) < 2:
+    if len(goal.names) < 2 and not goal.several:
         raise InputError(f"{source.source_name} has one class, so there is nothing to tell apart; give labelled data")
-    seen = seen_as(at_size(run.config, encoder_of(run.config, run.objects), source.size), source, *sets.images)
-    return Task(seen, sets, epochs, frozen, best_device())
+    seen = seen_as(at_size(run.config, encoder_of(run.config, run.objects), source.size), source, *goal.images)
+    return Task(seen, goal, how, frozen, best_device())
 
 
 def _starts(run: Run, tag: str | None, beside: Sequence[str], task: Task) -> dict[str, Start]:
@@ -205,39 +200,60 @@ def _starts(run: Run, tag: str | None, beside: Sequence[str], task: Task) -> dic
 
 def _compared(
     task: Task, starts: Mapping[str, Start], fractions: Sequence[float], seeds: int, folder: Path, quiet: bool
-) -> list[dict[str, Any]]:
-    """The table; what `folder` holds of the same comparison is not trained again."""
-    kept = _Kept.open(folder, task, starts)
-    rows, trainings = [], len(starts) * len(fractions) * (len(RATES) + seeds)
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """The table, and that of classes; what `folder` holds of the same comparison is not trained again."""
+    kept, trials = _Kept.open(folder, task, starts), len(task.protocol.trials)
+    rows, classes, trainings = [], [], len(starts) * len(fractions) * (trials + seeds)
     with progress("fine-tuning", trainings, quiet) as advance:
         for fraction in fractions:
             for name, start in starts.items():
-                lr, chosen_by = kept.get(f"{name}, {fraction:g}, rate", partial(_rate, task, start, fraction))
-                advance(len(RATES))
+                lr, epochs, count = kept.get(f"{name}, {fraction:g}, rate", partial(_chosen, task, start, fraction))
+                advance(trials)
                 cells = []
                 for seed in range(seeds):
                     model_here = name == next(iter(starts)) and fraction == max(fractions) and seed == 0
                     place = folder / "model" if model_here else None
                     key = f"{name}, {fraction:g}, {seed}{', model' if place else ''}"
-                    cells.append(kept.get(key, partial(_cell, task, start, fraction, lr, seed, place)))
+                    cells.append(kept.get(key, partial(_cell, task, start, fraction, (lr, epochs), seed, place)))
                     advance(1)
-                deviation = statistics.stdev(cells) if len(cells) > 1 else None
-                row = {"start": name, "labels %": 100 * fraction, "images": len(task.rows(fraction, 0))}
-                row |= {"accuracy %": statistics.fmean(cells), "std": deviation, "rate": lr, "chosen on": chosen_by}
-                rows.append(row)
+                row = {"start": name, "labels %": 100 * fraction}
+                mean, deviation = _over_seeds([task.goal.score(cell) for cell in cells])
+                of = {"images": len(task.goal.part(fraction, 0)), task.goal.measure: mean, "std": deviation}
+                rows.append({**row, **of, "rate": lr, "epochs": epochs, "chosen on": count})
+                if task.goal.several:
+                    classes += [{**row, **one} for one in _by_class(task, fraction, cells)]
     kept.write(rows)
-    return rows
+    return rows, classes
 
 
-def _rate(task: Task, start: Start, fraction: float) -> list[Any]:
-    return list(task.rate(start(0), task.rows(fraction, 0), 0))
+def _over_seeds(values: Sequence[float]) -> tuple[float, float | None]:
+    """Mean and standard deviation."""
+    return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None
 
 
-def _cell(task: Task, start: Start, fraction: float, lr: float, seed: int, place: Path | None) -> float:
-    model = task.train(start(seed), task.rows(fraction, seed), lr, seed)
+def _by_class(task: Task, fraction: float, cells: Sequence[Sequence[float | None]]) -> Iterator[dict[str, Any]]:
+    """Of each class its images in the part of the first seed, its average precision, and what chance has: its share of
+    the test images.
+    """
+    train, test = (targets.numpy() for targets in task.goal.targets)
+    count = (train[task.goal.part(fraction, 0)] == 1).sum(0)
+    for i, name in enumerate(task.goal.names):
+        values = [cell[i] for cell in cells]
+        found = [value for value in values if value is not None]
+        mean, deviation = _over_seeds(found) if found else (None, None)
+        chance = 100 * float((test[:, i] == 1).sum() / max(1, (test[:, i] >= 0).sum()))
+        yield {"class": name, "images": int(count[i]), "AP %": mean, "std": deviation, "chance %": chance}
+
+
+def _chosen(task: Task, start: Start, fraction: float) -> list[Any]:
+    return list(task.chosen(start(0), task.goal.part(fraction, 0), 0))
+
+
+def _cell(task: Task, start: Start, fraction: float, trial: Trial, seed: int, place: Path | None) -> Any:
+    model = task.train(start(seed), task.goal.part(fraction, seed), trial, seed)
     if place is not None:
-        save(model, task.config, task.names, place)
-    return task.accuracy(model)
+        save(model, task.config, task.goal.names, place, task.goal.several)
+    return task.measured(model)
 
 
 class _Kept:
@@ -283,7 +299,8 @@ def _facts(task: Task, starts: Mapping[str, Start]) -> dict[str, Any]:
         hashed = blake2b(digest_size=8)
         hash_weights(hashed, start(0))
         digests[name] = hashed.hexdigest()
-    images = [part.fingerprint() for part in task.sets.images]
+    images = [part.fingerprint() for part in task.goal.images]
     config = blake2b(to_yaml(task.config).encode(), digest_size=8).hexdigest()
-    how = {"epochs": task.epochs, "frozen": list(task.frozen), "device": task.device.type, "config": config}
-    return {"twinblock": __version__, **how, "images": images, "starts": digests, "test": len(task.sets.test_labels)}
+    protocol = json.loads(json.dumps(asdict(task.protocol)))  # as it is read again
+    how = {"protocol": protocol, "frozen": list(task.frozen), "device": task.device.type, "config": config}
+    return {"twinblock": __version__, **how, "images": images, "starts": digests, "test": len(task.goal.images[1])}

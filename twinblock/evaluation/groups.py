@@ -15,6 +15,8 @@ from twinblock.runs.run import Run
 
 ByClass = tuple[Int[np.ndarray, " c"], Float[np.ndarray, " c"]]  # training images and accuracy in percent of each class
 GROUPS = ("many", "medium", "few")
+LEVELS = 20  # classes, or sizes of them, above which the picture shows them as many
+DOTS = (18, 0.5), (8, 0.25)  # area and opacity of the dots of few classes, and of many
 MANY, FEW = 100, 20  # images above which a class is frequent, below which it is rare
 
 
@@ -112,33 +114,33 @@ def _drawing(methods: Mapping[str, Sequence[ByClass]], title: str) -> Any:
     from matplotlib.figure import Figure
 
     drawing = Figure(figsize=(11, 4.2), layout="constrained")
-    scatter, bars = drawing.subplots(1, 2, sharey=True, width_ratios=(3, 2))
-    crowded = max(len(sizes) for runs in methods.values() for sizes, _ in runs) > 20
+    scatter, bars = drawing.subplots(1, 2, sharey=True)
+    most = max(len(sizes) for runs in methods.values() for sizes, _ in runs)
+    dot, faint = DOTS[most > LEVELS]
     for i, (name, runs) in enumerate(methods.items()):
         sizes, accuracies = (np.concatenate(column) for column in zip(*runs, strict=True))
-        dot, faint = (8, 0.25) if crowded else (18, 0.5)
         scatter.scatter(sizes, accuracies, s=dot, alpha=faint, color=f"C{i}", linewidths=0)
-        scatter.plot(*_trend(sizes, accuracies), color=f"C{i}", linewidth=2, label=literal(name))
+        scatter.plot(*_trend(sizes, accuracies), color=f"C{i}", label=literal(name))
         means, errors = _group_bars(runs)
         width = 0.8 / len(methods)
         places = np.arange(len(GROUPS)) + (i - (len(methods) - 1) / 2) * width
-        bars.bar(places, means, 0.92 * width, yerr=errors, capsize=3, color=f"C{i}", alpha=0.85)
+        bars.bar(places, means, 0.92 * width, yerr=errors, color=f"C{i}")
     scatter.set(xscale="log", xlabel="training images of the class", ylabel="accuracy in %", ylim=(0, 100))
     bars.set_xticks(range(len(GROUPS)), GROUPS)
-    bars.set_title("mean accuracy of each third of the classes", fontsize="medium")
-    scatter.set_title("a dot is a class, a line their mean", fontsize="medium")
+    bars.set_title("mean accuracy of each third of the classes")
+    scatter.set_title("a dot is a class, a line their mean")
     scatter.xaxis.set_major_formatter(lambda size, _: f"{size:,.0f}")
     for axes in (scatter, bars):
         axes.spines[["top", "right"]].set_visible(False)
     drawing.suptitle(literal(title))
-    drawing.legend(*scatter.get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
+    drawing.legend(*scatter.get_legend_handles_labels(), loc="outside right upper")
     return drawing
 
 
 def _trend(sizes: np.ndarray, accuracies: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Mean accuracy at each size; of many classes, of tenths of them in order of size."""
     levels = np.unique(sizes)
-    if len(levels) <= 20:
+    if len(levels) <= LEVELS:
         return levels, np.array([accuracies[sizes == level].mean() for level in levels])
     parts = np.array_split(np.argsort(sizes, kind="stable"), 10)
     return np.array([sizes[part].mean() for part in parts]), np.array([accuracies[part].mean() for part in parts])

@@ -28,7 +28,7 @@ def knn_scores(
     bank, queries = normalize(bank), normalize(queries)
     scores = torch.zeros(len(queries), classes, dtype=torch.float64, device=queries.device)
     for rows, part in zip(scores.split(size := max(1, CHUNK // len(bank))), queries.split(size), strict=True):
-        cosine, nearest = (part @ bank.T).topk(min(k, len(bank)), sorted=False)
+        cosine, nearest = (part @ bank.T).topk(min(k, len(bank)))
         # exp(1 / temperature) leaves the range of float32 below a temperature of 0.0113
         rows.scatter_add_(1, bank_labels[nearest], (cosine.double() / temperature).exp())
     return scores

@@ -61,18 +61,27 @@ def labelled(source: Data, seed: int, train: Images | None = None) -> tuple[Imag
     train, name = train or training(source), source.source_name
     test = split_of(source, "test")
     if train.labels is None:
+        if train.indicators is not None:
+            raise InputError(
+                f"{name} has several classes an image, which finetune measures; freeze=encoder there is a linear probe"
+            )
         raise InputError(f"{name} has no labels, so accuracy cannot be measured; name labelled data: data=...")
     if test is None or test.labels is None:
-        held = _held_out(train.labels, seed) if train.groups is None else _held_groups(train.groups, seed)
+        held = _held_out(train.labels, seed) if train.groups is None else held_groups(train.groups, seed)
         if not held.any() or held.all():
             raise InputError(f"{name} has one image of each class, or one group, so none is left to test on; add some")
         train, test = take(train, np.flatnonzero(~held)), take(train, np.flatnonzero(held))
+    need_same_classes(name, train, test)
+    return _with_labels(train), _with_labels(test)
+
+
+def need_same_classes(name: str, train: Images, test: Images) -> None:
+    """Raises InputError unless the classes of the test images begin with those of the training images."""
     names, tested = train.classes or (), test.classes or train.classes or ()
     if bool(names) != bool(tested) or names != tested[: len(names)]:
         raise InputError(
             f"{name}: the classes of its test images do not begin with those of its training images, in order"
         )
-    return _with_labels(train), _with_labels(test)
 
 
 def _held_out(labels: np.ndarray, seed: int) -> np.ndarray:
@@ -86,7 +95,7 @@ def _held_out(labels: np.ndarray, seed: int) -> np.ndarray:
     return held
 
 
-def _held_groups(groups: np.ndarray, seed: int) -> np.ndarray:
+def held_groups(groups: np.ndarray, seed: int) -> np.ndarray:
     """A fifth of the groups, rounded up: what is seen at one place is not tested there. An image of none is one."""
     groups = each_its_group(groups)
     names = np.unique(groups)

@@ -13,6 +13,7 @@ PENALTIES = tuple(10 ** (1 - i / 2) for i in range(15))  # from 10, where only c
 HELD_OUT = 5  # every fifth sample chooses the penalty
 PATIENCE = 2  # penalties in turn that lower nothing: one may be noise, where the strongest give chance
 ROWS = 4096  # in float64 at a time
+MOST_STEPS = 300  # for a penalty
 ROUGH = 1e-3  # tolerance for choosing: half the work, and the losses differ less than between neighbours
 
 
@@ -66,7 +67,6 @@ def logistic_regression(
     classes: int,
     penalties: Iterable[float],
     tolerance: float = 1e-5,
-    max_iter: int = 300,
 ) -> Iterator[tuple[Float[Tensor, "d c"], Float[Tensor, " c"]]]:
     """For each penalty the weight and bias that minimise mean cross-entropy + penalty / 2 * |weight|^2.
 
@@ -78,7 +78,7 @@ def logistic_regression(
     if len(x) < x.shape[1]:
         basis, coordinates = torch.linalg.qr(x.double().T)
         rows = coordinates.T.to(x.dtype).contiguous()
-        for weight, bias in logistic_regression(rows, labels, classes, penalties, tolerance, max_iter):
+        for weight, bias in logistic_regression(rows, labels, classes, penalties, tolerance):
             yield (basis @ weight.double()).to(x.dtype), bias
         return
     # float64: a bound of thousands of dimensions has eigenvalues below the smallest penalty, and rounding moves them
@@ -92,7 +92,7 @@ def logistic_regression(
         inner = (root.T @ weight).requires_grad_()
         solver = torch.optim.LBFGS(
             [inner, bias],
-            max_iter=max_iter,
+            max_iter=MOST_STEPS,
             tolerance_grad=tolerance,
             tolerance_change=tolerance**2,
             history_size=10,

@@ -1,4 +1,4 @@
-"""The measurement at the end of a training: kNN on a part of the images."""
+"""The accuracy that a verdict stands on: kNN on a part of labelled images, at the end of a training or later."""
 
 from collections.abc import Callable
 
@@ -25,17 +25,31 @@ QUICK_BANK, QUICK_QUERIES = 10_000, 5_000  # images that the measurement takes a
 def quick_knn(
     run: Run, encoder: Encoder, config: Config, train: Images, device: torch.device, quiet: bool = False
 ) -> Accuracy | None:
-    """kNN accuracy of the encoder and the baselines, on a part of the source; None without labels.
-
-    One more baseline is the encoder that it began with, once its batch norms have seen training images: their
-    statistics move without any learning.
-    """
+    """kNN accuracy of the encoder and the baselines, on a part of the run's own images; None without labels."""
     if train.labels is None:
         return None
     classes_from = train.classes_from
     # the neighbours of a long-tailed bank would nearly all be of its few large classes
     source, images = chosen(whole(config.data), held=run.objects.get("data"))
     train, test = labelled(source, config.train.seed, train if source == config.data else images)
+    return knn_of_part(run, encoder, config, (train, test), classes_from, device, quiet)
+
+
+def knn_of_part(
+    run: Run,
+    encoder: Encoder,
+    config: Config,
+    images: tuple[Images, Images],
+    classes_from: str | None,
+    device: torch.device,
+    quiet: bool = False,
+) -> Accuracy:
+    """kNN accuracy of the encoder and the baselines, on a part of the images to compare with and to test on.
+
+    One more baseline is the encoder that it began with, once its batch norms have seen training images: their
+    statistics move without any learning.
+    """
+    train, test = images
     train, test = _part(train, QUICK_BANK, config.train.seed), _part(test, QUICK_QUERIES, config.train.seed)
     sets = LabelledSets.of(train, test)
     untrained, start = run.untrained_encoder(), run.starting_encoder()

@@ -51,10 +51,14 @@ def better_block(report: Mapping[str, Any]) -> str | None:
 
 def group_rows(run: Run) -> list[dict[str, Any]]:
     """The groups that the last `evaluate` wrote, of the encoder, as a table; none after training on equal classes."""
-    evaluation = run.evaluation or {}
+    return groups_of(run.evaluation or {})
+
+
+def groups_of(report: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The groups of a report, of the encoder."""
     return [
         {"evaluator": group["evaluator"], "groups": name, **group["groups"][name]}
-        for group in evaluation.get("groups", [])
+        for group in report.get("groups", [])
         if group["features"] == ENCODER
         for name in group["groups"]
     ]

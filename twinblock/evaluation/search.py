@@ -8,24 +8,29 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
-from torch.nn.functional import normalize
+from torch.nn.functional import avg_pool2d, normalize
 
 from twinblock.core.device import best_device
 from twinblock.core.errors import InputError
 from twinblock.core.files import replacing, write_table
-from twinblock.core.pictures import as_png, colours, literal, optional_picture
+from twinblock.core.pictures import as_png, captions, colours, literal, optional_picture
 from twinblock.core.settings import own_settings
 from twinblock.data import Images, columns_of, take
+from twinblock.data.decode import decode, quiet, reason
 from twinblock.data.forms import Wanted
 from twinblock.data.objects import images_from
+from twinblock.data.store import say_once
 from twinblock.evaluation.embedding import embed
 from twinblock.evaluation.features import features, pixels, seen_by
+from twinblock.evaluation.index import installed, nearest_by_index
+from twinblock.evaluation.knn import CHUNK
 from twinblock.runs.run import Run
 
-CHUNK = 2**24  # similarities held at a time: 64 MiB in float32
 CANDIDATES = 20  # neighbours of an image that may be its duplicates
 SAME = 0.97  # correlation of their pixels at SIDE x SIDE, from which on they are
 SIDE = 32
+PAIRS = 2**40  # of a million images with each other
+BLOCK = 4  # pixels of a block whose mean is compared first
 FLAT = 2.0  # levels of 255: images whose pixels vary less are all alike, and compared by their mean as well
 SHOWN, WIDE, TILE = 20, 8, 96  # rows of the picture, images in one of them, and their side in pixels
 
@@ -53,9 +58,15 @@ def search(
         raise InputError("search: give at least one picture")
     if k < 1:
         raise InputError(f"k={k}: should be at least 1")
+    for file in files:  # before they are packed, where one of few is too many
+        try:
+            with quiet():
+                decode(file, 1, 1)
+        except Exception as error:  # damaged files make decoders raise anything
+            raise _unreadable(file, reason(error)) from None
     asked = images_from(files, run.config.data.size, wanted=Wanted(run.config.image_shape[0]))
     if asked.skipped:
-        raise InputError(f"{asked.skipped[0][0]} cannot be read ({asked.skipped[0][1]}); give another picture")
+        raise _unreadable(*asked.skipped[0])
     searched = embed(run, data)
     device = best_device()
     vectors = features(run.encoder().to(device), asked, **seen_by(run.config, device))
@@ -77,6 +88,10 @@ def search(
     return _rows(table)
 
 
+def _unreadable(file: str, why: str) -> InputError:
+    return InputError(f"{file} cannot be read ({why}); give another picture")
+
+
 @own_settings()
 def duplicates(
     run: Run | str | Path, data: Any = None, *, same: float = SAME, encoder: nn.Module | None = None
@@ -95,7 +110,7 @@ def duplicates(
     vectors = normalize(searched.features - searched.features.mean(0))
     _, index = nearest(vectors, vectors, CANDIDATES + 1)
     first = torch.arange(len(vectors))[:, None].expand_as(index)
-    pairs = torch.stack([first[first != index], index[first != index]], 1)
+    pairs = _each_once(first[first != index], index[first != index], len(vectors))
     groups = _groups(len(vectors), pairs[same_pixels(searched.images, pairs, same)].numpy())
     members = np.concatenate([np.zeros(0, np.int64), *groups])
     number = np.repeat(np.arange(1, len(groups) + 1), [len(group) for group in groups])
@@ -110,9 +125,22 @@ def duplicates(
 
 
 def nearest(
+    queries: Float[Tensor, "q d"], rows: Float[Tensor, "n d"], k: int, pairs: int = PAIRS
+) -> tuple[Float[Tensor, "q k"], Int[Tensor, "q k"]]:
+    """Cosines and places of the k rows most like each query, best first; both are of length 1.
+
+    Exact, in chunks; of more than so many `pairs` of a query and a row by an index, where faiss is installed.
+    """
+    if len(queries) * len(rows) > pairs:
+        if installed():
+            return nearest_by_index(queries, rows, min(k, len(rows)), _exact)
+        say_once(f'{len(rows):,} images are compared with each other; pip install "twinblock[index]" does it sooner')
+    return _exact(queries, rows, k)
+
+
+def _exact(
     queries: Float[Tensor, "q d"], rows: Float[Tensor, "n d"], k: int
 ) -> tuple[Float[Tensor, "q k"], Int[Tensor, "q k"]]:
-    """Cosines and places of the k rows most like each query, best first; both are of length 1. Exact, in chunks."""
     parts = [(part @ rows.T).topk(min(k, len(rows))) for part in queries.split(max(1, CHUNK // len(rows)))]
     return torch.cat([part.values for part in parts]), torch.cat([part.indices for part in parts])
 
@@ -124,16 +152,41 @@ def same_pixels(images: Images, pairs: Int[Tensor, "p 2"], same: float) -> Bool[
     """
     rows, places = pairs.unique(return_inverse=True)
     x = pixels(take(images, rows.numpy()), SIDE)
-    mirrored = x.view(len(x), -1, SIDE, SIDE).flip(3).flatten(1)
     flat = x.std(1) * 255 < FLAT
     means = x.mean(1)
-    units, turned = (normalize(y - y.mean(1, keepdim=True)) for y in (x, mirrored))
+    units = normalize(x - x.mean(1, keepdim=True))
+    rough, rest = _rough(units)
     decided = []
     for first, second in (part.T for part in places.split(10_000)):
-        correlation = torch.maximum((units[first] * units[second]).sum(1), (units[first] * turned[second]).sum(1))
         both = flat[first] & flat[second] & ((means[first] - means[second]).abs() * 255 < FLAT)
-        decided.append(both | ((correlation >= same) & ~flat[first] & ~flat[second]))
+        most = rest[first] * rest[second] + _correlation(rough, first, second, SIDE // BLOCK)
+        close = torch.nonzero((most >= same - 1e-5) & ~flat[first] & ~flat[second])[:, 0]
+        both[close] |= _correlation(units, first[close], second[close], SIDE) >= same
+        decided.append(both)
     return torch.cat(decided) if decided else torch.zeros(0, dtype=torch.bool)
+
+
+def _each_once(first: Int[Tensor, " p"], second: Int[Tensor, " p"], count: int) -> Int[Tensor, "q 2"]:
+    """Pairs of so many images, the smaller one first; most are proposed from both sides."""
+    keys = (torch.minimum(first, second) * count + torch.maximum(first, second)).unique()
+    return torch.stack([keys // count, keys % count], 1)
+
+
+def _rough(units: Float[Tensor, "n d"]) -> tuple[Float[Tensor, "n r"], Float[Tensor, " n"]]:
+    """The part of rows of length 1 that means of blocks of pixels hold, in as many numbers, and the length of the rest.
+
+    By Cauchy and Schwarz two rows correlate at most by the product of these parts and that of the lengths.
+    """
+    means = avg_pool2d(units.view(len(units), -1, SIDE, SIDE), BLOCK).flatten(1)
+    rough = BLOCK * means  # so that its squares sum up to those of the part
+    return rough, (1 - rough.square().sum(1)).clamp_min(0).sqrt()
+
+
+def _correlation(rows: Float[Tensor, "n d"], first: Tensor, second: Tensor, side: int) -> Float[Tensor, " p"]:
+    """The product of pairs of rows, which are pictures; the larger one, with the second picture mirrored or not."""
+    a, b = rows[first], rows[second]
+    mirrored = b.view(len(b), rows.shape[1] // side**2, side, side).flip(3).flatten(1)
+    return torch.maximum((a * b).sum(1), (a * mirrored).sum(1))
 
 
 def _groups(count: int, pairs: np.ndarray) -> list[np.ndarray]:
@@ -162,7 +215,7 @@ def _picture(rows: Sequence[Sequence[tuple[Images, int]]], title: str) -> bytes:
     """A PNG with a row of thumbnails for each of `rows`, the name of an image below it."""
     from matplotlib.figure import Figure
 
-    columns = max(map(len, rows))
+    columns, called = max(map(len, rows)), _called([cell for row in rows for cell in row])
     drawing = Figure(figsize=(1.4 * columns, 1.6 * len(rows) + 0.5), layout="constrained")
     drawing.suptitle(literal(title), fontsize="medium")
     for axes, row in zip(drawing.subplots(len(rows), columns, squeeze=False), rows, strict=True):
@@ -171,6 +224,14 @@ def _picture(rows: Sequence[Sequence[tuple[Images, int]]], title: str) -> bytes:
         for axis, (images, i) in zip(axes, row, strict=False):
             thumbnail = colours(pixels(take(images, np.array([i])), TILE).view(1, -1, TILE, TILE))[0]
             axis.imshow(thumbnail, interpolation="nearest")
-            name = "" if images.names is None else Path(images.names[i]).name
-            axis.set_title(literal(name if len(name) <= 18 else f"{name[:8]}…{name[-8:]}"), fontsize=6, y=-0.16)
+            axis.set_title(literal(called.get((id(images), i), "")), fontsize=6, y=-0.16)
     return as_png(drawing)
+
+
+def _called(cells: Sequence[tuple[Images, int]]) -> dict[tuple[int, int], str]:
+    """The caption of each image, by its set and number; of images without names none."""
+    called = {}
+    for images in {id(one): one for one, _ in cells}.values():
+        texts = captions(images.names, [i for one, i in cells if one is images], 17)
+        called |= {(id(images), i): text for i, text in texts.items()}
+    return called

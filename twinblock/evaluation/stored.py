@@ -1,7 +1,8 @@
 """Features that a run keeps as they are computed: interrupted work goes on, and nothing is computed twice."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -20,8 +21,10 @@ from twinblock.runs import checkpoint
 from twinblock.runs.run import Run
 
 FOLDER = "features"
-BATCHES = 16  # looks of the network in a part
+BATCHES = 4  # looks of the network in a part
 ROWS = "rows"
+AT_ONCE = 1024  # images whose pixels are hashed together
+Part = tuple[int, int]  # its first image, and the one after its last
 
 
 def stored_features(
@@ -32,11 +35,39 @@ def stored_features(
     A part is found by twinblock's version, the encoder's weights, the images' pixels and how they are seen, and is
     checked by its SHA-256. A run that may not be written keeps nothing. `advance` is told how many images are done.
     """
-    step = BATCHES * at_once(seen["size"])
-    folder = run.path / FOLDER / _key(encoder, images, seen)
-    parts = []
-    for start in range(0, len(images), step):
-        index = np.arange(start, min(start + step, len(images)))
+    return torch.cat([*_rows(run, encoder, images, parts_of(images, seen["size"]), advance, seen)])
+
+
+def keep_parts(
+    run: Run,
+    encoder: nn.Module,
+    images: Images,
+    parts: Iterable[Part],
+    *,
+    advance: Callable[[int], None] = lambda count: None,
+    **seen: Any,
+) -> None:
+    """Compute some of `parts_of`, where the run does not have them yet."""
+    for _ in _rows(run, encoder, images, parts, advance, seen):
+        pass
+
+
+def parts_of(images: Images, size: int) -> list[Part]:
+    step = BATCHES * at_once(size)
+    return [(start, min(start + step, len(images))) for start in range(0, len(images), step)]
+
+
+def _rows(
+    run: Run,
+    encoder: nn.Module,
+    images: Images,
+    parts: Iterable[Part],
+    advance: Callable[[int], None],
+    seen: dict[str, Any],
+) -> Iterator[Tensor]:
+    folder = run.path / FOLDER / key_of(encoder, images, seen)
+    for start, end in parts:
+        index = np.arange(start, end)
         file = folder / f"{start:09d}.safetensors"
         rows = _found(file, len(index))
         if rows is None:
@@ -45,8 +76,7 @@ def stored_features(
                 _keep(file, rows)
         else:
             advance(len(index))
-        parts.append(rows)
-    return torch.cat(parts)
+        yield rows
 
 
 def _found(file: Path, count: int) -> Tensor | None:
@@ -65,7 +95,8 @@ def _keep(file: Path, rows: Tensor) -> None:
         return
 
 
-def _key(encoder: nn.Module, images: Images, seen: dict[str, Any]) -> str:
+def key_of(encoder: nn.Module, images: Images, seen: dict[str, Any]) -> str:
+    """What features follow from: the version, how images are seen, the weights, the images."""
     how = sorted((name, str(value)) for name, value in seen.items())
     digest = blake2b(repr((__version__, how)).encode(), digest_size=12)
     hash_weights(digest, encoder)
@@ -76,5 +107,9 @@ def _key(encoder: nn.Module, images: Images, seen: dict[str, Any]) -> str:
 def _place(pixels: np.ndarray) -> Any:
     """What changes whenever a pixel does: the packed file and when it was written, or a digest of what is in memory."""
     if isinstance(pixels, np.memmap) and pixels.filename is not None:
-        return str(pixels.filename), os.stat(pixels.filename).st_mtime_ns
-    return blake2b(np.ascontiguousarray(pixels).data, digest_size=12).hexdigest()
+        with suppress(FileNotFoundError):  # the file of a data set in Python has no name any more
+            return str(pixels.filename), os.stat(pixels.filename).st_mtime_ns
+    found = blake2b(digest_size=12)
+    for start in range(0, len(pixels), AT_ONCE):
+        found.update(np.ascontiguousarray(pixels[start : start + AT_ONCE]).data)
+    return found.hexdigest()

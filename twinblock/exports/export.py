@@ -41,7 +41,7 @@ def export(
         seen = {
             **subject.preprocessing(),
             subject.gives: subject.width,
-            **({"classes": list(subject.classes)} if subject.classes else {}),
+            **({"classes": list(subject.classes), "several": subject.several} if subject.classes else {}),
             "difference": exported.difference,
         }
         (partial / "preprocessing.json").write_text(json.dumps(seen, indent=2) + "\n", encoding="utf-8")
@@ -59,6 +59,8 @@ def _readme(subject: Subject, to: str, exported: Exported) -> str:
     note = f"\n{exported.note}\n" if exported.note else ""
     if subject.classes:
         note += f"\nClasses, in order: {', '.join(subject.classes)}.\n"
+    if subject.several:
+        note += "\nAn image may be of several classes: the sigmoid of a logit is the probability of its class.\n"
     return f"""# An image {"encoder" if subject.head is None else "classifier"}, for {to}
 
 {kind} at {size} px, trained by twinblock {__version__}. It gives {width} {subject.gives} an image.

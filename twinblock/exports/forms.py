@@ -48,6 +48,8 @@ def to_hf(subject: Subject, folder: Path) -> Exported:
     """The same with what Hugging Face's wrapper of timm needs."""
     name = "TimmWrapperModel" if subject.head is None else "TimmWrapperForImageClassification"
     wrapper = {"model_type": "timm_wrapper", "architectures": [name]}
+    if subject.several:
+        wrapper["problem_type"] = "multi_label_classification"
     use, difference = _timm_folder(subject, folder, wrapper)
     output, auto = "model(images).pooler_output", "AutoModel"
     if subject.head is not None:
@@ -104,6 +106,8 @@ def _timm_arguments(subject: Subject) -> dict[str, Any]:
         arguments["layers"] = [1, 1, 1, 1]
     if is_vit(subject.name):  # its default is the class token, which no run has trained
         arguments |= {"img_size": size, "global_pool": "avg", "fc_norm": False}
+    if (patch := subject.run.config.encoder.patch) is not None:
+        arguments["patch_size"] = patch
     return arguments
 
 

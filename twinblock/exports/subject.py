@@ -30,6 +30,7 @@ class Subject:
     place: Path
     head: nn.Linear | None = None
     classes: tuple[str, ...] = ()
+    several: bool = False  # an image may be of several classes
 
     @cached_property
     def kind(self) -> str:
@@ -101,8 +102,8 @@ class Subject:
 
 def subject_of(run: Run, place: Path) -> Subject:
     """A run's encoder, ready to be exported. Raises InputError where it holds NaN or infinity."""
-    head, names = head_of(run) or (None, ())
-    subject = Subject(run, run.encoder().float().cpu().eval(), place, head, tuple(names))
+    head, names, several = head_of(run) or (None, (), False)
+    subject = Subject(run, run.encoder().float().cpu().eval(), place, head, tuple(names), several)
     if not subject.expected.isfinite().all():
         raise InputError(f"the features of {run.path} hold NaN or infinity: has the encoder diverged?")
     return subject

@@ -21,9 +21,13 @@ from torch import nn
 
 from twinblock.core.errors import InputError, first_line
 
-# what a run fills in: the online network; the embedding's width; a seed; the number of classes; steps in an epoch;
-# of a learner: its blocks, the shapes of what they are given and give, and the number of its first block
-FROM_RUN = ("network", "dim", "seed", "classes", "epoch_steps", "blocks", "input_shape", "shape", "number")
+# what a run fills in: the online network; the embedding's width; a seed; how many classes, steps in an epoch, images;
+# of a learner: its blocks, the shapes of what they are given and give, and the number of its first block; the shape of
+# an image; how many tokens come before those of patches; in which type matrices are multiplied, None for their own
+FROM_RUN = (
+    *("network", "dim", "seed", "classes", "epoch_steps", "images", "blocks", "input_shape", "shape", "number"),
+    *("image_shape", "prefix", "autocast"),
+)
 OURS: dict[str, Any] = {}  # classes named by the caller's own recipe, imported when it was composed
 _PLAIN = (int, float, str, bool, type(None))
 
@@ -96,9 +100,15 @@ def flat(fields: dict[str, Any]) -> dict[str, Any]:
 OTHER = "package.module:Class"
 
 
-def _tag(part: Any) -> str | None:
+def kind_of(part: Any) -> str | None:
+    """The `kind` of these fields, as text. A tree may be billions of values: no message unfolds it."""
     kind = part.get("kind") if isinstance(part, Mapping) else getattr(part, "kind", None)
-    return None if kind is None else OTHER if ":" in str(kind) else str(kind)
+    return None if kind is None else str(kind) if isinstance(kind, _PLAIN) else f"<{type(kind).__name__}>"
+
+
+def _tag(part: Any) -> str | None:
+    kind = kind_of(part)
+    return OTHER if kind and ":" in kind else kind
 
 
 def make(part: Any, kinds: Mapping[str, type], given: Any = None, **from_run: Any) -> Any:

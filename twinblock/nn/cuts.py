@@ -44,8 +44,8 @@ def probe_images(shape: Shape) -> Tensor:
 def cut_network(model: nn.Module, shape: tuple[int, int, int], cuts: Cuts, both_modes: bool = False) -> Blocks:
     """The blocks of a network, or the whole as one where it cannot be cut; what no block needs is taken out of `model`.
 
-    `shape`: that of an image, (c, h, w). Checked: the steps in a row give what the network itself gives, in training
-    mode too where `both_modes`.
+    `shape`: that of an image, (c, h, w). A network may say where its blocks begin: `begins`, names of modules.
+    Checked: the steps in a row give what the network itself gives, in training mode too where `both_modes`.
     InputError where `cuts` names what is not there.
     """
     images = probe_images(shape)
@@ -57,9 +57,9 @@ def cut_network(model: nn.Module, shape: tuple[int, int, int], cuts: Cuts, both_
             shapes, last = _shapes(steps, images)
     except Exception as error:  # whatever a network of others raises while it is traced or run
         return _one_block(model, images, cuts, first_line(error))
-    names = [step.name for step in steps]
-    if not isinstance(cuts, str):
-        first = _named(names, cuts)
+    names, begins = [step.name for step in steps], getattr(model, "begins", None)
+    if not isinstance(cuts, str) or isinstance(begins, tuple):
+        first = _named(names, cuts if not isinstance(cuts, str) else begins or ())
     elif cuts == "blocks" or len(shapes[-1]) == 2:
         first = _after_blocks(steps, cuts)
     else:
@@ -273,12 +273,26 @@ def _units(model: nn.Module, steps: Sequence[Step], sides: Sequence[int]) -> lis
 
 
 def _after_blocks(steps: Sequence[Step], cuts: Cuts) -> list[int]:
+    """After each residual block; of a network without any, before each convolution or the module that has it alone."""
     ends = [i for i, step in enumerate(steps) if step.holds_layers and not step.tensors]
-    if not ends and cuts == "stages":
+    if ends:
+        return [0, *(i + 1 for i in ends[:-1])]
+    if cuts == "stages":
         return [0]
-    if not ends:
-        raise InputError(f"scope.cuts={cuts}: this encoder has no residual blocks; name the modules that begin a block")
-    return [0, *(i + 1 for i in ends[:-1])]
+    convolutions = [i for i, step in enumerate(steps) if isinstance(step.module, nn.Conv2d)]
+    if not convolutions:
+        raise InputError(
+            f"scope.cuts={cuts}: this encoder has no residual blocks and no convolutions; name the modules that begin "
+            "a block"
+        )
+    return [0, *(_begin(steps, i, convolutions) for i in convolutions[1:])]
+
+
+def _begin(steps: Sequence[Step], i: int, convolutions: Sequence[int]) -> int:
+    """Where the module begins that has convolution `i` alone, as its pooling may come before it; else `i`."""
+    parent = steps[i].name.rpartition(".")[0] + "."
+    members = [k for k, step in enumerate(steps) if step.name.startswith(parent)]
+    return members[0] if len({*members} & {*convolutions}) == 1 else i
 
 
 def _named(units: Sequence[str], names: Sequence[str]) -> list[int]:

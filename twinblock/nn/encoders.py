@@ -4,30 +4,24 @@ import copy
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
 
-import timm
 import torch
-import torchvision
 from jaxtyping import Float
 from timm.layers.drop import DropPath
-from timm.models import VisionTransformer, is_model_in_modules
 from torch import Tensor, nn
 from torchvision.ops import Permute, StochasticDepth
 
-from twinblock.core.errors import InputError, first_line, nearest
+from twinblock.core.errors import InputError, first_line
 from twinblock.core.seeding import seeded
 from twinblock.nn.cuts import Blocks, Cuts, Shape, cut_network, prefix_of, probe_images
 from twinblock.nn.droppath import key_drop_paths
 from twinblock.nn.imagenet import MEAN, STD
 from twinblock.nn.layers import layers_of
+from twinblock.nn.libraries import create, is_vit, small_stem
 from twinblock.nn.norms import convert_norms
 from twinblock.nn.pooling import Average, average
 
 __all__ = ["MEAN", "STD", "Encoder", "build_encoder", "is_vit", "own_encoder"]
-
-BASIC_RESNETS = ("resnet10", "resnet18", "resnet34")  # of blocks that follow the width of their stage
-RESNETS = (*BASIC_RESNETS, "resnet50", "resnet101", "resnet152")
 
 
 class Encoder(nn.Module):
@@ -92,6 +86,10 @@ class Encoder(nn.Module):
         """The average of what a block gives, in float32 at least: not rounded to the precision of the maps."""
         return average(x.to(torch.promote_types(x.dtype, torch.float32)), self.prefix)
 
+    def last_map(self, images: Float[Tensor, "n c h w"]) -> Tensor:
+        """What the last block gives, before it is averaged."""
+        return self.maps(images)[-1]
+
     def maps(self, images: Float[Tensor, "n c h w"]) -> list[Tensor]:
         """What each block gives."""
         x, maps = images, []
@@ -122,30 +120,34 @@ def build_encoder(
     kind: str,
     stem: str,
     norm: str,
-    width: int | None,
+    width: int | tuple[int, ...] | None,
     size: int,
     seed: int,
     cuts: Cuts = "stages",
     channels: int = 3,
     drop_path: float = 0.0,
+    several_sizes: bool = False,
+    patch: int | None = None,
 ) -> Encoder:
     """Build a network by name with weights drawn from `seed`, and cut it.
 
-    `kind` is a timm name, a torchvision name behind `torchvision/`, or `resnet10` (a ResNet of one basic block a
-    stage). `width`: channels of a ResNet's first stage. `stem`: `standard`, `cifar` (3x3, stride 1, no pooling) or
-    `cifar_stride2`. `size`: side of the images in pixels; `channels`: theirs. `cuts`: at every change of resolution
-    (`stages`), after every residual block or layer (`blocks`; a ViT has no other stages), or before the named modules.
-    `drop_path`: the rate of the last residual block, rising to it from 0, as the library has it.
+    `kind` is a timm name, a torchvision name behind `torchvision/`, `resnet10` (a ResNet of one basic block a stage),
+    or one of `vgg.LAYOUTS` or `plain.PLAIN`. `width`: channels of the first stage or convolution, or of each layer.
+    `stem`: `standard`, `cifar` (3x3, stride 1, no pooling) or `cifar_stride2`. `size`: side of the images in pixels;
+    `channels`: theirs. `cuts`: at every change of resolution (`stages`), after every residual block or layer (`blocks`;
+    a ViT has no other stages) or, where there are none, before every convolution, or before the named modules.
+    `drop_path`: the rate of the last residual block, rising to it from 0, as the library has it. `several_sizes`: a ViT
+    of timm takes images of other sizes, too. `patch`: the side of its patches.
     What cannot be cut is one block. Raises InputError for names that cannot be built, and for networks that give no
     features.
     """
     with seeded(seed):
-        model = _create(kind, width, size, channels, drop_path)
+        model = create(kind, width, size, channels, drop_path, several_sizes, patch)
         if drop_path and not key_drop_paths(model):
             raise InputError(f"encoder.drop_path={drop_path:g}: {kind} has no residual paths to drop; leave it out")
         _leave_nothing_to_chance(model)
         if stem != "standard":
-            _small_stem(model, kind, stride=2 if stem == "cifar_stride2" else 1)
+            small_stem(model, kind, stride=2 if stem == "cifar_stride2" else 1)
         if norm != "batch":
             convert_norms(model, norm)
     try:
@@ -222,81 +224,6 @@ def check_network(model: nn.Module, shape: tuple[int, int, int], name: str) -> N
         )
 
 
-def _create(kind: str, width: int | None, size: int, channels: int, drop_path: float) -> nn.Module:
-    dropped: dict[str, Any] = {"drop_path_rate": drop_path} if drop_path else {}  # not every network takes it
-    if kind in BASIC_RESNETS or (kind in RESNETS and width is None):
-        name = "resnet18" if kind == "resnet10" else kind
-        # timm starts residual targets at zero, torchvision does not: a shallow ResNet learns sooner without
-        fields = {**_shape(kind, width), **dropped}
-        model = timm.create_model(name, num_classes=0, zero_init_last=False, in_chans=channels, **fields)
-        if width is not None:
-            _thin_stem(model, width, channels)
-        return model
-    library, _, name = kind.rpartition("/")
-    names = torchvision.models.list_models(torchvision.models) if library == "torchvision" else timm.list_models()
-    if name not in names or library not in ("", "timm", "torchvision"):
-        near = nearest(name, names, 3)
-        near = [f"torchvision/{other}" for other in near] if library == "torchvision" else near
-        hint = f"; did you mean {', '.join(near)}?" if near else ""
-        raise InputError(f"encoder.kind: no backbone named {kind!r} in {library or 'timm'}{hint}")
-    if width is not None:
-        raise InputError(f"encoder.width is for resnet10, resnet18 and resnet34; leave it out for encoder.kind={kind}")
-    if library == "torchvision":
-        return _of_channels(_of_torchvision(name, size, drop_path), channels, kind)
-    return _of_timm(name, size, channels, dropped)
-
-
-def _of_torchvision(name: str, size: int, drop_path: float) -> nn.Module:
-    options: dict[str, Any] = {"image_size": size} if is_vit(f"torchvision/{name}") else {}
-    if drop_path:
-        options["stochastic_depth_prob"] = drop_path
-    try:
-        return torchvision.models.get_model(name, weights=None, **options)
-    except TypeError:
-        if not drop_path:
-            raise
-        return _of_torchvision(name, size, 0)  # it has no paths to drop, which is said then
-    except AssertionError as error:
-        raise InputError(
-            f"encoder.kind=torchvision/{name} cannot be built for {size} px ({first_line(error)}); set data.size"
-        ) from error
-
-
-def _of_timm(name: str, size: int, channels: int, dropped: dict[str, Any]) -> nn.Module:
-    cfg = timm.get_pretrained_cfg(name, allow_unregistered=True)
-    of_one_size = cfg is not None and cfg.fixed_input_size and size != cfg.input_size[-1]
-    options: dict[str, Any] = {"img_size": size} if is_vit(name) or of_one_size else {}
-    if channels != 3:
-        options["in_chans"] = channels
-    try:
-        model: Any = timm.create_model(name, num_classes=0, **options, **dropped)
-    except (RuntimeError, ValueError, TypeError, AssertionError, AttributeError) as error:
-        if dropped:
-            return _of_timm(name, size, channels, {})  # it has no paths to drop, which is said then
-        if not options:
-            raise
-        raise InputError(
-            f"encoder.kind={name} cannot be built for {channels} x {size} x {size} ({first_line(error)})"
-        ) from error
-    if is_vit(name) and size % (patch := model.patch_embed.patch_size[0]):
-        raise InputError(f"encoder.kind={name} takes patches of {patch} px: set data.size to a multiple, not {size}")
-    return model
-
-
-def _of_channels(model: nn.Module, channels: int, kind: str) -> nn.Module:
-    """A network with a first convolution of so many channels, of weights that give as much variance as before."""
-    if channels == 3:
-        return model
-    path, old = next(((n, m) for n, m in model.named_modules() if isinstance(m, nn.Conv2d)), ("", None))
-    if old is None or old.in_channels != 3 or old.groups != 1:
-        raise InputError(f"encoder.kind={kind} has no first convolution to give {channels} channels; take one of timm")
-    how: Any = (old.kernel_size, old.stride, old.padding, old.dilation)
-    new = nn.Conv2d(channels, old.out_channels, *how, bias=old.bias is not None)
-    nn.init.normal_(new.weight, std=float(old.weight.detach().std()) * (3 / channels) ** 0.5)
-    model.set_submodule(path, new)
-    return model
-
-
 def _leave_nothing_to_chance(model: nn.Module) -> list[str]:
     """Switches off dropout and stochastic depth, and returns the names of their classes.
 
@@ -310,39 +237,3 @@ def _leave_nothing_to_chance(model: nn.Module) -> list[str]:
             setattr(module, field, 0.0)
             classes[type(module).__name__] = None
     return list(classes)
-
-
-def _shape(kind: str, width: int | None) -> dict[str, Any]:
-    layers: dict[str, Any] = {"layers": (1, 1, 1, 1)} if kind == "resnet10" else {}
-    return layers if width is None else {**layers, "channels": tuple(width * 2**i for i in range(4))}
-
-
-def _thin_stem(model: nn.Module, width: int, channels: int) -> None:
-    """timm's stem has 64 channels whatever the stages have; give it those of the first stage."""
-    first = model.get_submodule("layer1.0")
-    model.conv1 = nn.Conv2d(channels, width, 7, 2, 3, bias=False)
-    model.bn1 = nn.BatchNorm2d(width)
-    first.conv1 = nn.Conv2d(width, width, 3, 1, 1, bias=False)
-    first.downsample = None  # pyright: ignore[reportArgumentType]
-    for conv in (model.conv1, first.conv1):
-        nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
-
-
-def is_vit(kind: str) -> bool:
-    """Whether a name is that of a vision transformer of timm or torchvision, which have no stem to choose."""
-    if kind.startswith("torchvision/"):
-        return kind.startswith("torchvision/vit_")
-    return is_model_in_modules(kind.removeprefix("timm/"), ["vision_transformer", "deit"])
-
-
-def _small_stem(model: nn.Module, kind: str, stride: int) -> None:
-    path = next((name for name, module in model.named_modules() if isinstance(module, nn.Conv2d)), None)
-    if path is None or isinstance(model, VisionTransformer):
-        raise InputError(f"encoder.stem: {kind} has no stem to replace; use encoder.stem=standard")
-    old = model.get_submodule(path)
-    assert isinstance(old, nn.Conv2d)
-    new = nn.Conv2d(old.in_channels, old.out_channels, 3, stride, padding=1, bias=old.bias is not None)
-    nn.init.kaiming_normal_(new.weight, mode="fan_out", nonlinearity="relu")
-    model.set_submodule(path, new)
-    if isinstance(getattr(model, "maxpool", None), nn.Module):
-        model.maxpool = nn.Identity()

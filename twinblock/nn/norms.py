@@ -12,12 +12,13 @@ from twinblock.core.distributed import SyncBatchNorm
 from twinblock.core.errors import InputError
 
 GROUPS = 32
-KNOWN = "'batch', 'sync', 'layer', 'group', 'none'"
+KNOWN = "'batch', 'sync', 'layer', 'group', 'rms', 'standard', 'none'"
+TINY = 1e-8  # beside the length of a sample
 
 
 def parse_norm(text: str) -> tuple[str, int, bool]:
     """Kind, number of groups, and whether weights are standardised, of `group`, `group8`, `batch+ws` and so on."""
-    match = re.fullmatch(r"(batch|sync|layer|group|none)((?<=group)[1-9]\d{0,4})?(\+ws)?", text)
+    match = re.fullmatch(r"(batch|sync|layer|group|rms|standard|none)((?<=group)[1-9]\d{0,4})?(\+ws)?", text)
     if match is None:
         raise InputError(
             f"norm {text!r} should be {KNOWN}, 'group8' for 8 groups, "
@@ -30,8 +31,8 @@ def make_norm(norm: str, width: int, affine: bool = True, spatial: bool = False)
     """A norm for vectors (n, width), or for maps (n, width, h, w) where `spatial`.
 
     `sync` is batch norm over the global batch, `group` has 32 groups and `group8` 8, `layer` on maps is one group
-    over channels and places. InputError where the groups do not divide the width, or would leave a vector one
-    value a group, whose normalised value is always 0.
+    over channels and places; `rms` and `standard` are `PerSample`, without weights. InputError where the groups do not
+    divide the width, or would leave a vector one value a group, whose normalised value is always 0.
     """
     kind, groups, _ = parse_norm(norm)
     match kind:
@@ -53,8 +54,26 @@ def make_norm(norm: str, width: int, affine: bool = True, spatial: bool = False)
                     f"take a multiple of {groups} from {smallest} on, or another norm, such as {fits}"
                 )
             return nn.GroupNorm(groups, width, affine=affine)
+        case "rms" | "standard":
+            return PerSample(kind == "standard")
         case _:
             return nn.Identity()
+
+
+class PerSample(nn.Module):
+    """Each sample divided by the root mean square of its values, once their mean is taken away where `centred`.
+
+    What follows cannot tell how long the sample was. Hinton 2022, arXiv 2212.13345, section 2.
+    """
+
+    def __init__(self, centred: bool):
+        super().__init__()
+        self.centred = centred
+
+    def forward(self, x: Float[Tensor, "n *shape"]) -> Float[Tensor, "n *shape"]:
+        places = tuple(range(1, x.dim()))
+        x = x - x.mean(places, keepdim=True) if self.centred else x
+        return x / (x.square().mean(places, keepdim=True) + TINY**2).sqrt()  # a root has no gradient at zero
 
 
 def standardise(weight: Float[Tensor, "out *fan_in"]) -> Float[Tensor, "out *fan_in"]:

@@ -91,9 +91,7 @@ class Expansion(nn.Sequential):
     """
 
     def __init__(self, channels: int, width: int, norm: str):
-        super().__init__(
-            nn.Conv2d(channels, width, 1, bias=False), make_norm(norm, width, spatial=True), nn.ReLU(inplace=True)
-        )
+        super().__init__(nn.Conv2d(channels, width, 1, bias=False), make_norm(norm, width, spatial=True), nn.ReLU())
 
     def pooled(
         self, x: Float[Tensor, "n c h w"], pool: Callable[[Tensor], Float[Tensor, "n d"]]

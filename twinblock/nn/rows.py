@@ -6,6 +6,8 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
+from timm.layers.pos_embed import resample_abs_pos_embed
+from timm.models import vision_transformer
 from torch import Tensor, fx, nn
 from torch.fx import Node
 
@@ -176,7 +178,9 @@ class _Tracer(fx.Tracer):
     proxy_buffer_attributes = True
 
     def __init__(self, decisions: Sequence[bool]):
-        super().__init__()
+        # one function to the trace, or positions would be those of the size of image that is traced
+        super().__init__(autowrap_functions=(resample_abs_pos_embed,))
+        self._autowrap_search.append(vision_transformer)
         self.decisions, self.thread = iter(decisions), threading.get_ident()
 
     def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:

@@ -17,8 +17,12 @@ class Shallow(nn.Module):
         self.blocks = nn.Sequential(*encoder.as_blocks()[:count])
         self.width, self.prefix = encoder.widths[count - 1], encoder.prefix
 
+    def last_map(self, images: Float[Tensor, "n c h w"]) -> Tensor:
+        """What the last block gives, before it is averaged."""
+        return self.blocks(images)
+
     def forward(self, images: Float[Tensor, "n c h w"]) -> Float[Tensor, "n d"]:
-        x = self.blocks(images)
+        x = self.last_map(images)
         return average(x.to(torch.promote_types(x.dtype, torch.float32)), self.prefix)
 
 

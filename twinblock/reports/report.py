@@ -15,7 +15,9 @@ from twinblock.core.settings import own_settings
 from twinblock.core.version import __version__
 from twinblock.evaluation.compare import by_run, need_different, side_by_side
 from twinblock.reports import files, seen
+from twinblock.reports.made import made, makes_images
 from twinblock.reports.page import document, listed, paragraph, table, text
+from twinblock.reports.parts import parts
 from twinblock.runs.run import Run
 
 OWN = "report.html"
@@ -33,9 +35,9 @@ def report(
     """Write one self-contained HTML file on a run, or on several side by side, and give its path.
 
     It needs no server and no network. It holds the verdict and what to do; curves; views; nearest neighbours of twenty
-    images; a map of at most 2,000 embeddings (t-SNE); accuracies, by class and by block where `evaluate` measured
-    them; measures of collapse; images left out; environment and config. What cannot be had is named with the reason,
-    and the rest is written. It holds small copies of images.
+    images; what is alike in the parts of images; a map of at most 2,000 embeddings (t-SNE); accuracies, by class and by
+    block where `evaluate` measured them; measures of collapse; images left out; environment and config. What cannot be
+    had is named with the reason, and the rest is written. It holds small copies of images.
     `data`: images other than the run's, as `embed` takes them. `encoder`: the module that the run was made with.
     `out`: the file, by default report.html in the run, or here for several; report.html is replaced, another file
     never. Raises InputError for what is no run, a run given twice, and a file that cannot be written.
@@ -100,6 +102,8 @@ def _of_run(run: Run, data: Any, number: int, count: int) -> str:
         ("Curves", partial(files.training, [run])),
         ("Views", showing(seen.views)),
         ("Nearest neighbours", showing(seen.neighbours)),
+        ("Parts of images", showing(parts)),
+        *([("Images that it makes", showing(made))] if makes_images(run) else []),
         ("Map of the embeddings", showing(seen.chart)),
         ("Accuracy", partial(files.accuracy, run)),
         ("Accuracy by class", partial(files.by_class, run, names)),

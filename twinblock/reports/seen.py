@@ -1,8 +1,8 @@
 """The sections of a report that show images: views, nearest neighbours, and a map of the embeddings."""
 
 import io
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,7 @@ from torch.nn.functional import normalize
 
 from twinblock.assembly.draw import picture_of_views
 from twinblock.core.errors import InputError
-from twinblock.core.pictures import colours
+from twinblock.core.pictures import captions, colours, shortened
 from twinblock.data import Images, take
 from twinblock.data.training import chosen, training, whole
 from twinblock.evaluation.embedding import embed
@@ -67,14 +67,14 @@ def neighbours(run: Run, seen: Seen) -> str:
         raise InputError("one image has no neighbours")
     asked = np.unique(np.linspace(0, count - 1, min(QUERIES, count)).astype(int))
     similar, index = nearest(seen.vectors[asked], seen.vectors, min(NEIGHBOURS + 1, count))
-    tiles, rows = {}, []
+    tiles, rows, files = {}, [], captions(images.names, {*asked.tolist(), *index.flatten().tolist()}, 24)
     for place, query in enumerate(asked.tolist()):
         near = [(j, s) for j, s in zip(index[place].tolist(), similar[place].tolist(), strict=True) if j != query]
         near = near[:NEIGHBOURS]
         for i in (query, *(j for j, _ in near)):
             tiles[i] = tiles.get(i) or _thumbnail(run, images, i)
-        cells = [_cell(images, query, tiles[query], "of", "")]
-        cells += [_cell(images, j, tiles[j], _agrees(images, query, j), f"{s:.2f}") for j, s in near]
+        cells = [_cell(images, query, files, tiles[query], "of", "")]
+        cells += [_cell(images, j, files, tiles[j], _agrees(images, query, j), f"{s:.2f}") for j, s in near]
         rows.append(f'<div class="near">{"".join(cells)}</div>')
     said = "Left, in a frame, is an image; beside it are those most like it, with the cosine of their features."
     if images.labels is not None:
@@ -88,12 +88,11 @@ def _agrees(images: Images, i: int, j: int) -> str:
     return "same" if images.labels[i] == images.labels[j] else "other"
 
 
-def _cell(images: Images, i: int, tile: str, kind: str, similarity: str) -> str:
+def _cell(images: Images, i: int, files: Mapping[int, str], tile: str, kind: str, similarity: str) -> str:
     name = _called(images, i)
-    words = Path(name).name or name
-    words = words if len(words) <= 24 else f"{words[:11]}…{words[-11:]}"
+    words = files.get(i, f"image {i}"), shortened(_class(images, i) or "", 24), similarity
     alt = {"of": "query", "same": "same class", "other": "another class"}.get(kind, "neighbour")
-    below = f"{text(words)}<br>{similarity}" if similarity else text(words)
+    below = "<br>".join(text(line) for line in words if line)
     return f'<div class="{kind}"><img src="{tile}" alt="{text(f"{alt}: {name}")}">{below}</div>'
 
 

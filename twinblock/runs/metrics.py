@@ -6,6 +6,8 @@ from typing import Any
 
 BESIDE = "agreement", "untrained"  # what a row of metrics holds of each Learner beside `diagnosis`
 
+VECTORS = "encoder", "projector", "predictor", "prototypes", "reconstruction", "pixels"  # of which there are indicators
+
 
 def history_of(rows: Iterable[Mapping[str, Any]], learner: int, start: int = 0) -> list[dict[str, Any]]:
     """What the monitor measured of one Learner since its training began, in order of time, as `verdict` takes it."""
@@ -43,11 +45,11 @@ def _is_number(value: Any) -> bool:
 
 
 def _is_measurement(row: Any) -> bool:
-    """Whether it is what the monitor writes of a Learner: numbers of its outputs by name, and perhaps of its kNN."""
+    """Whether it is what the monitor writes of a Learner: numbers of its outputs by name, and perhaps means, as kNN."""
     if not isinstance(row, dict) or "encoder" not in row:
         return False
     return all(
-        all(map(_is_number, value.values())) if isinstance(value, dict) else _is_number(value) and name == "sample_knn"
+        all(map(_is_number, value.values())) if isinstance(value, dict) else _is_number(value) and name not in VECTORS
         for name, value in row.items()
     )
 

@@ -22,9 +22,10 @@ from twinblock.core.files import expanded, replacing, same_place
 from twinblock.core.files import lock as take_lock
 from twinblock.core.settings import own_settings
 from twinblock.nn.encoders import Encoder
-from twinblock.nn.shallow import encoder_of_block
+from twinblock.nn.shallow import Shallow, encoder_of_block
 from twinblock.runs import checkpoint
 from twinblock.runs.metrics import history_of, parsed
+from twinblock.runs.state import encoder_to_keep, restored
 
 KEPT = "encoders"  # the folder of those that were kept on the way
 STARTED = "started.safetensors"  # the weights that were given and training began with
@@ -84,11 +85,14 @@ class Run:
         """What the last `evaluate` found; None before the first."""
         return self._json("evaluation.json")
 
-    def evaluation_of(self, source: str) -> dict[str, Any] | None:
-        """What the last `evaluate` on the images of a source found; None before the first."""
-        evaluation = self._json(evaluation_file(source))
-        if evaluation is None and (last := self.evaluation) is not None and same_place(last.get("data"), source):
-            return last  # of an earlier version, which kept the last one only
+    def evaluation_of(self, source: str, step: int | None = None) -> dict[str, Any] | None:
+        """What the last `evaluate` on the images of a source found; None before the first.
+
+        `step`: of the encoder that was kept after this step.
+        """
+        evaluation = self._json(evaluation_file(source, step))
+        if evaluation is None and step is None and same_place((self.evaluation or {}).get("data"), source):
+            return self.evaluation  # of an earlier version, which kept the last one only
         return evaluation
 
     @property
@@ -135,15 +139,22 @@ class Run:
 
         `step`: the one that was kept after this step. Raises InputError where none was.
         """
-        encoder, weights = encoder_of(self.config, self.objects), self.path / "encoder.safetensors"
+        encoder, weights = encoder_of(self.config, self.objects, one_size=True), self.path / "encoder.safetensors"
         if step is not None:
             file = self._kept(step)
             tensors, prefix = checkpoint.read(file)[0], ""
         else:
-            file, (tensors, _) = checkpoint.newest(self.checkpoints, weights)
+            file, (tensors, meta) = checkpoint.newest(self.checkpoints, weights)
             prefix = "" if file == weights else "encoder."
+            if prefix and getattr(self.config.target, "kept", False):
+                return encoder_to_keep(*restored(self.config, file, tensors, meta, self.objects)).eval()
         checkpoint.fill(encoder, tensors, file, prefix)
         return encoder.eval()
+
+    def learners(self) -> list[Any]:
+        """The Learners of the last checkpoint, in evaluation mode, on the CPU."""
+        file, (tensors, meta) = checkpoint.newest(self.checkpoints)
+        return [learner.eval() for learner in restored(self.config, file, tensors, meta, self.objects)[1]]
 
     def _kept(self, step: int) -> Path:
         if step not in self.kept:
@@ -154,7 +165,7 @@ class Run:
     @own_settings()
     def untrained_encoder(self) -> Encoder:
         """The encoder with the weights drawn for it; one of the caller's own with those that training began with."""
-        encoder = encoder_of(self.config, self.objects)
+        encoder = encoder_of(self.config, self.objects, one_size=True)
         if self.config.encoder.weights is None:
             self.fill_started(encoder)
         return encoder.eval()
@@ -164,7 +175,7 @@ class Run:
         """The encoder with the weights of `encoder.weights`, as training began with them; None of a run without."""
         if self.config.encoder.weights is None:
             return None
-        encoder = encoder_of(self.config, self.objects)
+        encoder = encoder_of(self.config, self.objects, one_size=True)
         if not self.fill_started(encoder):
             raise InputError(f"{self.path} lacks {STARTED}, the weights that it began with; put it back")
         return encoder.eval()
@@ -303,12 +314,15 @@ def _text(file: Path) -> str | None:
         raise InputError(f"cannot read {file} ({error.strerror})") from None
 
 
-def evaluation_file(source: str) -> str:
-    """The file in a run that keeps what `evaluate` says of a source, told from others by its whole path."""
+def evaluation_file(source: str, step: int | None = None) -> str:
+    """The file in a run that keeps what `evaluate` says of a source, told from others by its whole path.
+
+    `step`: of the encoder that was kept after this step, in place of the last one.
+    """
     place = os.path.realpath(source) if os.path.exists(source) else source
     end = re.sub(r"[^A-Za-z0-9.-]+", "_", os.path.basename(place.rstrip(os.sep)))[:40]
     digest = blake2b(place.encode("utf-8", "surrogateescape"), digest_size=4).hexdigest()
-    return f"evaluations/{end}-{digest}.json"
+    return f"evaluations/{end}-{digest}{'' if step is None else f'-step{step}'}.json"
 
 
 def _no_link(path: str, flags: int) -> int:
@@ -317,7 +331,7 @@ def _no_link(path: str, flags: int) -> int:
 
 def load_encoder(
     run: Run | str | Path, *, encoder: nn.Module | None = None, block: int | None = None, step: int | None = None
-) -> nn.Module:
+) -> Encoder | Shallow:
     """Load the encoder of a run, in evaluation mode: normalised images (n, 3, s, s) in, features (n, d) out.
 
     `encoder`: the module that the run was made with; a copy of it gets the trained weights. `block`: end the encoder

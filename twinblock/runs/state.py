@@ -1,5 +1,6 @@
 """The state of a training as one dictionary of tensors: how it is written, and how it is read back."""
 
+import copy
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,6 +13,7 @@ from twinblock.assembly.build import Objects, encoder_of, make_learners
 from twinblock.config.schema import Config
 from twinblock.core.errors import InputError
 from twinblock.methods import objectives, targets
+from twinblock.methods.learner import parts_of
 from twinblock.methods.objectives.objective import Objective
 from twinblock.methods.targets.shared import Shared
 from twinblock.nn.encoders import Encoder
@@ -80,12 +82,29 @@ def restored(
     tensors = {n: t for n, t in _current(tensors).items() if not re.match(r"learners\.", n) or not _of(n, absent)}
     checkpoint.fill(encoder, tensors, file, "encoder.")
     classes, epoch_steps = meta.get("classes"), meta.get("epoch_steps", 1)
-    learners = make_learners(config, encoder, classes, None, epoch_steps, {**(objects or {}), **absent})
+    images = (meta.get("data") or {}).get("images", 0)
+    learners = make_learners(config, encoder, classes, None, epoch_steps, {**(objects or {}), **absent}, images)
     for i, learner in enumerate(learners):
         prefix = f"learners.{i}."
         if any(name.startswith(prefix) for name in tensors):
             checkpoint.fill(learner, tensors, file, prefix, _shared(encoder, learner))
     return encoder, learners
+
+
+def encoder_to_keep(encoder: Encoder, learners: Sequence[Any]) -> Encoder:
+    """What a run gives in the end: the encoder, or a copy with the weights of the target network that is `kept`."""
+    names = {id(t): name for name, t in encoder.state_dict(keep_vars=True).items()}
+    averages: dict[str, Tensor] = {}
+    for part in (part for learner in learners for part in parts_of(learner)):
+        if getattr(getattr(part, "target", None), "kept", False):
+            of_target = part.target.average.state_dict()
+            shared = part.network.state_dict(keep_vars=True).items()
+            averages |= {names[id(t)]: of_target[name] for name, t in shared if id(t) in names}
+    if not averages:
+        return encoder
+    kept = copy.deepcopy(encoder)
+    kept.load_state_dict({**encoder.state_dict(), **averages})
+    return kept
 
 
 def _absent(config: Config, objects: Objects) -> dict[str, nn.Module]:
@@ -99,7 +118,7 @@ class _Nothing(Objective):
     """Compares nothing."""
 
     def forward(self, z: Tensor, t: Tensor) -> Tensor:
-        return (z - t).mean()
+        return z.mean()
 
 
 def _of(name: str, parts: Mapping[str, Any]) -> bool:

@@ -19,7 +19,7 @@ def studies() -> list[str]:
 
 
 def reproduce(name: str, overrides: Sequence[str] = ()) -> None:
-    """Carry out the study `name`: blockwise, byol-norms or longtail. It writes a table and a figure.
+    """Carry out the study `name`: blockwise, byol-norms, local-rules or longtail. It writes a table and figures.
 
     `overrides`: `seeds=N`, by default 3; `out=DIR`, by default runs/NAME; any other `a.b=c` changes every arm.
     """

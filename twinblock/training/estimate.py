@@ -1,12 +1,9 @@
 """What a run will take, from a few of its steps: time, memory, disk."""
 
 import resource
-import statistics
 import sys
 import tempfile
-import time
 from collections.abc import Iterable, Sequence
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +17,12 @@ from twinblock.core.settings import own_settings
 from twinblock.data import Images
 from twinblock.data.training import chosen, training
 from twinblock.methods.learner import parts_of
-from twinblock.runs import checkpoint
 from twinblock.runs.run import Run
 from twinblock.runs.starting import beginning
+from twinblock.training.pace import Pace, saves
 from twinblock.training.pretrain import composed
-from twinblock.training.room import need_room
+from twinblock.training.room import need_room, with_numbers
 
-SECONDS, MOST, LEAST = 6.0, 40, 3  # for the steps of a phase: at most so long, so many, and at least so many
 ROW = 400  # bytes of a step in the metrics, with its share of the measurements
 PARTS = ("weights", "target", "optimizer", "step")
 
@@ -56,23 +52,24 @@ def estimate(
     images = training(*chosen(config.data, held=objects.get("data")))
     config, start = beginning(config, images, fabric.device, objects)
     with tempfile.TemporaryDirectory() as folder:
-        run = Run(folder, **objects)
-        trainer = Trainer(config, images, fabric, run, Reporter(quiet=True), held_out(config.data, images), start)
+        run, seen = Run(folder, **objects), held_out(config.data, images)
+
+        def trainer_of(config: Config) -> Trainer:
+            return Trainer(config, images, fabric, run, Reporter(quiet=True), seen, start)
+
+        config, _ = with_numbers(config, len(images), fabric.world_size, trainer_of)
+        trainer = trainer_of(config)
         need_room(trainer)
-        steps = _seconds_of_steps(trainer)
-        measuring = _seconds(trainer.monitor.measure, 0) * (
-            1 + sum(map(trainer.monitor.due, range(trainer.plan.total)))
-        )
-        saves = trainer.plan.total // trainer.save_every + (trainer.plan.total % trainer.save_every > 0)
-        saving = _seconds(trainer.save) * saves
+        pace = Pace.of(trainer)
+        seconds = pace.seconds(trainer)
         of_encoder = _encoder_bytes(trainer)
-        checkpoints = min(saves, 2) * (run.checkpoints / checkpoint.LAST).stat().st_size
+        checkpoints = min(saves(trainer), 2) * pace.bytes
     return {
         **_sizes(config, images, trainer),
-        "images_per_second": config.data.batch * trainer.plan.total / steps,
-        "seconds": steps + measuring + saving,
-        "measuring": measuring,
-        "saving": saving,
+        "images_per_second": config.data.batch / pace.step,
+        "seconds": sum(seconds.values()),
+        "measuring": seconds["measuring"],
+        "saving": seconds["saving"],
         "memory": _memory(trainer),
         "disk": checkpoints + of_encoder * (1 + trainer.plan.total // trainer.keep_every) + ROW * trainer.plan.total,
     }
@@ -104,30 +101,6 @@ def _parameters(trainer: Any) -> dict[str, list[Tensor]]:
         "heads": [p for key, p in others.items() if key not in targets],
         "target": [p for key, p in others.items() if key in targets],
     }
-
-
-def _seconds_of_steps(trainer: Any) -> float:
-    """Of all steps: in each phase the median of some, by the steps of the phase."""
-    total, start = 0.0, 0
-    for phase in trainer.plan.phases:
-        stop, seconds, began = start + min(phase.steps, MOST), [], time.monotonic()
-        with closing(trainer.loader.batches(start, stop)) as batches:
-            for step in range(start, stop):
-                seconds.append(_seconds(lambda step=step, batches=batches: trainer.train_step(step, next(batches))))
-                if len(seconds) > LEAST and time.monotonic() - began > SECONDS:
-                    break
-        settled = seconds[1:] or seconds  # the first one also loads and chooses kernels
-        total += statistics.median(settled) * phase.steps
-        start += phase.steps
-    return total
-
-
-def _seconds(work: Any, *given: Any) -> float:
-    began = time.perf_counter()
-    work(*given)
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter() - began
 
 
 def _memory(trainer: Any) -> dict[str, int]:

@@ -2,7 +2,6 @@
 
 import shlex
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from twinblock.data import Images
 from twinblock.diagnosis.chance import remarks
 from twinblock.runs import checkpoint
 from twinblock.runs.run import Run
+from twinblock.runs.state import encoder_to_keep
 
 
 def headline(config: Config, images: Images, fabric) -> str:
@@ -25,6 +25,8 @@ def headline(config: Config, images: Images, fabric) -> str:
         labels = f"class = {images.classes_from}" if images.classes_from else f"{images.labels.max() + 1} classes"
         labels += "" if config.labelled else ", for the report only"
         labels += "; data.labels=none if these are no classes" if "folder" in (images.classes_from or "") else ""
+    if images.indicators is not None:
+        labels = f"several classes an image, {images.classes_from or 'as given'}, for finetune only"
     if config.learner is not None:
         method = f"learner {config.learner.kind}"
     else:
@@ -41,31 +43,28 @@ def headline(config: Config, images: Images, fabric) -> str:
 
 def finish(run: Run, trainer, images: Images, reporter: Reporter) -> None:
     """Write the encoder, measure it quickly, draw its curves, and say in one line what came of the run."""
-    from twinblock.diagnosis import judge, worst
+    from twinblock.diagnosis import outcome
     from twinblock.evaluation.quick import quick_knn
     from twinblock.runs.curves import draw
 
     config = trainer.config
-    checkpoint.write(run.path / "encoder.safetensors", trainer.encoder.state_dict(), trainer.metadata())
+    encoder = encoder_to_keep(trainer.encoder, trainer.learners)
+    checkpoint.write(run.path / "encoder.safetensors", encoder.state_dict(), trainer.metadata())
     starts = trainer.monitor.starts
     if not run.history(-1, starts[-1]):  # its metrics are lost
         run.truncate_metrics(trainer.plan.total + 1)  # away with what is no row
         run.append_metrics([trainer.measure()])
     rows = run.metrics()
     try:
-        accuracy = quick_knn(run, trainer.encoder, config, images, trainer.fabric.device, reporter.console.quiet)
+        accuracy = quick_knn(run, encoder, config, images, trainer.fabric.device, reporter.console.quiet)
     except InputError as error:  # labels that cannot be used are no reason to lose a finished training
         reporter.warn(f"accuracy was not measured: {error}")
         accuracy = None
-    verdicts = judge(rows, starts, config, accuracy=accuracy)
     result = {
-        **asdict(worst(verdicts)),
-        "learners": [asdict(verdict) for verdict in verdicts],
+        **outcome(rows, starts, config, accuracy),
         "steps": trainer.plan.total,
         "effective_rank": run.history(-1, starts[-1], rows)[-1]["encoder"]["effective_rank"],
         "width": trainer.encoder.width,
-        "knn": None if accuracy is None else dict(accuracy.top1),
-        "accuracy": None if accuracy is None else asdict(accuracy),
         "classes": None if images.labels is None else len(np.unique(images.labels[images.labels >= 0])),
     }
     run.write_json("result.json", result)
@@ -73,9 +72,9 @@ def finish(run: Run, trainer, images: Images, reporter: Reporter) -> None:
         draw({run.path.name: run}, run.path / "curves.png")
     if run.failed:
         reporter.say(f"run: {run.path}")
-        reporter.say(last_line(result))
+        reporter.tell(last_line(result))
     else:
-        reporter.say(last_line(result))
+        reporter.tell(last_line(result))
         reporter.say(how_to_use(run.path, labelled=accuracy is not None))
 
 
@@ -94,15 +93,18 @@ def last_line(result: Mapping[str, Any]) -> str:
 
     `learned: kNN 58.1 % (raw pixels 21.2 %, untrained encoder 24.0 %), 34.1 ± 2.2 points above untrained on 600 test
     images, 2,400 to compare with · effective rank 61/128 · not collapsed`
+
+    Where it has not learned, two more lines say why, and what to do.
     """
     parts = [accuracy_in_words(result), f"effective rank {result['effective_rank']:.0f}/{result['width']}"]
     if result["state"] == "healthy":
         parts += ["not collapsed"] if result["headline"] != "not collapsed" else []
+    below = []
     if result["headline"] != "learned":
-        parts += [result["evidence"], *([f"advice: {result['advice']}"] if result["advice"] else [])]
+        below = [f"why: {result['evidence']}", *([f"advice: {result['advice']}"] if result["advice"] else [])]
     else:
         parts += remarks(result["evidence"])
-    return f"{result['headline']}: " + " · ".join(parts)
+    return "\n".join([f"{result['headline']}: " + " · ".join(parts), *below])
 
 
 def accuracy_in_words(result: Mapping[str, Any]) -> str:
@@ -118,5 +120,6 @@ def accuracy_in_words(result: Mapping[str, Any]) -> str:
     gain, error = measured["gains"][start]
     where = "above" if gain >= 0 else "below"
     than = "the starting weights" if start == "starting weights" else "untrained"
-    sizes = f"{measured['test']:,} test images, {measured['train']:,} to compare with"
+    of = f" of {result['labels']}" if "labels" in result else ""
+    sizes = f"{measured['test']:,} test images{of}, {measured['train']:,} to compare with"
     return f"{accuracy}, {abs(gain):.1f} ± {error:.1f} points {where} {than} on {sizes}"

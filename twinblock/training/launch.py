@@ -52,7 +52,9 @@ def _launched(world: int, local: int):
     # each process keeps its own buffers: synchronised norms agree by themselves, others are local by definition
     parameters = inspect.signature(DistributedDataParallel).parameters
     name = "forward_sync_buffers" if "forward_sync_buffers" in parameters else "broadcast_buffers"  # from torch 2.15 on
-    strategy = DDPStrategy(**{name: False}) if world > 1 else "auto"  # pyright: ignore[reportArgumentType]
+    # gradients lie in the buckets that processes exchange: no copy into them, and none of them twice
+    how: dict[str, Any] = {name: False, "gradient_as_bucket_view": True}
+    strategy = DDPStrategy(**how) if world > 1 else "auto"
     # named, so that a SLURM job's variables do not make Fabric wait for tasks that nobody started
     started_by = TorchElasticEnvironment() if world > 1 else LightningEnvironment()
     fabric = Fabric(
@@ -67,11 +69,9 @@ def _launched(world: int, local: int):
     return fabric
 
 
-def share(config: Config, images: int, world: int) -> int:
+def share(config: Config, world: int) -> int:
     """Images of each process in a batch. Raises InputError where they cannot be shared out."""
     batch = config.data.batch
-    if images < batch:
-        raise InputError(f"{images} images are fewer than a batch: set data.batch to at most {images}")
     if batch % world:
         raise InputError(f"data.batch={batch} cannot be split over {world} processes; use a multiple of {world}")
     alone = [name for name in config.norms_of_batches() if "sync" not in name] if batch == world else []

@@ -16,22 +16,31 @@ from twinblock.data import Images
 
 @dataclass(frozen=True)
 class Samples:
-    """A process's part of a batch. Views draw by `aspect` on the CPU, and few ask for `index`: both stay there."""
+    """A process's part of a batch. Views draw by `aspect` on the CPU, and few ask for `index`: both stay there.
 
-    pixels: Shaped[Tensor, "n h w c"]
+    `pixels` is None where another process makes the views.
+    """
+
+    pixels: Shaped[Tensor, "n h w c"] | None
     labels: Int[Tensor, " n"] | None
     aspect: Float[Tensor, " n"] | None
     index: Int[Tensor, " n"]
 
     def to(self, device: torch.device) -> "Samples":
-        labels = None if self.labels is None else self.labels.to(device, non_blocking=True)
-        return Samples(self.pixels.to(device, non_blocking=True), labels, self.aspect, self.index)
+        pixels, labels = (None if x is None else x.to(device, non_blocking=True) for x in (self.pixels, self.labels))
+        return Samples(pixels, labels, self.aspect, self.index)
 
 
 class Loader:
-    """Images in an order that follows from seed and epoch, `batch` a step; `share` from `offset` on are ours."""
+    """Images in an order that follows from seed and epoch, `batch` a step; `share` from `offset` on are ours.
 
-    def __init__(self, images: Images, seed: int, batch: int, share: int, offset: int, device: torch.device):
+    `reads`: whether pixels are wanted; else there are none.
+    """
+
+    def __init__(
+        self, images: Images, seed: int, batch: int, share: int, offset: int, device: torch.device, reads: bool = True
+    ):
+        self.reads = reads
         self.images, self.seed, self.batch, self.share, self.offset = images, seed, batch, share, offset
         self.device, self.epoch_steps = device, len(images) // batch
         self.order = lru_cache(maxsize=1)(self._order)
@@ -50,9 +59,11 @@ class Loader:
         epoch, i = divmod(step, self.epoch_steps)
         start = i * self.batch + self.offset
         index = self.order(epoch)[start : start + self.share]
-        pixels, labels = self.images.batch(index), self.images.labels
+        pixels, labels = self.images.batch(index) if self.reads else None, self.images.labels
+        if pixels is not None and self.device.type == "cuda":
+            pixels = pixels.pin_memory()  # else its copy would be waited for
         return Samples(
-            pixels.pin_memory() if self.device.type == "cuda" else pixels,  # else its copy would be waited for
+            pixels,
             None if labels is None else torch.from_numpy(np.ascontiguousarray(labels[index])),
             self.images.aspects(index),
             torch.from_numpy(index.astype(np.int64)),

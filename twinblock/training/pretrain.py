@@ -14,7 +14,7 @@ from twinblock.config.compare import longer
 from twinblock.config.recipes import compose
 from twinblock.config.schema import Config
 from twinblock.core.console import Reporter
-from twinblock.core.distributed import lost_peer
+from twinblock.core.distributed import lost_peer, share_batch_within
 from twinblock.core.errors import InputError, one_line
 from twinblock.core.settings import own_settings
 from twinblock.data.objects import describe as describe_images
@@ -28,7 +28,7 @@ from twinblock.runs.environment import environment, recorded
 from twinblock.runs.run import STARTED, Run
 from twinblock.runs.starting import beginning, going_on
 from twinblock.training.finish import finish, headline, last_line
-from twinblock.training.room import need_room
+from twinblock.training.room import need_room, with_numbers
 
 GOES_ON = "from here on learning rate and momentum of the target are those of the longer run"
 
@@ -110,6 +110,7 @@ def _begin(run: Run, config: Config, fabric, reporter: Reporter) -> Run:
             raise InputError(f"another process of this run has ended; its own message says why ({seen})") from error
         raise
     finally:
+        share_batch_within(None)
         run.release()
     return run
 
@@ -128,11 +129,20 @@ def _train(run: Run, config: Config, fabric, reporter: Reporter) -> None:
     else:
         config, start = beginning(config, images, fabric.device, run.objects)
     seen = held_out(config.data, images)
+
+    def trainer_of(config: Config) -> Trainer:
+        return Trainer(config, images, fabric, run, reporter, seen, start)
+
+    if config.train.length.on_the_clock:
+        reporter.say(f"train.length={config.train.length}: measuring how long a step takes")
+    config, chose = with_numbers(config, len(images), fabric.world_size, trainer_of)
     reporter.say(headline(config, images, fabric))
     for words in (in_words(images, config.data), missing_operations(config)):
         if words is not None:
             reporter.say(f"images: {words}")
-    trainer = Trainer(config, images, fabric, run, reporter, seen, start)
+    for line in chose:
+        reporter.say(line)
+    trainer = trainer_of(config)
     for note in trainer.encoder.notes:
         reporter.say(f"encoder: {note}")
     few = config.train.micro_batch
@@ -162,6 +172,8 @@ def out_of_memory(error: RuntimeError | MemoryError) -> bool:
 def _as_begun(saved: Config, config: Config) -> Config:
     """The config of a run that goes on: what was left to data and machine stays as it was then."""
     settings = {name: getattr(config.train, name) for name in ("on_collapse", "loggers", "keep", "length")}
+    if config.train.length.on_the_clock:
+        settings["length"] = saved.train.length  # measured when it began
     train = saved.train.model_copy(update=settings)
     return saved.model_copy(update={"out": config.out, "train": train})
 
@@ -179,5 +191,8 @@ def _already_finished(run: Run, config: Config, reporter: Reporter) -> bool:
     if longer(run.config, config):
         return False
     reporter.say(f"run: {run.path} is finished; nothing to do")
-    reporter.say(last_line(run.result or {}))
+    if config.train.length.on_the_clock:
+        begun = run.config.train.length
+        reporter.say(f"train.length={config.train.length} was {begun} when it began; give a larger number to go on")
+    reporter.tell(last_line(run.result or {}))
     return True

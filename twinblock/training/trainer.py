@@ -4,7 +4,8 @@ import math
 import os
 import signal as signals
 import time
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from functools import partial
 from typing import Any
 
@@ -16,14 +17,16 @@ from twinblock.config.compare import not_of_this_run
 from twinblock.config.recipes import to_yaml
 from twinblock.config.schema import Config
 from twinblock.core.console import Reporter
-from twinblock.core.distributed import largest
+from twinblock.core.distributed import largest, world_size
 from twinblock.core.errors import Collapsed, InputError, Interrupted
+from twinblock.core.settings import fast
 from twinblock.data import Images
+from twinblock.diagnosis.advice import unfit
 from twinblock.diagnosis.monitor import Monitor
 from twinblock.runs import checkpoint
 from twinblock.runs.run import Run
 from twinblock.runs.starting import Start
-from twinblock.runs.state import restore_state, state_of
+from twinblock.runs.state import encoder_to_keep, restore_state, state_of
 from twinblock.training.compiled import uncompiled
 from twinblock.training.launch import share, stop_signals
 from twinblock.training.loader import Loader
@@ -32,6 +35,7 @@ from twinblock.training.step import TrainStep
 
 FLUSH_EVERY = 10  # at most so many steps between two reads of losses and signals, which make a GPU wait
 PATIENCE = 1.0  # seconds between them, where steps are long
+LONG = 7200  # seconds that are told in advance, with what is quicker
 
 
 class Trainer:
@@ -51,30 +55,39 @@ class Trainer:
         start: Start | None = None,
     ):
         self.config, self.fabric, self.run, self.reporter = config, fabric, run, reporter
-        batch, world = config.data.batch, fabric.world_size
         if config.train.deterministic:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is repeatable only with its own memory
             torch.use_deterministic_algorithms(True)
-        local = share(config, len(images), world)
-        self.loader = Loader(images, config.train.seed, batch, local, fabric.global_rank * local, fabric.device)
-        self.epoch_steps = self.loader.epoch_steps
+        elif fabric.device.type == "cuda":
+            fast()
+        batch = config.data.batch
+        if len(images) < batch:
+            raise InputError(f"{len(images)} images are fewer than a batch: set data.batch to at most {len(images)}")
+        self.epoch_steps = len(images) // batch
         steps = config.train.length.steps(self.epoch_steps)
         if steps < 1:
             raise InputError(f"train.length={config.train.length} is no step at all; train for at least 1step")
         self.classes = None if images.labels is None else int(images.labels.max()) + 1
-        self.train_step = TrainStep(config, fabric, self.classes, self.epoch_steps, steps, run.objects, start)
-        self.rates = self.train_step.rates
+        self.train_step = TrainStep(
+            config, fabric, self.classes, self.epoch_steps, steps, run.objects, start, len(images)
+        )
+        local, offset, spread = share(config, world_size()), self.train_step.offset, self.train_step.spread
+        reads = spread is None or spread.first
+        self.loader = Loader(images, config.train.seed, batch, local, offset, fabric.device, reads)
         self.encoder, self.learners = self.train_step.encoder, self.train_step.learners
         self.optimizers, self.plan = self.train_step.optimizers, self.train_step.plan
         views = self.train_step.views
-        self.monitor = Monitor(self.learners, held_out or images, views, config, fabric.device, self.plan, world)
+        self.monitor = Monitor(self.learners, held_out or images, views, config, fabric.device, self.plan, world_size())
         self.save_every = max(1, config.train.checkpoint_every.steps(self.epoch_steps, self.plan.total))
         keep = config.train.keep
         self.keep_every = self.plan.total + 1 if keep is None else keep.steps(self.epoch_steps, self.plan.total)
         self.step, self.fingerprint = 0, images.fingerprint()
         self.loggers: list[Log] = []
+        self.said: set[str] = set()
         if self.train_step.only_warms_up():
             reporter.warn(f"optim.warmup={config.optim.warmup} fills the training: no time is left to learn in")
+        for line in unfit(config, len(images), min(phase.steps for phase in self.plan.phases)):
+            reporter.warn(line)
 
     def fit(self) -> None:
         """Train to the end. Raises Interrupted after a signal, Collapsed where `on_collapse` is stop, InputError when
@@ -92,6 +105,7 @@ class Trainer:
                 if self.monitor.due(self.step):
                     rows.append(self.measure())
                     self.stop_if_collapsed(rows, losses)
+                self.begin_epoch()
                 losses.append(self.train_step(self.step, self.next_of(batches)))
                 self.step += 1
                 if self.step % self.keep_every == 0:
@@ -104,6 +118,7 @@ class Trainer:
                     self.flush(rows, losses)
                     stopping = largest(stop.asked(), self.fabric.device) > 0
                     pace = largest((time.monotonic() - began) / (self.step - flushed), self.fabric.device)
+                    self.foretell(pace)
                     flush_at = self.step + max(1, min(FLUSH_EVERY, int(PATIENCE / pace)))
                     flushed, began = self.step, time.monotonic()
                     if saving or stopping:
@@ -111,10 +126,35 @@ class Trainer:
                     if stopping and not last:
                         raise Interrupted(stop[0] if stop else signals.SIGTERM, self.step)
 
+    def foretell(self, pace: float) -> None:
+        """Say once that this will take hours, and what is quicker; `pace`: seconds of a step."""
+        left = pace * (self.plan.total - self.step)
+        if left > LONG and self.fabric.device.type == "cpu" and "long" not in self.said:
+            self.reporter.say(
+                f"this will take about {left / 3600:.0f} h; Ctrl-C loses nothing. Quicker: train.length=1h, a smaller "
+                "data.size or encoder, or the recipe first_look, which takes minutes"
+            )
+        self.said.add("long")
+
+    def begin_epoch(self) -> None:
+        """Where an epoch begins, objectives may look at all images; what they say of them is said once."""
+        with self.reading():
+            lines = self.train_step.begin_epoch(self.step, self.loader.images)
+        for line in lines:
+            if line not in self.said:
+                self.reporter.warn(line)
+            self.said.add(line)
+
     def next_of(self, batches: Any) -> Any:
-        """The next samples. Raises InputError where their images cannot be read any more."""
-        try:
+        """The next samples."""
+        with self.reading():
             return next(batches)
+
+    @contextmanager
+    def reading(self) -> Iterator[None]:
+        """Raises InputError where images cannot be read any more."""
+        try:
+            yield
         except OSError as error:
             raise InputError(
                 f"cannot read the images of step {self.step} ({error.strerror or error}); "
@@ -127,6 +167,7 @@ class Trainer:
         The first process measures for all: what each decides by it must be the same.
         """
         before = self.monitor.verdict().state
+        self.train_step.share_weights()
         with uncompiled(self.config.train.compile):
             measured = self.fabric.broadcast(self.monitor.measure(self.step) if self.fabric.is_global_zero else [])
         row = self.monitor.note(self.step, measured)
@@ -146,14 +187,16 @@ class Trainer:
 
     def flush(self, rows: list[dict[str, Any]], losses: list[Tensor]) -> None:
         """Write down losses and learning rates since the last time, and stop where a loss is not finite."""
-        values = torch.stack(losses).tolist() if losses else []
+        values = self.train_step.of_all(torch.stack(losses)).tolist() if losses else []
         start = self.step - len(values)
         bad = self._first_not_finite(values, start)
         if bad is not None:
             k, problem = bad
             values = values[:k]
             rows[:] = [row for row in rows if row["step"] <= start + k]
-        rows += [{"step": step, "loss": row, "lr": self.rates(step)} for step, row in enumerate(values, start)]
+        rows += [
+            {"step": step, "loss": row, "lr": self.train_step.rates(step)} for step, row in enumerate(values, start)
+        ]
         rows.sort(key=lambda row: (row["step"], "loss" in row))
         if self.fabric.is_global_zero and rows:
             self.run.append_metrics(rows)
@@ -182,7 +225,9 @@ class Trainer:
     # ---- state
 
     def state(self) -> dict[str, Tensor]:
-        return state_of(self.encoder, self.learners, self.optimizers)
+        """All that the training has come to; every process must ask."""
+        with self.train_step.whole():
+            return state_of(self.encoder, self.learners, self.optimizers)
 
     def metadata(self) -> dict[str, Any]:
         """What a file of this run says of it: its config, and what `restored` needs to know of the images."""
@@ -202,8 +247,10 @@ class Trainer:
 
     def keep(self) -> None:
         """Write the encoder as it is now to a file of its own."""
+        self.train_step.share_weights()
         if self.fabric.is_global_zero:
-            self.run.keep(self.step, self.encoder.state_dict(), self.metadata())
+            encoder = encoder_to_keep(self.encoder, self.learners)
+            self.run.keep(self.step, encoder.state_dict(), self.metadata())
 
     def resume(self) -> None:
         """Go on from the newest whole checkpoint, if there is one."""
@@ -220,7 +267,8 @@ class Trainer:
                     f"{self.config.data.source_name} holds other images than this run began with "
                     f"({now['images']:,} now, {then['images']:,} then): put those back, or choose another out"
                 )
-            restore_state(self.encoder, self.learners, self.optimizers, tensors, last)
+            with self.train_step.whole():
+                restore_state(self.encoder, self.learners, self.optimizers, tensors, last)
             self.step = meta.get("step", 0)
             if self.step > self.plan.total:
                 raise InputError(f"{last} is of step {self.step}, but this run has {self.plan.total}")

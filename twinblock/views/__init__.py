@@ -6,9 +6,9 @@ What happens to a sample is a function of (seed, epoch, step, view, position in 
 one process or many, on the CPU or a GPU, see the same views.
 """
 
-from collections.abc import Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -22,16 +22,17 @@ from twinblock.core.errors import InputError
 from twinblock.core.seeding import hashed
 from twinblock.views.operations import (
     HUE,
+    Operation,
     ValueRange,
-    color_jitter_,
-    gaussian_blur,
-    grayscale_,
-    intensity_jitter_,
-    resized_crop,
+    plan_blur,
+    plan_color_jitter,
+    plan_crop,
+    plan_gray,
+    plan_intensity_jitter,
+    plan_unit,
     solarize_,
-    tensor,
-    unit,
 )
+from twinblock.views.parcel import Parcel
 
 TRIES = 10  # of a random box
 RATIO = (3 / 4, 4 / 3)  # width/height of a random box
@@ -39,6 +40,7 @@ RATIO = (3 / 4, 4 / 3)  # width/height of a random box
 UNIFORM = (2 * TRIES, 2, 5, 4, 4, 1)
 EIGHT_BITS = (0.0, 255.0)  # the values that are black and white
 CHUNK = 1_200_000  # values worked on at once on the CPU, so that they stay in its cache
+MANY = 100_000_000  # values worked on at once on a GPU, which its memory bounds
 
 Probability = Annotated[float, Field(ge=0, le=1)]
 Strength = Annotated[float, Field(ge=0, le=1e3)]
@@ -108,6 +110,9 @@ class Views:
     ) -> None:
         self.specs = tuple(spec for spec in specs for _ in range(spec.count))
         self.size, self.mean, self.std, self.value_range = size, tuple(mean), tuple(std), value_range
+        self.alike: dict[tuple[int, str], list[int]] = defaultdict(list)  # places of views that are made together
+        for place, spec in enumerate(self.specs):
+            self.alike[spec.size or size, spec.interpolation].append(place)
         for i, spec in enumerate(specs):
             if fields := left_out(spec, len(self.mean)):
                 given = ", ".join(f"{name}={value}" for name, value in fields.items())
@@ -135,14 +140,16 @@ class Views:
                 "and std of as many as the images have channels"
             )
         assert offset + n <= batch, f"positions {offset} to {offset + n} in a batch of {batch}"
-        views = []
-        for index, spec in enumerate(self.specs):
-            generator = np.random.Generator(np.random.PCG64(hashed("view", seed, epoch, step, index)))
-            uniform = generator.random((batch, sum(UNIFORM)))[offset : offset + n]
-            params = draw(spec, uniform, height, width, aspect)
-            how = (spec.size or self.size, self.mean, self.std, spec.interpolation, self.value_range)
-            views.append(apply(images, params, *how))
-        return views
+        made: dict[int, Float[Tensor, "n c _ _"]] = {}
+        for (size, interpolation), places in self.alike.items():
+            several = []
+            for index in places:
+                generator = np.random.Generator(np.random.PCG64(hashed("view", seed, epoch, step, index)))
+                uniform = generator.random((batch, sum(UNIFORM)))[offset : offset + n]
+                several.append(draw(self.specs[index], uniform, height, width, aspect))
+            how = (size, self.mean, self.std, interpolation, self.value_range)
+            made |= zip(places, apply_all(images, several, *how), strict=True)
+        return [made[index] for index in range(len(self.specs))]
 
 
 def centre(
@@ -176,6 +183,11 @@ class Params:
 
     def __getitem__(self, rows: Int[Array, "m"]) -> "Params":
         return Params(*(value[rows] for value in vars(self).values()))
+
+    @classmethod
+    def of_all(cls, several: Sequence["Params"]) -> "Params":
+        """Of several views, one after the other."""
+        return cls(*(np.concatenate(values) for values in zip(*(vars(p).values() for p in several), strict=True)))
 
 
 def draw(
@@ -232,7 +244,6 @@ def square_box(full: Int[Array, "2"], aspect: Float[Array, "n"]) -> Float[Array,
     return np.concatenate([(full - size) // 2, size], 1)
 
 
-@torch.no_grad()
 def apply(
     images: Shaped[Tensor, "n h w c"],
     params: Params,
@@ -242,41 +253,98 @@ def apply(
     interpolation: str,
     value_range: ValueRange = EIGHT_BITS,
 ) -> Float[Tensor, "n c s s"]:
-    """Crops and flips, jitters, grays, blurs, solarizes and normalises, in this order.
+    """Crops and flips, jitters, grays, blurs, solarizes and normalises, in this order."""
+    return apply_all(images, [params], size, mean, std, interpolation, value_range)[0]
 
-    Samples are sorted so that those with the same operations are neighbours: each operation works on slices.
+
+@torch.no_grad()
+def apply_all(
+    images: Shaped[Tensor, "n h w c"],
+    several: Sequence[Params],
+    size: int,
+    mean: Sequence[float],
+    std: Sequence[float],
+    interpolation: str,
+    value_range: ValueRange = EIGHT_BITS,
+) -> list[Float[Tensor, "n c s s"]]:
+    """`apply` of several views, which a GPU makes as one batch.
+
+    Samples are sorted so that those with the same operations are neighbours: each operation works on slices. A GPU has
+    as few of them as can be; a processor has small ones, which stay in its cache.
     """
-    n, channels, device = len(images), images.shape[3], images.device
-    plain = images.dtype == torch.uint8 and value_range == EIGHT_BITS  # these are scaled once they are small
-    jitter_ = color_jitter_ if channels == 3 else intensity_jitter_
-    hue_place = np.where(params.jitter, (params.order == HUE).argmax(1), 4)
-    sort = np.lexsort((params.solarize, params.gray, hue_place, params.blur))
-    shift, scale = (tensor(np.array(value), images).view(-1, 1, 1) for value in (mean, std))
-    radius = max(1, size // 20)
-    chunk = max(1, CHUNK // (channels * size * size)) if device.type == "cpu" else n
-    out = torch.zeros(n, channels, size, size, device=device)
+    (n, _, _, channels), device = images.shape, images.device
+    params = Params.of_all(several)
+    small = small_runs(device)
+    if small and len(several) > 1:
+        return [apply(images, params, size, mean, std, interpolation, value_range) for params in several]
+    keys = (params.solarize, params.gray, hue_places(params), params.blur)
+    sort = np.lexsort(keys if small else keys[2:3])
+    chunk = max(1, (CHUNK if small else MANY) // (channels * size * size))
+    out = torch.zeros(len(sort), channels, size, size, device=device)
     with torch.autocast(device.type, enabled=False):
-        for start in range(0, n, chunk):
-            rows = sort[start : start + chunk]
-            p, index = params[rows], tensor(rows, images)
-            x = images.index_select(0, index)
-            x = resized_crop(x if plain else unit(x, value_range), p.box, size, interpolation, p.flip)
-            for place, run in runs(hue_place[rows]):
-                if place < 4:
-                    jitter_(x[run], p.order[run], p.factor[run])
-            for _, run in runs(p.gray, only=1):
-                grayscale_(x[run])
-            for _, run in runs(p.blur, only=1):
-                x[run] = gaussian_blur(x[run], p.sigma[run], radius)
-            for _, run in runs(p.solarize, only=1):
-                solarize_(x[run])
-            out.index_add_(0, index, x.sub_(shift).div_(scale))  # several times faster than index_copy_
-    return out
+        for start in range(0, len(sort), chunk):
+            rows, parcel = sort[start : start + chunk], Parcel()
+            p, shape = params[rows], (len(rows), *images.shape[1:])
+            # bytes are scaled once they are small
+            plain = images.dtype == torch.uint8 and value_range == EIGHT_BITS
+            operations = [] if plain else [plan_unit(parcel, value_range)]
+            operations.append(plan_crop(parcel, shape, p.box, size, interpolation, p.flip, not small))
+            operations.append(plan_jitter(parcel, p, channels, small))
+            finish, order = plan_rest(parcel, p, channels, max(1, size // 20), small)
+            given = [
+                parcel.add(numbers) for numbers in (rows % n, rows[order], np.array(mean, float), np.array(std, float))
+            ]
+            parcel.send(device)
+            of_images, of_views, shift, scale = (numbers() for numbers in given)
+            x = images.index_select(0, of_images)
+            for operation in (*operations, finish):
+                x = operation(x)
+            x.sub_(shift.view(-1, 1, 1)).div_(scale.view(-1, 1, 1))
+            out.index_add_(0, of_views, x)  # several times faster than index_copy_
+    # `data`: each view counts its changes by itself, as a network may change its input in place
+    return [view.data for view in out.split(n)]
 
 
-def runs(values: Shaped[Array, "n"], only: int | None = None) -> Iterator[tuple[int, slice]]:
-    """The runs of equal neighbours as (value, slice), or those of one value."""
-    edges = [0, *(np.flatnonzero(values[1:] != values[:-1]) + 1).tolist(), len(values)]
-    for start, stop in pairwise(edges):
-        if only is None or values[start] == only:
-            yield int(values[start]), slice(start, stop)
+def small_runs(device: torch.device) -> bool:
+    """Whether operations work best on a few samples at a time."""
+    return device.type == "cpu"
+
+
+def hue_places(params: Params) -> Int[Array, "n"]:
+    """Which operation of the jitter is the hue; 4 where there is no jitter."""
+    return np.where(params.jitter, (params.order == HUE).argmax(1), 4)
+
+
+def plan_jitter(parcel: Parcel, p: Params, channels: int, small: bool) -> Operation:
+    """The jitter of samples that are sorted by the place of the hue: in one run, or in one for each place."""
+    plan, places = plan_color_jitter if channels == 3 else plan_intensity_jitter, hue_places(p)
+    some = [run for place in range(4) for run in runs(places == place)] if small else runs(p.jitter)
+    steps = [(run, plan(parcel, p.order[run], p.factor[run])) for run in some]
+    return lambda x: on_runs(x, steps)
+
+
+def on_runs(x: Tensor, steps: Sequence[tuple[slice, Operation]]) -> Tensor:
+    """Operations in place, each on a run of samples."""
+    for run, operation in steps:
+        operation(x[run])
+    return x
+
+
+def plan_rest(parcel: Parcel, p: Params, channels: int, radius: int, small: bool) -> tuple[Operation, Int[Array, "n"]]:
+    """What follows the jitter; where runs are to be long, of samples in an order of its own, which is given too."""
+    order = np.arange(len(p.gray))
+    if not small:  # each key turns round where the one before it does: so those with one operation are neighbours
+        order = np.lexsort((p.solarize ^ p.gray ^ p.blur, p.gray ^ p.blur, p.blur))
+    again = None if (np.diff(order) == 1).all() else parcel.add(order)
+    p = p[order]
+    steps: list[tuple[slice, Operation]] = [(run, plan_gray(parcel)) for run in runs(p.gray)]
+    steps += [(run, plan_blur(parcel, p.sigma[run], radius, channels)) for run in runs(p.blur)]
+    steps += [(run, solarize_) for run in runs(p.solarize)]
+
+    return lambda x: on_runs(x if again is None else x.index_select(0, again()), steps), order
+
+
+def runs(chosen: Bool[Array, "n"]) -> list[slice]:
+    """The runs of neighbours that are chosen."""
+    edges = np.flatnonzero(np.diff(chosen.astype(int), prepend=0, append=0))
+    return [slice(*pair) for pair in edges.reshape(-1, 2).tolist()]

@@ -21,7 +21,7 @@ def test_after_step_golden(golden, case):
     objective = InfoNCE(*g["queue"].shape, float(g["T"])).double()
     objective.queue.copy_(torch.tensor(g["queue"].T))
     objective.pointer.fill_(int(g["ptr_before"]))
-    objective.after_step(torch.tensor(g["k"]))
+    objective.after_step({1: torch.tensor(g["k"])}, 0, 1)
     np.testing.assert_allclose(objective.queue, g["queue_after"].T, rtol=0, atol=1e-9)
     assert objective.pointer == g["ptr_after"]
 
@@ -32,16 +32,16 @@ def test_any_batches_fill_the_queue_as_single_keys_do(batches):
     whole, single = (InfoNCE(4, 7, 0.1) for _ in range(2))
     keys = draw(sum(batches), 4)
     for batch in keys.split(batches):
-        whole.after_step(batch)
+        whole.after_step({1: batch}, 0, 1)
     for key in keys.split(1):
-        single.after_step(key)
+        single.after_step({1: key}, 0, 1)
     torch.testing.assert_close(whole.queue, single.queue)
     assert whole.pointer == single.pointer == sum(batches) % 7
 
 
 def test_the_newest_keys_stay():
     objective, keys = InfoNCE(4, 7, 0.1), draw(12, 4)
-    objective.after_step(keys)
+    objective.after_step({1: keys}, 0, 1)
     at = [(0 + i) % 7 for i in range(12)][-7:]
     torch.testing.assert_close(objective.queue[at], F.normalize(keys[-7:], dim=1))
 
@@ -58,7 +58,7 @@ def test_the_loss_goes_up_once_its_own_keys_are_in_the_queue():
     objective, z = InfoNCE(16, 8, 0.1), draw(8, 16, seed=1)
     before = objective(z, z)
     assert objective(z, z) == before
-    objective.after_step(z)
+    objective.after_step({1: z}, 0, 1)
     # Each query now meets its own key among the negatives: at least log 2.
     assert before < np.log(2) < objective(z, z)
 
@@ -66,18 +66,18 @@ def test_the_loss_goes_up_once_its_own_keys_are_in_the_queue():
 def test_keys_in_bfloat16_keep_the_queue_in_float32():
     objective, keys = InfoNCE(4, 7, 0.1), draw(3, 4).bfloat16()
     with torch.autocast("cpu", torch.bfloat16):
-        objective.after_step(keys)
+        objective.after_step({1: keys}, 0, 1)
     assert objective.queue.dtype == torch.float32
     torch.testing.assert_close(objective.queue[:3], F.normalize(keys.float(), dim=1))
 
 
 def test_the_queue_survives_saving():
     objective = InfoNCE(4, 7, 0.1)
-    objective.after_step(draw(5, 4))
+    objective.after_step({1: draw(5, 4)}, 0, 1)
     loaded = InfoNCE(4, 7, 0.1, seed=9)
     loaded.load_state_dict(objective.state_dict())
     for each in (objective, loaded):
-        each.after_step(draw(5, 4, seed=1))
+        each.after_step({1: draw(5, 4, seed=1)}, 0, 1)
     assert torch.equal(loaded.queue, objective.queue)
     assert torch.equal(loaded.pointer, objective.pointer)
 

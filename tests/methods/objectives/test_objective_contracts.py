@@ -6,16 +6,49 @@ import pytest
 import torch
 
 import twinblock.methods.objectives
-from twinblock.methods.objectives import BarlowTwins, InfoNCE, NTXent, Regression, Supervised, VICReg
+from twinblock.methods.objectives import (
+    DCL,
+    DINO,
+    LPL,
+    BarlowTwins,
+    Hinge,
+    InBatchNCE,
+    InfoNCE,
+    NearestNeighbour,
+    NTXent,
+    ProtoNCE,
+    Regression,
+    SupCon,
+    Supervised,
+    SwAV,
+    VICReg,
+)
 
 OBJECTIVES = {
     "BarlowTwins": lambda: BarlowTwins(0.01),
+    "DCL": lambda: DCL(0.2),
+    "DINO": lambda: DINO(dim=6),
+    "Hinge": lambda: Hinge(),
+    "InBatchNCE": lambda: InBatchNCE(0.2),
     "InfoNCE": lambda: InfoNCE(dim=6, queue=20, temperature=0.1),
+    "LPL": lambda: LPL(),
+    "NearestNeighbour": lambda: NearestNeighbour(dim=6, queue=20, temperature=0.1),
     "NTXent": lambda: NTXent(0.2),
+    "ProtoNCE": lambda: clustered(ProtoNCE(dim=6, queue=20, temperature=0.1, clusters=(9, 14), images=30)),
     "Regression": lambda: Regression(),
+    "SupCon": lambda: SupCon(0.2),
     "Supervised": lambda: Supervised(),
+    "SwAV": lambda: SwAV(dim=6, prototypes=5, queue=4),
     "VICReg": lambda: VICReg(),
 }
+
+
+def clustered(objective):
+    """With the prototypes of an epoch."""
+    objective.begin_epoch(lambda: torch.randn(30, 6, generator=torch.Generator().manual_seed(2)), 0, 1)
+    return objective
+
+
 of_two_embeddings = pytest.mark.parametrize("name", sorted(OBJECTIVES.keys() - {"Supervised"}))
 of_all = pytest.mark.parametrize("name", sorted(OBJECTIVES))
 
@@ -30,10 +63,11 @@ def test_the_list_is_complete():
 
 
 @of_all
-def test_no_parameters_and_every_buffer_is_saved(name):
+def test_prototypes_are_the_only_parameters_and_every_buffer_is_saved(name):
     objective = OBJECTIVES[name]()
-    assert not list(objective.parameters())
-    assert dict(objective.named_buffers()).keys() == objective.state_dict().keys()
+    parameters = dict(objective.named_parameters())
+    assert [*parameters] == (["prototypes.weight"] if name == "SwAV" else [])
+    assert dict(objective.named_buffers()).keys() | parameters.keys() == objective.state_dict().keys()
 
 
 @of_all
@@ -130,8 +164,12 @@ def test_a_collapsed_batch_has_a_finite_loss_and_gradient(name, value):
 def test_facts_that_no_formula_shows(name):
     """Of two views and a small one: which pairs are compared, and what the target is."""
     objective, pairs = OBJECTIVES[name](), [(0, 1), (1, 0), (2, 0), (2, 1)]
-    expected = {"InfoNCE": [(0, 1)], "Supervised": [(0, None), (1, None), (2, None)]}.get(name, pairs)
+    expected = {"InfoNCE": [(0, 1)], "ProtoNCE": [(0, 1)], "Supervised": [(0, None), (1, None), (2, None)]}.get(
+        name, pairs
+    )
     assert sorted(objective.pairs([32, 32, 16])) == expected
     assert objective.labelled == (name == "Supervised")
+    assert objective.needs_labels == (name == "SupCon")
+    assert objective.repels == (name != "Regression")
     if objective.labelled:
         assert (objective.symmetric, objective.detaches_target) == (False, True)

@@ -4,25 +4,10 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from formulas import assert_golden, draw, value_and_gradients
 
 from twinblock.core.errors import InputError
 from twinblock.methods.objectives import BarlowTwins, InfoNCE, NTXent, Regression, Supervised, VICReg
-
-
-def draw(*shape, seed=0):
-    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
-
-
-def value_and_gradients(objective, *inputs):
-    leaves = [torch.as_tensor(x).clone().requires_grad_() for x in inputs]
-    loss = objective(*leaves)
-    loss.backward()
-    return [loss.detach(), *(x.grad for x in leaves)]
-
-
-def assert_golden(actual, expected):
-    for a, b in zip(actual, expected, strict=True):
-        np.testing.assert_allclose(a, b, rtol=0, atol=1e-9 * np.abs(b).max())
 
 
 @pytest.mark.parametrize("case", ["a", "b", "c"])
@@ -166,7 +151,7 @@ def test_a_queue_may_be_filled_before_the_backward_that_its_loss_belongs_to():
     objective, q, k = InfoNCE(16, 64, 0.2), torch.randn(8, 16, requires_grad=True), torch.randn(8, 16)
     loss = objective(q, k)
     (expected,) = torch.autograd.grad(loss, q, retain_graph=True)
-    objective.after_step(k)
+    objective.after_step({1: k}, 0, 1)
     loss.backward()
     assert torch.equal(q.grad, expected)
     with pytest.raises(InputError, match="at least one key"):

@@ -1,7 +1,5 @@
 """The pruned target: masks and gradients of the published code, private norms, and when masks move."""
 
-import itertools
-
 import numpy as np
 import pytest
 import tiny
@@ -11,15 +9,12 @@ from torch.nn import functional as F
 
 from twinblock.assembly.build import encoder_of, make_learners
 from twinblock.config.recipes import compose
-from twinblock.core.durations import Duration
 from twinblock.core.errors import InputError
-from twinblock.core.seeding import generator
 from twinblock.methods.learner import Batch, Learner, Network, Signal, pairs_of
 from twinblock.methods.objectives import BarlowTwins, InfoNCE, NTXent, Regression
+from twinblock.methods.stacks import Stack
 from twinblock.methods.targets.pruned import Pruned, magnitude_masks
 from twinblock.methods.targets.shared import Shared
-from twinblock.nn.encoders import build_encoder
-from twinblock.nn.norms import WSConv2d, standardise
 from twinblock.nn.pooling import Noise, Pooling
 
 CONVS = ("stem.conv", "block1.conv1", "block1.conv2", "block2.conv1", "block2.conv2", "block2.shortcut.conv")
@@ -153,7 +148,7 @@ def views() -> list[torch.Tensor]:
 
 
 def test_both_views_train_the_network_that_sees_them():
-    pruned, head, both = Pruned(tiny_network(), 0.5), nn.Linear(1, 1), ((0, 1), (1, 0))
+    pruned, head, both = Pruned(tiny.network(), 0.5), nn.Linear(1, 1), ((0, 1), (1, 0))
 
     def pairs(objective, predictor):
         return pairs_of(objective, pruned, predictor, (32, 32))
@@ -163,20 +158,17 @@ def test_both_views_train_the_network_that_sees_them():
     assert pairs(NTXent(0.1), head) == both
 
 
-def tiny_network() -> Network:
-    return Network([nn.Conv2d(3, 4, 3)], Pooling(4), nn.Identity(), Noise(0.0))
-
-
 @pytest.mark.parametrize("method", tiny.PRUNED)
 @pytest.mark.parametrize("norm", ["batch", "group", "none"])
 def test_every_method_takes_two_passes_and_trains_all_its_tensors(method, norm):
     wide = {"projector": {"dims": [64, 8]}, "width": 32} if norm == "group" else {}
-    if norm == "group" and method == "sdclr_byol":
+    if norm == "group" and tiny.config(method).predictor is not None:
         wide["predictor"] = {"dims": [64, 8]}
     (learner,) = build(method, norm=norm, **wide)
     passes = []
     learner.network.blocks[0].register_forward_hook(lambda *_: passes.append(1))
-    loss, *_ = learner(Signal.from_views(views()), Batch(None, (0, 0)))
+    x = views()
+    loss, *_ = learner(Signal.from_views(x), Batch(torch.arange(len(x[0])) % 3, (0, 0)))
     loss.backward()
     assert len(passes) == 2
     assert [name for name, p in learner.named_parameters() if p.grad is None] == []
@@ -189,7 +181,7 @@ def test_pruned_entries_learn_from_the_dense_view_alone():
     name = "blocks.0.0.layer1.0.conv1.weight"
     weight = learner.network.get_parameter(name)
     mask = learner.target.get_buffer("mask/" + name.removesuffix(".weight").replace(".", "/"))
-    learner.target(learner.network, y, (0,), 0)[1].square().sum().backward()
+    learner.target(learner.network, [Stack(y, [(0,)])])[0][1].square().sum().backward()
     assert not weight.grad[~mask].any()
     assert weight.grad[mask].all()
     assert learner.network.get_submodule("blocks.0.0.bn1").num_batches_tracked == 0  # the statistics are private
@@ -204,120 +196,6 @@ def test_with_ratio_0_and_the_same_norms_it_is_the_shared_branch():
     assert losses[0].item() == pytest.approx(losses[1].item(), rel=1e-12)
 
 
-def test_masks_move_at_their_interval_only_and_by_the_dense_weights():
-    network = tiny_network()
-    target = Pruned(network, 0.5, Duration.parse("2epochs"), epoch_steps=3)
-    moved = []
-    for step in range(12):
-        with torch.no_grad():
-            network.blocks[0].weight.normal_(generator=torch.Generator().manual_seed(step))
-        before = target.get_buffer("mask/blocks/0").clone()
-        target.after_step(network, step, 12)
-        if not torch.equal(before, target.get_buffer("mask/blocks/0")):
-            moved.append(step)
-            expected = magnitude_masks({"w": network.blocks[0].weight}, 0.5)["w"]  # of all weights, pruned ones too
-            assert torch.equal(target.get_buffer("mask/blocks/0"), expected)
-    assert moved == [5, 11]
-
-
-def test_random_pruning_is_a_function_of_seed_and_step():
-    network = tiny_network()
-    masks = [Pruned(network, 0.3, random=0.5, seed=seed).get_buffer("mask/blocks/0") for seed in (1, 1, 2)]
-    assert torch.equal(masks[0], masks[1])
-    assert not torch.equal(masks[0], masks[2])
-    whole = magnitude_masks({"w": network.blocks[0].weight}, 0.3)["w"]
-    assert not (masks[0] & ~whole).any()
-    assert 0.3 < masks[0].sum() / whole.sum() < 0.7
-
-
-def twin_layers() -> Network:
-    """Two convolutions with the same weights."""
-    blocks = nn.Sequential(nn.Conv2d(4, 4, 3), nn.Conv2d(4, 4, 3))
-    blocks[1].load_state_dict(blocks[0].state_dict())
-    return Network([blocks], Pooling(4), nn.Identity(), Noise(0.0))
-
-
-def masks_of(target: Pruned) -> list[torch.Tensor]:
-    return [target.get_buffer(f"mask/blocks/0/{layer}").clone() for layer in (0, 1)]
-
-
-def test_random_pruning_draws_anew_for_each_layer_and_each_step():
-    network = twin_layers()
-    target = Pruned(network, 0.0, random=0.5, seed=3)
-    drawn = masks_of(target)
-    for step in (1, 2):
-        target.draw(network, step)
-        drawn += masks_of(target)
-    for a, b in itertools.combinations(drawn, 2):
-        assert 0.25 < (a != b).float().mean() < 0.75  # halves that know nothing of each other
-
-
-def test_masks_after_a_step_are_those_of_the_step_that_follows():
-    """Those that a run resumed there would draw; the first ones are of step 0."""
-    network = twin_layers()
-    target, other = (Pruned(network, 0.0, Duration.parse("1epochs"), 2, random=0.5) for _ in range(2))
-    for mask, first in zip(masks_of(target), masks_of(other), strict=True):
-        assert torch.equal(mask, first)
-    target.after_step(network, 3, 8)
-    for step, same in ((3, False), (4, True)):
-        other.draw(network, step)
-        assert all(torch.equal(a, b) == same for a, b in zip(masks_of(target), masks_of(other), strict=True))
-    assert masks_of(target)[0].float().mean() == pytest.approx(0.5, abs=0.15)
-
-
-@pytest.mark.parametrize("random", [0.1, 0.8])
-def test_random_pruning_drops_its_share(random):
-    target = Pruned(twin_layers(), 0.0, random=random)
-    assert torch.cat(masks_of(target)).float().mean() == pytest.approx(1 - random, abs=0.1)
-
-
-def test_masks_are_drawn_from_step_0_with_seed_0():
-    network = twin_layers()
-    for seed, step in ((0, 0), (2, 5)):
-        target = Pruned(network, 0.0, random=0.5, **({"seed": seed} if seed else {}))
-        if step:
-            target.draw(network, step)
-        for i, mask in enumerate(masks_of(target)):
-            assert torch.equal(mask, torch.rand(4, 4, 3, 3, generator=generator("prune", seed, step, i)) >= 0.5)
-
-
-def test_masks_may_be_drawn_by_a_share_of_the_run():
-    network = tiny_network()
-    target = Pruned(network, 0.5, Duration.parse("50%"), epoch_steps=3)
-    drawn = []
-    target.draw = lambda network, step: drawn.append(step)
-    for step in range(8):
-        target.after_step(network, step, 8)
-    assert drawn == [4, 8]
-
-
-def test_a_weight_is_dropped_with_the_probability_and_not_above():
-    """A uniform number in [0, 1) is below p with probability p: the number p itself keeps the weight."""
-    number = torch.rand(4, 3, 3, 3, generator=generator("prune", 0, 0, 0))
-    mask = Pruned(tiny_network(), 0.0, random=float(number[0, 0, 0, 0])).get_buffer("mask/blocks/0")
-    assert mask[0, 0, 0, 0] and torch.equal(mask, number >= number[0, 0, 0, 0])
-
-
-def test_an_epoch_has_one_step_unless_it_is_said():
-    network = tiny_network()
-    target = Pruned(network, 0.5)
-    before = target.get_buffer("mask/blocks/0").clone()
-    with torch.no_grad():
-        network.blocks[0].weight.normal_(generator=torch.Generator().manual_seed(1))
-    target.after_step(network, 0, 1)
-    assert not torch.equal(before, target.get_buffer("mask/blocks/0"))
-
-
-def test_masks_stay_for_good_where_the_interval_is_longer_than_the_run():
-    network = tiny_network()
-    target = Pruned(network, 0.5, Duration.parse("0epochs"))
-    before = target.get_buffer("mask/blocks/0").clone()
-    with torch.no_grad():
-        network.blocks[0].weight.mul_(torch.arange(network.blocks[0].weight.numel()).view_as(network.blocks[0].weight))
-    target.after_step(network, 0, 1)
-    assert torch.equal(before, target.get_buffer("mask/blocks/0"))
-
-
 def test_blocks_of_a_blockwise_run_are_pruned_each_by_itself_and_pass_their_pruned_map_on():
     learners = build("sdclr", "simultaneous", target={"kind": "pruned", "ratio": 0.5})
     signal = Signal.from_views(views())
@@ -325,7 +203,8 @@ def test_blocks_of_a_blockwise_run_are_pruned_each_by_itself_and_pass_their_prun
         masks = [m for name, m in learner.target.named_buffers() if name.startswith("mask/")]
         assert np.isclose(sum(int(m.sum()) for m in masks) / sum(m.numel() for m in masks), 0.5, atol=0.01)
         _, following, *_ = learner(signal, Batch(None, (0, 0)))
-        assert torch.equal(following.online[1], learner.target(learner.network, signal.online[1], (0, 0, 1), 0)[0])
+        ((expected, _),) = learner.target(learner.network, [Stack(signal.online[1], [(0, 0, 1)])])
+        assert torch.equal(following.online[1], expected)
         signal = following
 
 
@@ -349,54 +228,3 @@ def test_what_makes_no_sense_is_refused_with_the_reason(recipe, overrides, words
 def test_a_network_without_layers_is_refused():
     with pytest.raises(InputError, match="removes weights of layers"):
         Pruned(Network([nn.ReLU()], Pooling(3), nn.Identity(), Noise(0.0)), 0.5)
-
-
-def test_stem_and_shortcuts_are_pruned_and_the_head_is_not():
-    encoder = build_encoder("resnet18", "cifar", "batch", 8, 32, 0)
-    network = Network(encoder.as_blocks(), Pooling(64, expand=16), nn.Linear(16, 4), Noise(0.0))
-    target = Pruned(network, 0.9)
-    assert len(target.weights) == 1 + 16 + 3
-    assert any("downsample" in name for name in target.weights)
-    assert all(name.startswith("blocks.") for name in target.weights)
-    assert "pooling/expansion/1" in target.norms
-
-
-def test_the_linear_layers_of_a_transformer_are_pruned_too():
-    encoder = build_encoder("test_vit", "standard", "batch", None, 32, seed=0)
-    network = Network(encoder.as_blocks(), Pooling(encoder.width, prefix=encoder.prefix), nn.Linear(64, 8), Noise(0.0))
-    target = Pruned(network, 0.5)
-    layers = sum(m.weight.numel() for m in network.blocks.modules() if isinstance(m, nn.Linear | nn.Conv2d))
-    masked = [buffer for name, buffer in target.named_buffers() if name.startswith("mask/")]
-    assert sum(mask.numel() for mask in masked) == layers > 10_000
-    assert sum(int(mask.sum()) for mask in masked) == pytest.approx(layers / 2, abs=1)
-
-
-def test_of_standardised_weights_those_are_pruned_that_the_convolution_uses():
-    encoder = build_encoder("resnet10", "cifar", "group4+ws", 8, 16, seed=0)
-    for conv in (m for m in encoder.modules() if isinstance(m, nn.Conv2d)):
-        conv.weight.data += 3  # standardised away, but by size the smallest would be others
-    network = Network(encoder.as_blocks(), Pooling(encoder.width), nn.Identity(), Noise(0.0))
-    target, seen = Pruned(network, 0.9), {}
-    for conv in (m for m in network.modules() if isinstance(m, WSConv2d)):
-        conv.register_forward_hook(lambda m, inputs, output: seen.update({m: (inputs[0], output)}))
-    x = torch.randn(2, 3, 16, 16)
-    target(network, x, (0,), 0)
-    zero = total = 0
-    dense = torch.cat([standardise(conv.weight).flatten().abs() for conv in seen])
-    threshold = dense.sort().values[-(-len(dense) * 9 // 10)]
-    for conv, (given, found) in seen.items():
-        weight = standardise(conv.weight)
-        weight = weight * (weight.abs() >= threshold)
-        assert torch.allclose(found, F.conv2d(given, weight, None, conv.stride, conv.padding), atol=1e-5)
-        assert conv.kept is None  # the online network is as it was
-        zero, total = zero + int((weight == 0).sum()), total + weight.numel()
-    assert zero == pytest.approx(0.9 * total, abs=2)
-
-
-def test_nothing_is_drawn_at_random_unless_it_is_said_and_then_by_seed_0():
-    network = tiny_network()
-    assert torch.equal(
-        Pruned(network, 0.3).get_buffer("mask/blocks/0"), magnitude_masks({"w": network.blocks[0].weight}, 0.3)["w"]
-    )
-    masks = [Pruned(network, 0.3, random=0.5, **more).get_buffer("mask/blocks/0") for more in ({}, {"seed": 0})]
-    assert torch.equal(*masks)

@@ -1,8 +1,9 @@
 """Objectives: the mathematics of each method on the global batch of embeddings, one file a formula.
 
 Each is a module called with the online embedding `z` and the target embedding `t`, usable in anyone's loop.
-It normalises or standardises its own input, holds no parameters, and its forward changes no state: a buffer
-moves only in `after_step`. A file here is a kind: its name, and the annotated arguments of its class are its fields.
+It normalises or standardises its own input, and its forward changes no state: a buffer moves only in `after_step`.
+Parameters of its own, if it has any, are trained with the network. A file with an objective is a kind: its name, and
+the annotated arguments of its class are its fields.
 """
 
 import sys

@@ -18,7 +18,9 @@ class BarlowTwins(Objective):
     as some published code has, is the recipe's.
     """
 
+    family = "decorrelation"
     symmetric = True
+    compares_images = True
     least_rows = 2  # one has no variance
 
     def __init__(

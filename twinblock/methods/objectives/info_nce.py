@@ -1,8 +1,8 @@
 """InfoNCE with a queue of earlier keys: MoCo (He et al. 2020, arXiv 1911.05722, section 3)."""
 
 import math
-from collections.abc import Sequence
-from typing import Annotated
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any
 
 import torch
 import torch.nn.functional as F
@@ -10,11 +10,9 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
-from twinblock.core.errors import InputError
-from twinblock.core.types import Positive
-from twinblock.methods.objectives.objective import Objective, full_precision
+from twinblock.methods.objectives.objective import Objective, Temperature, full_precision
+from twinblock.methods.objectives.ring import QueueSize, renewed, unit_rows
 
-QueueSize = Annotated[int, Field(ge=1, le=2**22)]
 Negatives = Annotated[int, Field(ge=1, le=2**53)]
 
 
@@ -27,6 +25,7 @@ class InfoNCE(Objective):
     need not divide the size. `negatives`, EqCo's alpha, weights the queue as if it held so many (Zhu et al. 2020).
     """
 
+    family = "contrast"
     detaches_target = True
     separable = True
 
@@ -37,19 +36,20 @@ class InfoNCE(Objective):
         self,
         dim: int,
         queue: Annotated[QueueSize, Field(description="Keys of earlier batches that are kept.")],
-        temperature: Annotated[Positive, Field(description="Divides the cosines: low values weigh near images.")],
+        temperature: Temperature,
         seed: int = 0,
         negatives: Annotated[
             Negatives | None, Field(description="EqCo's alpha: the queue weighs as if it held so many; null: as it is.")
         ] = None,
     ):
         super().__init__()
-        if queue < 1:
-            raise InputError(f"queue={queue}: a queue holds at least one key")
-        self.temperature, self.margin = temperature, math.log((negatives or queue) / queue)
-        rows = torch.randn(queue, dim, generator=torch.Generator().manual_seed(seed), device="cpu")
-        self.register_buffer("queue", F.normalize(rows, dim=1))
+        self.register_buffer("queue", unit_rows(queue, dim, seed))
         self.register_buffer("pointer", torch.zeros((), dtype=torch.int64))
+        self.temperature, self.margin = temperature, math.log((negatives or queue) / queue)
+
+    @classmethod
+    def chance(cls, fields: Any, batch: int) -> float | None:
+        return math.log((fields.negatives or fields.queue) + 1)
 
     def pairs(self, sizes: Sequence[int]) -> list[tuple[int, int | None]]:
         """The first view alone asks, as published."""
@@ -63,11 +63,6 @@ class InfoNCE(Objective):
         return -F.logsigmoid(positive - negatives).mean()
 
     @torch.no_grad()
-    def after_step(self, t: Float[Tensor, "n d"]) -> None:
-        """Puts the last global batch of keys into the queue; of a batch larger than the queue, the newest."""
-        size, n = len(self.queue), len(t)
-        keys = F.normalize(t.to(self.queue.dtype), dim=1)
-        rows = (self.pointer + torch.arange(n, device=t.device)) % size
-        # not in place: a backward that is still to come needs the queue that its loss met
-        self.queue = self.queue.index_copy(0, rows[-size:], keys[-size:])
-        self.pointer.copy_((self.pointer + n) % size)
+    def after_step(self, targets: Mapping[int, Tensor], step: int, total: int) -> None:
+        """Puts the last global batch of keys into the queue."""
+        self.queue = renewed(self.queue, self.pointer, torch.cat([*targets.values()]))

@@ -1,15 +1,14 @@
 """NT-Xent, the objective of SimCLR (Chen et al. 2020, arXiv 2002.05709, section 2.1)."""
 
-from typing import Annotated
+import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from pydantic import Field
 from torch import Tensor
 
-from twinblock.core.types import Positive
-from twinblock.methods.objectives.objective import Objective, full_precision
+from twinblock.methods.objectives.objective import Objective, Temperature, full_precision
 
 
 class NTXent(Objective):
@@ -19,13 +18,17 @@ class NTXent(Objective):
     same image. SimCLR's own code sums the two directional means, which is twice this value.
     """
 
+    family = "contrast"
     symmetric = True
+    compares_images = True
 
-    def __init__(
-        self, temperature: Annotated[Positive, Field(description="Divides the cosines: low values weigh near images.")]
-    ):
+    def __init__(self, temperature: Temperature):
         super().__init__()
         self.temperature = temperature
+
+    @classmethod
+    def chance(cls, fields: Any, batch: int) -> float | None:
+        return math.log(2 * batch - 1)
 
     @full_precision
     def forward(self, z: Float[Tensor, "n d"], t: Float[Tensor, "n d"]) -> Float[Tensor, ""]:

@@ -15,8 +15,10 @@ class Regression(Objective):
     directions, is a quarter of that sum minus 1.
     """
 
+    family = "prediction"
     detaches_target = True
     separable = True
+    repels = False
 
     @full_precision
     def forward(self, z: Float[Tensor, "n d"], t: Float[Tensor, "n d"]) -> Float[Tensor, ""]:

@@ -14,6 +14,7 @@ class Supervised(Objective):
     holds equally many labels.
     """
 
+    family = "labels"
     labelled = True
     detaches_target = True
     separable = True

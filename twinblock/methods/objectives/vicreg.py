@@ -20,7 +20,9 @@ class VICReg(Objective):
     over views.
     """
 
+    family = "decorrelation"
     symmetric = True
+    compares_images = True
     least_rows = 2  # one has no variance
 
     def __init__(

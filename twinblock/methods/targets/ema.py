@@ -30,12 +30,15 @@ class EMA(Target):
         buffers: Annotated[
             Literal["own", "average"], Field(description="Batch statistics: the target's own, or averaged as weights.")
         ] = "own",
+        kept: Annotated[
+            bool, Field(description="Whether the run's encoder is the average, as in DINO, not the online network.")
+        ] = False,
     ):
         super().__init__()
         self.average = copy.deepcopy(network).requires_grad_(False)
-        self.momentum, self.schedule, self.buffers_policy = momentum, schedule, buffers
+        self.momentum, self.schedule, self.buffers_policy, self.kept = momentum, schedule, buffers, kept
 
-    def forward(self, network: nn.Module, *inputs) -> tuple[Tensor, ...]:
+    def forward(self, network: nn.Module, *inputs) -> list[tuple[Tensor, ...]]:
         with torch.no_grad():
             return self.average(*inputs)
 

@@ -68,7 +68,7 @@ class Pruned(Target):
         """The first view meets the dense network, all others the pruned one."""
         return view > 0
 
-    def forward(self, network: nn.Module, *inputs) -> tuple[Tensor, ...]:
+    def forward(self, network: nn.Module, *inputs) -> list[tuple[Tensor, ...]]:
         return functional_call(network, self.tensors(network), inputs)
 
     def tensors(self, network: nn.Module) -> dict[str, Tensor]:
