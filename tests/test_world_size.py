@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import tiny
 import torch
-from torch import multiprocessing
+from processes import together
 
 import twinblock.core.distributed
 import twinblock.core.seeding
@@ -70,7 +70,7 @@ def worker(rank: int, world: int, port: int, folder: Path, cases, norm: str, mis
 def on_processes(world: int, port: int, folder: Path, cases, norm: str, mistake=None):
     folder.mkdir(parents=True)
     arguments = (world, port, folder, cases, norm, mistake)
-    multiprocessing.start_processes(worker, arguments, nprocs=world, start_method="fork")  # spawning costs seconds
+    together(worker, arguments, world)
     return torch.load(folder / "found.pt", weights_only=True)
 
 

@@ -92,15 +92,15 @@ def test_when_and_in_what_pieces_is_counted_by_hand(world, piece, interval, tmp_
     parts = built.learners, built.loader.images, built.train_step.views, built.config, built.fabric.device, built.plan
     monitor = Monitor(*parts, **world)
     assert len(monitor.pixels) == 48
-    assert (monitor.piece, monitor.interval, monitor.again) == (piece, interval, 50)
-    assert monitor.due_at == {0, 40, 100, 200}  # 1, 2.5 and 5 % of the first 4,000 steps
+    assert (monitor.piece, monitor.looks.interval, monitor.looks.again) == (piece, interval, 50)
+    assert monitor.looks.due_at == {0, 40, 100, 200}  # 1, 2.5 and 5 % of the first 4,000 steps
     first, second = config.views  # BYOL solarises the second alone
     assert [view.solarize for view in monitor.views.specs] == [first.solarize]
     assert first.solarize != second.solarize
 
 
 def test_a_collapse_in_a_very_short_run_is_confirmed_at_the_next_step(tmp_path):
-    assert tiny.trainer(tiny.config("byol", train={"length": "20steps"}), tmp_path).monitor.again == 1
+    assert tiny.trainer(tiny.config("byol", train={"length": "20steps"}), tmp_path).monitor.looks.again == 1
 
 
 @pytest.mark.parametrize(
@@ -155,12 +155,12 @@ def test_a_monitor_of_blocks_asks_for_the_looks_that_it_would_ask_for_after_a_re
     """A look at which block 1 is suspect while block 4 has collapsed asks for none, and is not judged again later."""
     config = tiny.config("byol", "simultaneous", train={"length": "1000steps"})
     straight, resumed = (tiny.trainer(config, tmp_path / name).monitor for name in "ab")
-    rows, early = [], set(straight.due_at)
+    rows, early = [], set(straight.looks.due_at)
     for step, fallen in ((0, ()), (10, (3,)), (20, (3,)), (31, (0, 3)), (35, ()), (37, ())):
         pretend(straight, lambda _, fallen=fallen: [0.001 if i in fallen else 0.2 for i in range(4)])
         rows.append(json.loads(json.dumps(diagnosed(straight, step))))
     resumed.recall(rows)
-    assert resumed.due_at == straight.due_at == early | {10 + straight.again}
+    assert resumed.looks.due_at == straight.looks.due_at == early | {10 + straight.looks.again}
     assert resumed.verdicts == straight.verdicts
 
 
@@ -297,8 +297,8 @@ def test_each_phase_has_early_looks_of_its_own(tmp_path):
     """At 1, 2.5 and 5 % of every phase, not of the first one alone."""
     monitor = tiny.trainer(tiny.config("byol", "sequential", train={"length": "4000steps"}), tmp_path).monitor
     for start in (0, 1000, 2000, 3000):
-        assert {start, start + 10, start + 25, start + 50} <= monitor.due_at
-    assert len(monitor.due_at) == 16
+        assert {start, start + 10, start + 25, start + 50} <= monitor.looks.due_at
+    assert len(monitor.looks.due_at) == 16
 
 
 def test_test_images_without_labels_are_not_looked_at_in_a_training_with_labels(monkeypatch):

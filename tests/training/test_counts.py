@@ -1,10 +1,8 @@
 """How many kernels, copies and waits a step asks of a GPU: they must not grow unseen. See `counting`."""
 
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
-
 import pytest
 from counting import counts
+from processes import apart
 
 
 @pytest.mark.parametrize(
@@ -19,8 +17,7 @@ def test_a_step_asks_no_more_of_a_gpu_than_it_did(recipe, most):
     of memory are none. Copies go from the host to the GPU: pixels, labels, and the floats and whole numbers of all
     views. Reading the losses, every ten steps, is outside.
     """
-    with ProcessPoolExecutor(1, mp_context=get_context("fork")) as pool:
-        found = pool.submit(counts, recipe, "encoder.kind=resnet18", "encoder.stem=cifar", "encoder.width=8").result()
+    found = apart(counts, recipe, "encoder.kind=resnet18", "encoder.stem=cifar", "encoder.width=8")
     assert sum(found.copies.values()) <= 4, found.copies
     assert not found.waits, found.waits
     assert sum(found.launches.values()) <= most, found.launches.most_common()

@@ -9,7 +9,7 @@ import sys
 import pytest
 import tiny
 import torch
-from torch import multiprocessing
+from processes import together
 
 from twinblock.core import distributed
 from twinblock.core.errors import InputError
@@ -61,7 +61,7 @@ def task(rank: int, port: int, folder) -> None:
 
 
 def test_two_tasks_of_srun_find_each_other(tmp_path, free_port):
-    multiprocessing.spawn(task, (free_port, tmp_path), nprocs=2)
+    together(task, (free_port, tmp_path), 2, "spawn")
     assert [(tmp_path / rank).read_text() for rank in "01"] == ["2 [0, 1]"] * 2
 
 
@@ -189,7 +189,7 @@ def one_of_two(rank: int, given_rank: int, port: int, folder) -> None:
 
 
 def test_two_processes_of_one_rank_are_said(tmp_path, free_port):
-    multiprocessing.start_processes(one_of_both, (free_port, tmp_path), nprocs=2, start_method="spawn")
+    together(one_of_both, (free_port, tmp_path), 2, "spawn")
     assert any(
         "two processes have RANK=0" in file.read_text() or "in use" in file.read_text() for file in tmp_path.iterdir()
     )

@@ -6,12 +6,12 @@ from pathlib import Path
 import pytest
 import tiny
 import torch
-from torch import multiprocessing
+from processes import together
 
 import twinblock
 from twinblock.core.errors import InputError
 from twinblock.training import pace
-from twinblock.training.pace import Pace
+from twinblock.training.pace import Counts, Pace
 
 SMALL = ["encoder.kind=resnet10", "encoder.width=8", "data.batch=16", "train.precision=fp32", "projector.dims=[16,8]"]
 PACE = Pace(step=0.5, look=0.02, save=0.1, bytes=9)
@@ -61,6 +61,23 @@ def test_the_weights_are_put_back(tmp_path):
     Pace.of(trainer)
     after = {f"{i}.{k}": t for i, one in enumerate(trainer.learners) for k, t in one.state_dict().items()}
     assert [name for name in before if not torch.equal(before[name], after[name])] == []
+
+
+@pytest.mark.parametrize("steps", [4, 10, 77])
+@pytest.mark.parametrize("scope", ["end_to_end", "simultaneous", "sequential"])
+def test_what_a_run_of_other_steps_consists_of(tmp_path, scope, steps):
+    """Said by a trainer of another length: what the trainer of that length does."""
+    first, then = (
+        tiny.trainer(
+            tiny.config("simclr", scope, train={"length": f"{n}steps", "checkpoint_every": "10%"}), tmp_path / str(n)
+        )
+        for n in (1000, steps)
+    )
+    done = {"looks": 0, "saves": 0}
+    then.measure = lambda: done.update(looks=done["looks"] + 1) or {"step": then.step}
+    then.save = lambda: done.update(saves=done["saves"] + 1)
+    then.fit()
+    assert Counts.of(first, steps) == Counts.of(then) == Counts(steps, **done)
 
 
 def test_a_run_of_so_many_minutes_is_that_of_so_many_steps(tmp_path, monkeypatch):
@@ -129,7 +146,7 @@ def process(rank: int, world: int, port: int, folder: Path) -> None:
 
 
 def test_processes_take_as_many_steps_each(tmp_path, free_port):
-    multiprocessing.start_processes(process, (2, free_port, tmp_path), nprocs=2, start_method="fork")
+    together(process, (2, free_port, tmp_path), 2)
     first, second = ((tmp_path / str(rank)).read_text() for rank in range(2))
     assert first == second
     steps = int(first.split()[0])

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import tiny
 import torch
-from torch import multiprocessing
+from processes import together
 
 from twinblock.config.recipes import compose
 from twinblock.config.schema import check
@@ -70,7 +70,7 @@ def worker(rank: int, world: int, port: int, folder: Path, cases, interrupt: boo
 def on_processes(world: int, port: int, folder: Path, cases, interrupt: bool = False):
     folder.mkdir(parents=True, exist_ok=True)
     arguments = (world, port, folder, cases, interrupt)
-    multiprocessing.start_processes(worker, arguments, nprocs=world, start_method="fork")  # spawning costs seconds
+    together(worker, arguments, world)
     return torch.load(folder / "found.pt", weights_only=True)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import tiny
 import torch
-from torch import multiprocessing
+from processes import together
 
 import twinblock
 from twinblock.core.errors import InputError
@@ -147,7 +147,7 @@ def process(rank: int, world: int, port: int, folder: Path, field: str, free: tu
 )
 def test_processes_choose_what_fits_on_all_of_them(tmp_path, free_port, field, free, batch, micro):
     arguments = (2, free_port, tmp_path, field, free)
-    multiprocessing.start_processes(process, arguments, nprocs=2, start_method="fork")
+    together(process, arguments, 2)
     said = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)]
     assert said == [[batch, micro, True]] * 2
 

@@ -2,8 +2,6 @@
 
 import itertools
 import math
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
 from unittest.mock import patch
 
 import numpy as np
@@ -11,6 +9,7 @@ import pytest
 import torch
 import torchvision.transforms.v2.functional as tv
 from pictures import photos
+from processes import apart
 from pydantic import ValidationError
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torchvision.transforms import InterpolationMode
@@ -318,8 +317,7 @@ def devices_of_fakes() -> list[str]:
 
 def test_everything_happens_on_the_device_of_the_batch():
     """In a process of its own: once there are such tensors, autograd does not work in forked processes any more."""
-    with ProcessPoolExecutor(1, mp_context=get_context("fork")) as pool:
-        assert pool.submit(devices_of_fakes).result() == ["cuda"] * 3
+    assert apart(devices_of_fakes) == ["cuda"] * 3
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

@@ -1,8 +1,7 @@
 """The diagnosis that is always on: a fixed sample of images, measured now and then, for about 1 % of the time."""
 
-import math
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,6 +17,7 @@ from twinblock.core.errors import InputError
 from twinblock.core.seeding import order
 from twinblock.data import Images
 from twinblock.data.training import split_of
+from twinblock.diagnosis.looks import SAMPLE, Looks, begun
 from twinblock.diagnosis.measures import agreement, indicators, shares
 from twinblock.diagnosis.verdict import Verdict, verdict, worst
 from twinblock.methods.learner import parts_of, shares_of
@@ -25,12 +25,6 @@ from twinblock.nn.modes import calibrated
 from twinblock.runs.metrics import BESIDE, history_of
 from twinblock.views import Views
 
-SAMPLE = 64, 256  # images looked at: within these bounds, two batches, or fewer where a short run cannot afford them
-SHARE = 0.009  # of the training time, counted in forward passes; by the clock it is up to a twentieth more
-LEAST, MOST = 8, 500  # measurements at equal distances: very short runs then spend more than that share, long ones less
-EARLY = 0.0, 0.01, 0.025, 0.05  # parts of a phase at which to measure in any case, to see a collapse early
-LONG = 4_000  # steps; of a longer phase those are parts of its first steps, so that the last is at step 200
-CONFIRM = 0.02, 50  # a measurement that finds a collapse is repeated after this part of the run, at most so many steps
 NEIGHBOURS, TEMPERATURE = 5, 0.1  # of the sample, which has few images a class
 
 
@@ -48,9 +42,7 @@ def held_out(data: Data, images: Images) -> Images:
 class Monitor:
     """Looks at what each Learner gives for two views of the same images, in evaluation mode, and changes nothing.
 
-    A measurement costs two forward passes of the sample, a step three times two of a batch, since backward counts
-    double. `world` processes share a step while one of them measures for all. The interval follows from that and from
-    `SHARE`. `rows` holds what was seen, `verdicts` one for each Learner.
+    When it looks is for `looks` to say. `rows` holds what was seen, `verdicts` one for each Learner.
     """
 
     def __init__(
@@ -69,27 +61,19 @@ class Monitor:
         first = views.specs[0].model_copy(update={"count": 1})
         self.views = Views([first], views.size, views.mean, views.std, views.value_range)
         batch = config.data.batch
-        # of all looks, in images of one: a block costs one pass where it only passes on, three where it learns
-        passes = sum(phase.steps * (min(phase.trained) + 3 * len(phase.trained)) for phase in plan.phases)
-        cost = SHARE * passes / len(learners) * batch / world
         # images at a time: a measurement takes no more memory than a step
         self.piece = min(max(1, batch // world), config.train.micro_batch or batch)
-        affordable = round(cost / (LEAST + len(EARLY) + 1))
-        count = min(len(images), max(SAMPLE[0], min(SAMPLE[1], 2 * batch, affordable)))
-        index = np.sort(order(config.train.seed, -1, len(images))[:count])
+        self.images, self.looks = len(images), Looks(plan, config, len(images), len(learners), world)
+        index = np.sort(order(config.train.seed, -1, len(images))[: self.looks.count])
         self.pixels = images.batch(index)
         self.labels = None if images.labels is None else torch.from_numpy(images.labels[index])
         self.aspect = images.aspects(index)
-        self.starts = [next(_starts(plan, i)) for i in self.wholes]
-        self.due_at = {start + round(part * min(phase.steps, LONG)) for start, phase in _phases(plan) for part in EARLY}
-        left = cost / count - len(self.due_at) - 3  # measurements; one is for the end, two are for what is untrained
-        self.interval = max(1, math.ceil(plan.total / min(max(left, LEAST), MOST)))
-        self.again = max(1, min(round(CONFIRM[0] * plan.total), CONFIRM[1]))
+        self.starts = [next(start for start, phase in begun(plan) if i in phase.trained) for i in self.wholes]
         self.rows: list[dict[str, Any]] = []
         self.verdicts: list[Verdict] = [verdict([])] * len(self.learners)
 
     def due(self, step: int) -> bool:
-        return step in self.due_at or step % self.interval == 0
+        return self.looks.due(step)
 
     def note(self, step: int, measures: list[dict[str, Any]]) -> dict[str, Any]:
         """Judge by what was measured as well, and give the row for the metrics."""
@@ -114,7 +98,7 @@ class Monitor:
         # judged once each, so that what is asked for follows from the rows: a resumed run looks when another would
         suspect = (len(h) > 1 and verdict(h, finished=True).state == "complete collapse" for h in histories.values())
         if not self.collapsed and any(suspect):
-            self.due_at.add(self.rows[-1]["step"] + self.again)
+            self.looks.due_at.add(self.rows[-1]["step"] + self.looks.again)
 
     @property
     def collapsed(self) -> bool:
@@ -214,14 +198,3 @@ def leave_one_out(views: Float[Tensor, "v n d"], labels: Int[Tensor, " n"]) -> f
     votes = torch.zeros(len(z), int(labels.max()) + 1)
     votes.scatter_add_(1, labels[nearest], (cosine / TEMPERATURE).exp())
     return 100 * float((votes.argmax(1) == labels).float().mean())
-
-
-def _phases(plan: Plan) -> Iterator[tuple[int, Any]]:
-    start = 0
-    for phase in plan.phases:
-        yield start, phase
-        start += phase.steps
-
-
-def _starts(plan: Plan, learner: int) -> Iterator[int]:
-    return (start for start, phase in _phases(plan) if learner in phase.trained)

@@ -19,7 +19,7 @@ from twinblock.data.training import chosen, training
 from twinblock.methods.learner import parts_of
 from twinblock.runs.run import Run
 from twinblock.runs.starting import beginning
-from twinblock.training.pace import Pace, saves
+from twinblock.training.pace import Counts, Pace
 from twinblock.training.pretrain import composed
 from twinblock.training.room import need_room, with_numbers
 
@@ -60,10 +60,10 @@ def estimate(
         config, _ = with_numbers(config, len(images), fabric.world_size, trainer_of)
         trainer = trainer_of(config)
         need_room(trainer)
-        pace = Pace.of(trainer)
-        seconds = pace.seconds(trainer)
+        pace, counts = Pace.of(trainer), Counts.of(trainer)
+        seconds = pace.seconds(counts)
         of_encoder = _encoder_bytes(trainer)
-        checkpoints = min(saves(trainer), 2) * pace.bytes
+        checkpoints = min(counts.saves, 2) * pace.bytes
     return {
         **_sizes(config, images, trainer),
         "images_per_second": config.data.batch / pace.step,

@@ -1,10 +1,10 @@
 """How fast a run goes: what its steps, measurements and checkpoints take, and how many steps fit into a time."""
 
 import copy
+import math
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,11 +12,13 @@ from typing import Any
 
 import torch
 
+from twinblock.assembly.plan import make_plan
 from twinblock.config.schema import Config
 from twinblock.core.console import clock
-from twinblock.core.distributed import largest
+from twinblock.core.distributed import largest, world_size
 from twinblock.core.durations import Duration
 from twinblock.core.errors import InputError
+from twinblock.diagnosis.looks import Looks
 from twinblock.runs import checkpoint
 
 SECONDS, MOST, LEAST = 6.0, 40, 3  # for the steps of a phase: at most so long, so many, and at least so many
@@ -47,38 +49,50 @@ class Pace:
         step, look, save = (largest(value, trainer.fabric.device) for value in (step, look, save))
         return cls(step, look, save, size)
 
-    def seconds(self, trainer: Any) -> dict[str, float]:
-        """Of the whole run of a trainer, by what takes them."""
+    def seconds(self, counts: "Counts") -> dict[str, float]:
+        """Of a whole run, by what takes them."""
         return {
-            "steps": self.step * trainer.plan.total,
-            "measuring": self.look * (1 + sum(map(trainer.monitor.due, range(trainer.plan.total)))),
-            "saving": self.save * saves(trainer),
+            "steps": self.step * counts.steps,
+            "measuring": self.look * counts.looks,
+            "saving": self.save * counts.saves,
         }
 
 
-def saves(trainer: Any) -> int:
-    """Checkpoints of a whole run."""
-    return trainer.plan.total // trainer.save_every + (trainer.plan.total % trainer.save_every > 0)
+@dataclass(frozen=True)
+class Counts:
+    """What a run consists of: steps, measurements, checkpoints."""
+
+    steps: int
+    looks: int
+    saves: int
+
+    @classmethod
+    def of(cls, trainer: Any, steps: int | None = None) -> "Counts":
+        """Of the run of a trainer, or of the same run with so many steps."""
+        steps, monitor, learners = steps or trainer.plan.total, trainer.monitor, len(trainer.learners)
+        plan = make_plan(trainer.config.scope, learners, steps, trainer.epoch_steps)
+        looks = Looks(plan, trainer.config, monitor.images, learners, world_size())
+        every = max(1, trainer.config.train.checkpoint_every.steps(trainer.epoch_steps, steps))
+        return cls(steps, looks.of_steps(steps), math.ceil(steps / every))
 
 
-def fitting(wanted: Duration, trainer: Any, make: Callable[[Config], Any]) -> tuple[Config, str]:
+def fitting(wanted: Duration, trainer: Any) -> tuple[Config, str]:
     """The config of a trainer with as many steps as fit into a time on the clock, and that in words.
 
-    Measurements and checkpoints are in that time; packing the images before and the evaluation after are not. `make`
-    gives the trainer of a config. Raises InputError where not one step fits.
+    Measurements and checkpoints are in that time; packing the images before and the evaluation after are not. Raises
+    InputError where not one step fits.
     """
-    config, pace, steps = trainer.config, Pace.of(trainer), 0
+    pace, steps = Pace.of(trainer), trainer.plan.total
     for _ in range(3):  # how often is measured and saved follows the number of steps
-        whole = sum(pace.seconds(trainer).values()) / trainer.plan.total
+        whole = sum(pace.seconds(Counts.of(trainer, steps)).values()) / steps
         steps = int(wanted.seconds / whole)
-        if steps < trainer.plan.phases[-1].trained[-1] + 1:  # blocks in sequence take one each
+        if steps < len(trainer.plan.phases):  # blocks in sequence take one each
             raise InputError(
                 f"train.length={wanted}: a step takes {whole:.1f} s; set it higher, data.size or data.batch lower, or "
                 "take a smaller encoder"
             )
-        config = of_length(config, steps)
-        trainer = make(config)
-    return config, f"train.length={wanted}: {steps} steps, {clock(steps * pace.step)} at {1e3 * pace.step:.0f} ms each"
+    words = f"train.length={wanted}: {steps} steps, {clock(steps * pace.step)} at {1e3 * pace.step:.0f} ms each"
+    return of_length(trainer.config, steps), words
 
 
 def of_length(config: Config, steps: int) -> Config:

@@ -83,7 +83,7 @@ def with_numbers(config: Config, images: int, world: int, make: Callable[[Config
     if wanted.on_the_clock:
         trainer = make(config)
         need_room(trainer)
-        config, timed = fitting(wanted, trainer, make)
+        config, timed = fitting(wanted, trainer)
     return config, [line for line in (chose, timed) if line is not None]
 
 
