@@ -77,9 +77,9 @@ def arms() -> list[Arm]:
     return found
 
 
-def step_time(arm: Arm, options: Options) -> float:
+def step_time(recipe: str, overrides: Sequence[str], steps: int = TIMED) -> float:
     """Median seconds of one core for a step, in this process, on one thread; other work does not count."""
-    config = compose(arm.recipe, overrides=(*arm.overrides, *options.overrides))
+    config = compose(recipe, overrides=overrides)
     images = training(*chosen(config.data))
     config = resolve(config, images, torch.device("cpu"))
     fabric = Fabric(accelerator="cpu", devices=1)
@@ -87,13 +87,13 @@ def step_time(arm: Arm, options: Options) -> float:
         run = Run(Path(folder) / "run")
         loader = Loader(images, 0, config.data.batch, config.data.batch, 0, fabric.device)
         classes = None if images.labels is None else int(images.labels.max()) + 1
-        step = TrainStep(config, fabric, classes, loader.epoch_steps, TIMED, run.objects)
+        step = TrainStep(config, fabric, classes, loader.epoch_steps, steps, run.objects)
         times = []
-        for k, samples in enumerate(loader.batches(0, TIMED)):
+        for k, samples in enumerate(loader.batches(0, steps)):
             began = time.process_time()
             step(k, samples)
             times.append(time.process_time() - began)
-    return statistics.median(times[TIMED // 3 :])
+    return statistics.median(times[steps // 3 :])
 
 
 def lengths(found: Sequence[Arm], options: Options, seconds: float) -> dict[str, int]:
@@ -103,7 +103,9 @@ def lengths(found: Sequence[Arm], options: Options, seconds: float) -> dict[str,
     for arm in found:
         name = arm.name.rpartition(", ")[0]
         if name not in known:
-            known[name] = max(10, 10 * round(seconds / step_time(arm, options) / 10))
+            known[name] = max(
+                10, 10 * round(seconds / step_time(arm.recipe, (*arm.overrides, *options.overrides)) / 10)
+            )
             file.write_text(json.dumps(known, indent=1))
             print(f"{name}: {known[name]} steps in {seconds:g} s", flush=True)
     return known

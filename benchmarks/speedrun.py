@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from methods import step_time
 from throughput import lightly_loop
 from torch import nn
 
@@ -97,26 +98,13 @@ def with_twinblock(fields: list[str], seed: int, folder: Path, seconds: float) -
     from twinblock.core.console import Reporter
     from twinblock.runs.run import Run
 
-    config = compose("fast", overrides=[*fields, f"train.seed={seed}", "train.length=100000steps"])
-    sets = some_of(fields)
+    fields = [*fields, f"train.seed={seed}"]
+    length = int(seconds / step_time("fast", fields, 50))
+    config, sets = compose("fast", overrides=[*fields, f"train.length={length}steps"]), some_of(fields)
     images = training(*chosen(config.data))
     config = resolve(config, images, torch.device("cpu"))
-
-    def trainer(length: int, name: str) -> tuple[Trainer, Any]:
-        made = config.model_copy(
-            update={"train": config.train.model_copy(update={"length": config.train.length.parse(f"{length}steps")})}
-        )
-        one = Trainer(made, images, make_fabric(), Run(folder / name), Reporter(quiet=True))
-        return one, enumerate(one.loader.batches(0, length))
-
-    probe, batches = trainer(100_000, "probe")
-    for _ in range(5):
-        probe.train_step(*next(batches))
-    began = time.process_time()
-    for _ in range(50):
-        probe.train_step(*next(batches))
-    length = int(seconds / ((time.process_time() - began) / 50))
-    one, batches = trainer(length, f"fast-{seed}")
+    one = Trainer(config, images, make_fabric(), Run(folder / f"fast-{seed}"), Reporter(quiet=True))
+    batches = enumerate(one.loader.batches(0, length))
     mean, std = one.config.data.mean, one.config.data.std
     spent, kept = 0.0, list(LOOKS)
     for count in range(1, length + 1):
