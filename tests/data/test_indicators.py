@@ -1,10 +1,12 @@
 """Several classes an image: from a CSV, from Hugging Face's lists, from Python; what is not known stays so."""
 
+import io
 import json
+import tarfile
 
 import numpy as np
 import pytest
-from pictures import cells, one_line, put, write_parquet
+from pictures import cells, one_line, plain, put, write_parquet
 
 from twinblock.config.recipes import compose
 from twinblock.core.errors import InputError
@@ -133,6 +135,92 @@ def test_classes_of_both_splits_are_numbered_alike_and_a_damaged_image_moves_no_
     assert train.indicators[:2].tolist() == [[0, 1, 0], [1, 1, 0]] and len(train) == 39
     assert (train.classes, test.classes) == (("cat", "dog", "emu"), ("cat", "dog", "emu", "ant"))  # a new one is last
     assert test.indicators.tolist() == [[0, 1, 0, 1], [1, 0, 0, 0]]
+
+
+def shard(path, *samples) -> None:
+    """A shard as WebDataset writes it: an image, and a JSON beside it, of each sample; None for no JSON."""
+    with tarfile.open(path, "w") as archive:
+        for i, fields in enumerate(samples):
+            members = {f"{i:04}.png": plain(i)} | (
+                {} if fields is None else {f"{i:04}.json": json.dumps(fields).encode()}
+            )
+            for name, content in members.items():
+                info = tarfile.TarInfo(name)
+                info.size = len(content)
+                archive.addfile(info, io.BytesIO(content))
+
+
+@pytest.mark.parametrize("kind", LISTS)
+def test_lists_in_the_json_of_a_shard_are_classes(tmp_path, kind):
+    lists, matrix, names = LISTS[kind]
+    shard(tmp_path / "train-000.tar", *({"labels": row} if row is not None else None for row in lists))
+    images = load(str(tmp_path))
+    assert (images.indicators.tolist(), images.classes, images.labels) == (matrix, names, None)
+    assert images.classes_from == "labels of the JSON beside the images"
+
+
+def test_shards_of_both_splits_are_numbered_alike_and_a_text_is_a_list_of_one(tmp_path):
+    shard(tmp_path / "train-000.tar", {"tags": ["dog", " cat "]}, {"tags": "emu"})
+    shard(tmp_path / "train-001.tar", {"tags": []}, {"tags": [["cat"]]})  # the last is no list of classes
+    shard(tmp_path / "test-000.tar", {"tags": ["ant", "dog"]})
+    train, test = (load(str(tmp_path), split=split, labels="tags") for split in ("train", "test"))
+    assert (train.classes, test.classes) == (("cat", "dog", "emu"), ("cat", "dog", "emu", "ant"))
+    assert train.indicators.tolist() == [[1, 1, 0], [0, 0, 1], [0, 0, 0], [-1, -1, -1]]
+    assert test.indicators.tolist() == [[0, 1, 0, 1]]
+    assert load(str(tmp_path), labels="none").indicators is None
+
+
+def test_of_a_shard_another_label_is_another_set(tmp_path):
+    found = []
+    for one in (["dog"], ["cat"]):
+        shard(tmp_path / "train-000.tar", {"tags": one}, {"tags": ["dog", "cat"]})
+        found.append(load(str(tmp_path), labels="tags").indicators.tolist())
+    assert found == [[[0, 1], [1, 1]], [[1, 0], [1, 1]]]
+
+
+def several_sources(tmp_path) -> list[str]:
+    write_parquet(tmp_path / "a/train.parquet", {"image": cells(1, 2), "labels": [["dog"], ["cat", "dog"]]})
+    write_parquet(tmp_path / "a/test.parquet", {"image": cells(3), "labels": [["ant", "cat"]]})
+    (tmp_path / "b").mkdir()
+    shard(tmp_path / "b/train-000.tar", {"labels": ["emu", "dog"]}, None)
+    shard(tmp_path / "b/test-000.tar", {"labels": ["emu"]})
+    return [str(tmp_path / "a"), str(tmp_path / "b")]
+
+
+def test_joined_sources_have_the_classes_of_all(tmp_path):
+    """What a source has no class for is not known of its images."""
+    train, test = (load(several_sources(tmp_path / split), split=split) for split in ("train", "test"))
+    assert (train.classes, test.classes) == (("cat", "dog", "emu"), ("cat", "dog", "emu", "ant"))
+    assert train.indicators.tolist() == [[0, 1, -1], [1, 1, -1], [-1, 1, 1], [-1, -1, -1]]
+    assert test.indicators.tolist() == [[1, 0, -1, 1], [-1, 0, 1, -1]]
+
+
+def test_joined_sources_of_numbers_keep_them(tmp_path):
+    pa = pytest.importorskip("pyarrow")
+    for name, rows in {"a": [[0], [1]], "b": [[2, 0]]}.items():
+        write_parquet(tmp_path / f"{name}/train.parquet", {"image": cells(*range(len(rows))), "labels": rows})
+    images = load([str(tmp_path / "a"), str(tmp_path / "b")])
+    assert (images.indicators.tolist(), images.classes) == ([[1, 0, -1], [0, 1, -1], [1, 0, 1]], None)
+    named = {"labels": {"feature": {"names": ["x", "y"], "_type": "ClassLabel"}, "_type": "List"}}
+    columns = {"image": cells(5, 6), "labels": pa.array([[1], [0, 1]], pa.list_(pa.int64()))}
+    write_parquet(tmp_path / "c/train.parquet", columns, named | {"image": {"_type": "Image"}})
+    images = load([str(tmp_path / "c"), str(tmp_path / "c")])
+    assert images.classes == ("x", "y") and images.indicators.tolist() == [[0, 1], [1, 1]] * 2
+
+
+@pytest.mark.parametrize("pattern", [False, True])
+def test_joined_sources_of_lists_and_of_folders_are_one_line_and_none_leaves_labels_out(tmp_path, pattern):
+    sources = several_sources(tmp_path)
+    put(tmp_path, "c/cat/1.png", 1)
+    put(tmp_path, "c/dog/2.png", 2)
+    given = str(tmp_path / "[ac]") if pattern else [sources[0], str(tmp_path / "c")]
+    with pytest.raises(
+        InputError, match=r"c has no lists of classes as others have; data\.labels=none leaves"
+    ) as error:
+        load(given)
+    one_line(error)
+    images = load(given, labels="none")
+    assert len(images) == 4 and images.labels is None and images.indicators is None
 
 
 @pytest.mark.parametrize(

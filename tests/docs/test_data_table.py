@@ -150,7 +150,11 @@ def archives(home: Path) -> None:
             for i in range(3):
                 add(file, f"{i:03}.png", plain(shard * 3 + i))
                 add(file, f"{i:03}.cls", str(i).encode())
-                add(file, f"{i:03}.json", json.dumps({"species": "lynx" if i else "fox", "n": i}).encode())
+                add(
+                    file,
+                    f"{i:03}.json",
+                    json.dumps({"species": "lynx" if i else "fox", "tags": ["fox", "red"][: i + 1]}).encode(),
+                )
     (home / "zips").mkdir()
     for split, names in {"train": ["cat/1.png", "dog/2.png"], "test": ["dog/3.png", "cat/4.png"]}.items():
         with zipfile.ZipFile(home / f"zips/{split}.zip", "w") as file:
@@ -255,6 +259,7 @@ EXPECTED: Expected = {
     "data=animals.tar.gz": (3, [0, 0, 1], CAT_DOG, "", "top folder of animals: cat, dog"),
     "data=shards/": (6, [0, 1, 2] * 2, ("0", "1", "2"), "", ".cls beside the images"),
     "data=shards/ data.labels=species": (6, [0, 1, 1] * 2, ("fox", "lynx"), "", "species of the JSON"),
+    "data=shards/ data.labels=tags": (6, None, ("fox", "red"), "", "tags of the JSON"),
     "data=shards/train-{000..001}.tar": (6, [0, 1, 2] * 2, ("0", "1", "2"), "", ".cls beside the images"),
     "data=zips/": (2, [0, 1], CAT_DOG, "", "top folder: cat, dog"),
     "data=parquet/": (4, [0, 1, 0, 1], None, "", "column label"),

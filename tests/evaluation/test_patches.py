@@ -102,9 +102,10 @@ def test_interrupted_work_goes_on_to_the_same_bytes(run, looked, monkeypatch, tm
         patch.setattr(patches, "features", killed)
         with pytest.raises(KeyboardInterrupt):
             twinblock.embed(run, features="patches", out=out)
-    assert not out.exists() and json.loads((tmp_path / "there.npy.json").read_text())["done"] == 14
-    with open(tmp_path / "there.npy.partial", "ab") as file:
-        file.write(b"half a row that a kill has left")
+    assert not out.exists() and json.loads((tmp_path / "there.npy.json").read_text())["done"] == [0, 7]
+    with open(tmp_path / "there.npy.partial", "r+b") as file:
+        file.seek(-10, 2)
+        file.write(b"half a row")  # that a kill has left
     looked.clear()
     twinblock.embed(run, features="patches", out=out)
     assert looked == [6] and out.read_bytes() == whole
@@ -183,7 +184,7 @@ def test_what_cannot_be_is_one_line(run, tmp_path, monkeypatch):
     for given, said in (
         ({"features": "tokens"}, "features=tokens: should be pooled or patches"),
         ({"features": "patches", "out": tmp_path / "a.csv"}, "ends with .npy"),
-        ({"features": "patches", "processes": 2}, "patches are written by one process"),
+        ({"features": "patches", "processes": 2}, "other processes see no Python objects"),
         ({"processes": 0}, "processes=0: give a whole number"),
     ):
         with pytest.raises(InputError, match=said) as error:

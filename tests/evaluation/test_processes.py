@@ -14,7 +14,8 @@ from safetensors.torch import load_file
 
 import twinblock
 from twinblock.core.errors import InputError
-from twinblock.evaluation import embedding, stored
+from twinblock.evaluation import embedding, patches, stored
+from twinblock.evaluation.features import features
 
 SMALL = ["encoder.kind=resnet10", "encoder.width=8", "data.batch=16", "train.length=1steps", "projector.dims=[16,8]"]
 SMALL += ["data.size=16", "train.precision=fp32"]
@@ -109,6 +110,55 @@ def alive(pid: int) -> bool:
             return file.read().rpartition(")")[2].split()[0] != "Z"
     except OSError:
         return False
+
+
+@pytest.fixture
+def patches_of_seven(monkeypatch):
+    """Parts of seven images of 2 x 2 places."""
+    monkeypatch.setattr(patches, "PART", 7 * 4 * 2 * 2 * 64)
+
+
+def test_two_processes_write_the_patches_that_one_writes(run, tmp_path, monkeypatch, patches_of_seven):
+    alone = twinblock.embed(run, features="patches", out=tmp_path / "one.npy").features
+    told, noted, by_two = [], [], embedding.in_processes
+
+    def listened(jobs, advance, note):
+        assert [job["parts"] for job in jobs] == [
+            [(0, 7), (14, 21), (28, 35), (42, 49)],
+            [(7, 14), (21, 28), (35, 42), (49, 50)],
+        ]
+        by_two(jobs, told.append, lambda start: noted.append(note(start) or start))
+
+    monkeypatch.setattr(embedding, "in_processes", listened)
+    monkeypatch.setattr(patches, "features", None)  # this process computes none
+    found = twinblock.embed(run, features="patches", out=tmp_path / "two.npy", processes=2).features
+    assert torch.equal(found, alone)
+    assert (tmp_path / "one.npy").read_bytes() == (tmp_path / "two.npy").read_bytes()
+    assert sum(told) == 50 and sorted(noted) == [*range(0, 50, 7)]
+
+
+def test_patches_that_a_process_wrote_before_it_was_killed_are_kept(run, tmp_path, monkeypatch, patches_of_seven):
+    """One process is given no such images after its second part; one process of its own goes on with what is left."""
+    alone = twinblock.embed(run, features="patches", out=tmp_path / "one.npy").features
+    by_two, out, looked = embedding.in_processes, tmp_path / "two.npy", []
+
+    def damaged(jobs, *given):
+        by_two([{**jobs[0], "parts": [*jobs[0]["parts"][:2], (28, 9_000)]}, jobs[1]], *given)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(embedding, "in_processes", damaged)
+        with pytest.raises(InputError, match="a process ended early"):
+            twinblock.embed(run, features="patches", out=out, processes=2)
+    assert not out.exists() and (tmp_path / "two.npy.partial").exists()
+
+    def counted(encoder, images, **how):
+        looked.append(len(images))
+        return features(encoder, images, **how)
+
+    monkeypatch.setattr(patches, "features", counted)
+    assert torch.equal(twinblock.embed(run, features="patches", out=out).features, alone)
+    assert looked == [7, 7]  # of images 28 and 42 on
+    assert (tmp_path / "one.npy").read_bytes() == out.read_bytes()
 
 
 def test_python_objects_are_refused(run):

@@ -9,11 +9,14 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
 
 from twinblock.core.errors import InputError, one_line
 from twinblock.data import layout
 from twinblock.data.decode import File, printable
 from twinblock.data.endings import ARCHIVES, is_image
+from twinblock.data.indicators import Indicators, of_splits
 from twinblock.data.labels import in_order
 from twinblock.data.store import Encoded, Item, digest
 from twinblock.data.tables import LABELS, beginning, facts_of
@@ -31,7 +34,7 @@ class Samples:
 
     files: list[str]
     images: list[Place] = field(default_factory=list)
-    labels: dict[Place, str] = field(default_factory=dict)  # by sample
+    labels: dict[Place, str | list[Any]] = field(default_factory=dict)  # by sample; a list: several classes
     column: str = ""  # where those are from
     other: Counter[str] = field(default_factory=Counter)  # members that are neither, by ending
 
@@ -62,9 +65,14 @@ def archives(source: str, files: list[str], split: str, column: str | None) -> E
         raise InputError(f"data source {source!r}: there are no images in it{f', but {what}' if what else ''}")
     if column and not part.column:
         raise InputError(f"data.labels={column}: no JSON in {source} has this field, and no member ends with .{column}")
-    classes, text_of, said = _classes(source, parts, split)
-    number = {text: i for i, text in enumerate(classes)}
-    label = {place: number.get(text_of.get(_sample_of(place), ""), -1) for place in part.images}
+    several, classes, said = None, [], f"{part.column} beside the images"
+    if any(isinstance(label, list) for one in parts.values() for label in one.labels.values()):
+        several = partial(_several, source, parts, split)
+        label = {place: row for row, place in enumerate(part.images)}
+    else:
+        classes, text_of, said = _classes(source, parts, split)
+        number = {text: i for i, text in enumerate(classes)}
+        label = {place: number.get(text_of.get(_sample_of(place), ""), -1) for place in part.images}
 
     def contents(every: int = 1) -> Iterator[tuple[Place, File]]:
         seen = 0
@@ -84,16 +92,28 @@ def archives(source: str, files: list[str], split: str, column: str | None) -> E
 
     facts = [(os.path.basename(file), *facts_of(file), beginning(file)) for file in part.files]
     key = digest("archives", facts, split, column, list(label.values()), *classes)
-    return Encoded(source, key, len(part.images), items, sample, tuple(map(printable, classes)) or None, said)
+    return Encoded(source, key, len(part.images), items, sample, tuple(map(printable, classes)) or None, said, several)
+
+
+def _several(source: str, parts: Mapping[str, Samples], split: str) -> Indicators:
+    """The classes that are listed beside the images of a split, numbered over it and those for training."""
+
+    def lists(part: Samples) -> list[list[Any] | None]:
+        found = [part.labels.get(_sample_of(place)) for place in part.images]
+        return [[one] if isinstance(one, str) else one for one in found]
+
+    splits = [*dict.fromkeys(("train", split))]
+    where = f"data source {source!r}: {parts[split].column}"
+    return of_splits(where, [lists(parts[name]) for name in splits])[splits.index(split)]
 
 
 def _classes(source: str, parts: Mapping[str, Samples], split: str) -> tuple[list[str], Mapping[Place, str], str]:
     """The classes of a split, the text that labels each sample, and where they come from."""
     part = parts[split]
     if part.column:
-        train = in_order(set(parts["train"].labels.values()))
-        new = in_order(set(part.labels.values()) - set(train))
-        return train + new, part.labels, f"{part.column} beside the images"
+        train, own = ({key: str(text) for key, text in one.labels.items()} for one in (parts["train"], part))
+        known = in_order(set(train.values()))
+        return known + in_order(set(own.values()) - set(known)), own, f"{part.column} beside the images"
     inside, below = {}, ""
     for name, one in parts.items():
         root, inside[name] = layout.rooted([name for _, name in one.images])
@@ -138,11 +158,11 @@ def _samples(source: str, files: list[str], column: str | None) -> Samples:
             elif ending == ".json":
                 fields = _fields(_beside(read, size))
                 if (key := next((key for key in wanted if key in fields), None)) and found.column[:1] != ".":
-                    found.labels[sample] = _text(fields[key])
+                    found.labels[sample] = _label(fields[key])
                     found.column = f"{key} of the JSON"
             else:
                 found.other[ending] += 1
-    found.labels = {key: text for key, text in found.labels.items() if text}
+    found.labels = {key: label for key, label in found.labels.items() if label != ""}
     return found
 
 
@@ -160,8 +180,15 @@ def _fields(content: bytes) -> dict:
     return fields if isinstance(fields, dict) else {}
 
 
-def _text(value: object) -> str:
-    return str(value).strip() if isinstance(value, str | int) and not isinstance(value, bool) else ""
+def _label(value: object) -> str | list[Any]:
+    """A class, or the classes in a list; an empty text for all else."""
+    if isinstance(value, list) and all(map(_is_class, value)):
+        return [one.strip() if isinstance(one, str) else one for one in value]
+    return str(value).strip() if _is_class(value) else ""
+
+
+def _is_class(value: object) -> bool:
+    return isinstance(value, str | int) and not isinstance(value, bool)
 
 
 def _content(read: Reader, size: int) -> File:

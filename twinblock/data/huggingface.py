@@ -12,10 +12,9 @@ from typing import Any
 import numpy as np
 
 from twinblock.core.errors import InputError, one_line
-from twinblock.data import Images
 from twinblock.data.columns import Columns, agreed, image_columns
 from twinblock.data.decode import File, printable
-from twinblock.data.indicators import classes_of, hot, indicated, matrix_of
+from twinblock.data.indicators import Indicators, of_splits
 from twinblock.data.layout import TESTS, begins_with_split
 from twinblock.data.store import Encoded, Item, digest
 from twinblock.data.tables import facts_of
@@ -230,7 +229,7 @@ def _encoded(of: _Set, split: str) -> Encoded | None:
                 for cell, value in zip(table.column(columns.image).to_pylist(), labels, strict=True):
                     for i, image in enumerate(_images(cell, columns)):
                         beside = f" image {i}" if columns.several else ""
-                        label = row if columns.lists else number(value)  # of several classes: `_indicate`
+                        label = row if columns.lists else number(value)  # of several classes: `_several`
                         yield f"{name} row {row}{beside}", _file(image, of.folder), label
                     row += 1
 
@@ -243,29 +242,16 @@ def _encoded(of: _Set, split: str) -> Encoded | None:
     facts = [facts_of(file) for file in sample() if isinstance(file, str)] if columns.paths else []
     key = digest(name, columns.names(), classes, of.marks[name], *facts)
     said = f"column {printable(columns.label)}" if columns.label else None
-    indicate = partial(_indicate, of, [*both], name) if columns.lists else None
-    return Encoded(source, key, of.images(name), items, sample, classes, said, indicate)
+    several = partial(_several, of, [*both], name) if columns.lists else None
+    return Encoded(source, key, of.images(name), items, sample, classes, said, several)
 
 
-def _indicate(of: _Set, splits: Sequence[str], name: str, images: Images) -> Images:
-    """The images of a split, packed with their rows as labels, with the classes that the rows list.
-
-    Classes are numbered over these splits.
-    """
+def _several(of: _Set, splits: Sequence[str], name: str) -> Indicators:
+    """The classes that the rows of a split list, numbered over these splits."""
     columns = of.columns(name)
     where = f"data source {of.source!r}: column {printable(columns.label or '')}"
-    lists = {split: list(of.labels(split)) for split in splits}
-    known: Sequence[str] | None = columns.classes
-    if known is None and (matrix := hot(one for split in splits for one in lists[split])) is not None:
-        matrix = hot(lists[name]) if len(splits) == 1 else matrix[len(matrix) - len(lists[name]) :]
-    else:
-        numbers, is_text = classes_of(where, *(lists[split] for split in splits))
-        if known is not None and len(numbers) > len(known):
-            raise InputError(f"{where} holds {numbers[-1]}, and names {len(known)} classes; mend it")
-        matrix = matrix_of(lists[name], numbers if known is None else range(len(known)))
-        known = numbers if is_text else known
-    assert matrix is not None and images.labels is not None
-    return indicated(images, matrix[images.labels], known, f"column {printable(columns.label or '')}")
+    found = of_splits(where, [list(of.labels(split)) for split in splits], columns.classes)
+    return found[splits.index(name)]
 
 
 def _is_label(value: Any) -> bool:

@@ -5,7 +5,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Int8
@@ -18,6 +18,13 @@ MOST = 10_000  # classes: a matrix of more is better given to another program
 HOT = (-1, 0, 1)
 
 Lists = Sequence[Sequence[Any] | None]  # the classes of each image; None: not known
+
+
+class Indicators(NamedTuple):
+    """Of some images, and the names of the classes where they have such."""
+
+    matrix: Int8[np.ndarray, "n c"]
+    classes: Sequence[str] | None
 
 
 def indicated(
@@ -74,6 +81,47 @@ def hot(lists: Iterable[Sequence[Any] | None]) -> Int8[np.ndarray, "n c"] | None
     if not repeated or len({len(row) for row in given}) > 1 or any(one not in HOT for row in given for one in row):
         return None
     return np.array([[-1] * len(given[0]) if row is None else row for row in rows], np.int8)
+
+
+def of_splits(where: str, splits: Sequence[Lists], known: Sequence[str] | None = None) -> list[Indicators]:
+    """The indicators of each split, whose classes are numbered over all of them; `known` names those of numbers.
+
+    The lists may be indicators themselves. Raises InputError as `classes_of` does.
+    """
+    names = known
+    if known is None and (matrix := hot(row for lists in splits for row in lists)) is not None:
+        ends = np.cumsum([len(lists) for lists in splits])[:-1]
+        return [Indicators(part, None) for part in np.split(matrix, ends)]
+    classes, is_text = classes_of(where, *splits)
+    if known is not None and len(classes) > len(known):
+        raise InputError(f"{where} holds {classes[-1]}, and names {len(known)} classes; mend it")
+    if known is not None:
+        classes = range(len(known))
+    elif is_text:
+        names = classes
+    return [Indicators(matrix_of(lists, classes), names) for lists in splits]
+
+
+def joined(parts: Sequence[Indicators], known: Sequence[str] = ()) -> Indicators:
+    """One after the other, over the classes of all: those `known` first, then others by name; or else by number.
+
+    Whether an image is of a class that its part does not have is not known.
+    """
+    if all(part.classes is not None for part in parts):
+        new = {name for part in parts for name in part.classes or ()}.difference(known)
+        names = [*known, *sorted(new)]
+        place = {name: i for i, name in enumerate(names)}
+        columns = [[place[name] for name in part.classes or ()] for part in parts]
+        width = len(names)
+    else:
+        names, columns = None, [[*range(part.matrix.shape[1])] for part in parts]
+        width = max(map(len, columns))
+    matrix = np.full((sum(len(part.matrix) for part in parts), width), -1, np.int8)
+    start = 0
+    for part, those in zip(parts, columns, strict=True):
+        matrix[start : start + len(part.matrix), those] = part.matrix
+        start += len(part.matrix)
+    return Indicators(matrix, names)
 
 
 def of_values(values: Any, count: int, names: Any, name: str) -> tuple[Int8[np.ndarray, "n c"], Sequence[str] | None]:

@@ -4,6 +4,7 @@ import os
 import re
 import stat
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from glob import glob
 from itertools import chain, product
 from pathlib import Path
@@ -18,7 +19,8 @@ from twinblock.data.decode import File, printable
 from twinblock.data.endings import ARRAYS, is_image, remedy, unread
 from twinblock.data.folders import folder_of_images, listing, metadata
 from twinblock.data.forms import Wanted
-from twinblock.data.labels import AUTO, column_of, labelled_by, no_columns, with_columns, with_labels
+from twinblock.data.indicators import Indicators, indicated, joined
+from twinblock.data.labels import AUTO, NONE, column_of, labelled_by, no_columns, with_columns, with_labels
 from twinblock.data.layout import classes_of, few, said
 from twinblock.data.packing import packed
 from twinblock.data.store import Encoded, Item, cache, digest, say_once
@@ -26,6 +28,7 @@ from twinblock.data.tables import LABELS, Table, beginning, facts_of, is_table, 
 
 BUILT_IN = ("photodigits", "cifar10", "cifar100", "stl10")
 Split = Literal["train", "test"]
+Part = tuple[str, Encoded]  # one of several sources
 
 
 def load(
@@ -57,14 +60,15 @@ def load(
     if table is not None:
         encoded = listed(str(source), table, os.path.expanduser(root) if root else os.path.dirname(path), split)
     elif isinstance(source, str):
-        encoded = _encoded(source, root, split, download, column_of(labels), videos)
+        encoded = _encoded(source, root, split, download, labels, videos)
     else:
-        encoded = _joined(source, root, split, download, column_of(labels), videos)
+        encoded = _joined(source, root, split, download, labels, videos)
     images = encoded and packed(encoded, size, wanted)
     if images is None or encoded is None:
         return None
-    if encoded.indicate is not None:
-        images = encoded.indicate(images)
+    if encoded.several is not None and images.labels is not None:
+        matrix, classes = encoded.several()
+        images = indicated(images, matrix[images.labels], classes, encoded.classes_from)
     if table is not None:
         images = with_columns(_labelled_by_table(images, table, labels, split, wanted.separator), table)
     elif labels == AUTO and path and (beside := metadata(path)):
@@ -99,11 +103,9 @@ def _path(source: str, root: str | None) -> str:
     return os.path.expanduser(os.path.join(root or "", source))
 
 
-def _encoded(
-    source: str, root: str | None, split: Split, download: bool, column: str | None, videos: bool
-) -> Encoded | None:
-    """The images, and `videos`, of a folder, a file, a pattern or a set on the hub, labelled by this column where it
-    has any.
+def _encoded(source: str, root: str | None, split: Split, download: bool, labels: str, videos: bool) -> Encoded | None:
+    """The images, and `videos`, of a folder, a file, a pattern or a set on the hub, with the labels that
+    `data.labels` asks for.
     """
     path = _path(source, root)
     try:
@@ -113,13 +115,13 @@ def _encoded(
     except (OSError, ValueError):
         is_folder = False
     if is_folder:
-        return _here(source, path, split, column, videos)
+        return _here(source, path, split, column_of(labels), videos)
     if os.path.isfile(path):
-        return _file(source, path, split, column, videos)
+        return _file(source, path, split, column_of(labels), videos)
     if re.search(r"[*?[{]", source):
-        return _pattern(source, path, split, column, videos)
+        return _pattern(source, path, split, labels, videos)
     _refuse(source)
-    return hf.hub(source, root, split, download, column)
+    return hf.hub(source, root, split, download, column_of(labels))
 
 
 def _file(source: str, path: str, split: Split, column: str | None, videos: bool) -> Encoded | None:
@@ -206,9 +208,9 @@ def _one_file(path: str, split: str) -> Encoded | None:
 # ---- several
 
 
-def _pattern(source: str, path: str, split: Split, column: str | None, videos: bool) -> Encoded | None:
+def _pattern(source: str, path: str, split: Split, labels: str, videos: bool) -> Encoded | None:
     """What a pattern as `photos/*/raw/*.jpg` or `shard-{000..099}.tar` stands for."""
-    found = []
+    found, column = [], column_of(labels)
     for name in _expanded(path):
         there = sorted(glob(name, recursive=True))
         if not there:
@@ -218,7 +220,7 @@ def _pattern(source: str, path: str, split: Split, column: str | None, videos: b
     files = [name for name in found if not os.path.isdir(name)]
     images = [name for name in files if is_image(name, videos)]
     if folders and not images:
-        return _joined(folders, None, split, False, column, videos)
+        return _joined(folders, None, split, False, labels, videos)
     if folders:
         raise InputError(
             f"data source {source!r} stands for folders ({few(folders)}) and for files; end it with the files' names, "
@@ -270,23 +272,30 @@ def _files(source: str, files: list[str], folder: str) -> Encoded:
 
 
 def _joined(
-    sources: Sequence[str], root: str | None, split: Split, download: bool, column: str | None, videos: bool
+    sources: Sequence[str], root: str | None, split: Split, download: bool, labels: str, videos: bool
 ) -> Encoded | None:
     """Several sources, one after the other; None where none has such a split."""
     shown = ", ".join(sources)
     if tables := [one for one in sources if one in BUILT_IN or (is_table(one) and not one.endswith(".parquet"))]:
         raise InputError(f"data={shown}: {tables[0]} stands alone; give folders or archives together")
-    of = lambda split: [(one, _encoded(one, root, split, download, column, videos)) for one in sources]  # noqa: E731
-    parts = [(one, part) for one, part in of(split) if part is not None]
+
+    def of(split: Split) -> list[Part]:
+        found = [(one, _encoded(one, root, split, download, labels, videos)) for one in sources]
+        bare = {"classes": None, "classes_from": None, "several": None} if labels == NONE else {}
+        return [(one, replace(part, **bare)) for one, part in found if part is not None]
+
+    parts = of(split)
     if not parts:
         return None
     labelled = [(one, part) for one, part in parts if part.classes_from]
+    if any(part.several for _, part in labelled):
+        return _joined_several(shown, parts, of("train") if split == "test" else parts)
     if bare := [one for one, part in labelled if part.classes is None] if any(p.classes for _, p in labelled) else []:
         raise InputError(
             f"data={shown}: {few(bare)} numbers its classes and others name them; data.labels=none leaves them out"
         )
     trained = of("train") if split == "test" else parts
-    known = sorted({name for _, part in trained for name in (part and part.classes) or ()})
+    known = sorted({name for _, part in trained for name in part.classes or ()})
     classes = known + sorted({name for _, part in parts for name in part.classes or ()} - set(known))
     place = {name: i for i, name in enumerate(classes)}
 
@@ -304,3 +313,28 @@ def _joined(
     count = sum(part.count for _, part in parts)
     told = None if not labelled else said(classes) if "folder" in str(froms[0]) else froms[0]
     return Encoded(shown, key, count, items, sample, tuple(classes) or None, told)
+
+
+def _joined_several(shown: str, parts: Sequence[Part], trained: Sequence[Part]) -> Encoded:
+    """Sources of several classes an image, one after the other, with the classes of the training images first."""
+    lists = [part.several for _, part in parts if part.several is not None]
+    if others := [one for one, part in parts if part.several is None]:
+        raise InputError(
+            f"data={shown}: {few(others)} has no lists of classes as others have; data.labels=none leaves those out"
+        )
+
+    def items() -> Iterator[Item]:
+        start = 0
+        for (one, part), of in zip(parts, lists, strict=True):
+            for name, file, row in part.items():
+                yield os.path.join(one, name), file, start + row
+            start += len(of().matrix)
+
+    def several() -> Indicators:
+        first = [part.several() for _, part in trained if part.several is not None]
+        return joined([of() for of in lists], joined(first).classes or () if first else ())
+
+    key = digest("joined", [(one, part.key) for one, part in parts])
+    sample = lambda: chain.from_iterable(part.sample() for _, part in parts)  # noqa: E731
+    count = sum(part.count for _, part in parts)
+    return Encoded(shown, key, count, items, sample, None, parts[0][1].classes_from, several)

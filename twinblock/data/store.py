@@ -24,6 +24,7 @@ from twinblock.core.errors import InputError
 from twinblock.data import Images, Names
 from twinblock.data.decode import File
 from twinblock.data.forms import Form
+from twinblock.data.indicators import Indicators
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +45,7 @@ class Encoded:
     sample: Callable[[], Iterable[File]]  # some of them, evenly spread
     classes: tuple[str, ...] | None = None
     classes_from: str | None = None  # as in `Images`
-    indicate: Callable[[Images], Images] | None = None  # gives the packed images their indicators
+    several: Callable[[], Indicators] | None = None  # of several classes an image, each of whose labels is a row there
 
 
 @functools.cache

@@ -1,5 +1,6 @@
 """Embeddings: the features that a run's encoder gives for images, beside what is known of each."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -22,7 +23,7 @@ from twinblock.data.values import seen_as
 from twinblock.evaluation import at_size, seen_by
 from twinblock.evaluation.patches import Patches, need_array, write_patches
 from twinblock.evaluation.processes import in_processes
-from twinblock.evaluation.stored import parts_of, stored_features
+from twinblock.evaluation.stored import Part, parts_of, stored_features
 from twinblock.nn.encoders import Encoder
 from twinblock.nn.shallow import Shallow
 from twinblock.runs.run import Run, load_encoder
@@ -71,6 +72,13 @@ class Subject:
             raise InputError(f"split=test: {source.source_name} has no images for testing; leave split out")
         return cls(run, encoder.to(best_device()), images, source, seen_as(seen, source, images), held is not None)
 
+    def need_names(self, processes: int) -> None:
+        """Raises InputError where there are several processes and they cannot open what this one has."""
+        if processes > 1 and (self.held or self.run.objects):
+            raise InputError(
+                f"processes={processes}: other processes see no Python objects; name the images, or leave it out"
+            )
+
     @cached_property
     def seen(self) -> dict[str, Any]:
         """As `features` takes it."""
@@ -112,9 +120,10 @@ def embed(
     run, out = Run.open(run, encoder=encoder), None if out is None else expanded(out)
     if features == PATCHES:
         file = need_array(out or run.path / f"{PATCHES}.npy", out is None)
-        return _patches(Subject.of(run, data, split, block, step), file)
+        return _patches(run, data, {"split": split, "block": block, "step": step}, file, processes)
     kind = None if out is None else _writable(out, run)
     subject = Subject.of(run, data, split, block, step)
+    subject.need_names(processes)
     if processes > 1:
         _in_processes(subject, {"split": split, "block": block, "step": step}, processes)
     with progress("embedding images", len(subject.images), processes > 1) as advance:
@@ -134,27 +143,36 @@ def _check(split: str, features: str, processes: int) -> None:
         raise InputError(f"features={features}: should be {POOLED} or {PATCHES}")
     if isinstance(processes, bool) or not isinstance(processes, int) or processes < 1:
         raise InputError(f"processes={processes}: give a whole number of at least 1")
-    if processes > 1 and features == PATCHES:
-        raise InputError(f"processes={processes}: patches are written by one process; leave it out")
+
+
+def _jobs(
+    subject: Subject, which: dict[str, Any], count: int, parts: Sequence[Part], file: Path | None = None
+) -> list[dict[str, Any]]:
+    """Of processes that share these parts: what each is told."""
+    job = {"run": str(subject.run.path), "data": subject.source.model_dump(mode="json"), **which}
+    written = None if file is None else str(file)
+    return [{"subject": job, "parts": parts[i::count], "file": written} for i in range(min(count, len(parts)))]
 
 
 def _in_processes(subject: Subject, which: dict[str, Any], count: int) -> None:
     """Let processes compute what the run does not keep yet."""
-    run = subject.run
-    if subject.held or run.objects:
-        raise InputError(f"processes={count}: other processes see no Python objects; name the images, or leave it out")
-    need_writable(run.path)
-    parts = parts_of(subject.images, subject.seen["size"])
-    job = {"run": str(run.path), "data": subject.source.model_dump(mode="json"), **which}
-    jobs = [{"subject": job, "parts": parts[i::count]} for i in range(min(count, len(parts)))]
+    jobs = _jobs(subject, which, count, parts_of(subject.images, subject.seen["size"]))
+    need_writable(subject.run.path)
     with progress("embedding images", len(subject.images)) as advance:
         in_processes(jobs, advance)
 
 
-def _patches(subject: Subject, file: Path) -> Embeddings:
+def _patches(run: Run, data: Any, which: dict[str, Any], file: Path, count: int) -> Embeddings:
+    subject = Subject.of(run, data, **which)
+    subject.need_names(count)
     patches = Patches(subject.encoder, subject.config.image_shape)
     with progress("embedding patches of images", len(subject.images)) as advance:
-        rows = write_patches(file, patches, subject.images, advance=advance, **subject.seen)
+
+        def elsewhere(partial: Path, parts: Sequence[Part], note: Callable[[int], None]) -> None:
+            in_processes(_jobs(subject, which, count, parts, partial), advance, note)
+
+        by = {"elsewhere": elsewhere} if count > 1 else {}
+        rows = write_patches(file, patches, subject.images, advance=advance, **by, **subject.seen)
     with replacing(file.with_suffix(".csv")) as table:
         write_table(table, "csv", subject.columns)
     return Embeddings(rows, subject.images)

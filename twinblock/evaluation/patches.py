@@ -5,7 +5,7 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from twinblock.core.errors import InputError
 from twinblock.core.files import need_free, need_writable, replacing
 from twinblock.data import Images, take
 from twinblock.evaluation.features import at_once, features
-from twinblock.evaluation.stored import key_of
+from twinblock.evaluation.stored import Part, key_of
 from twinblock.nn.encoders import Encoder
 from twinblock.nn.modes import evaluating
 from twinblock.nn.shallow import Shallow
@@ -74,37 +74,43 @@ def write_patches(
     encoder: Patches,
     images: Images,
     *,
+    elsewhere: Callable[[Path, list[Part], Callable[[int], None]], None] | None = None,
     advance: Callable[[int], None] = lambda count: None,
     **seen: Any,
 ) -> Float[Tensor, "n *grid d"]:
     """Write the patches of images, float32, to an .npy file, and map it. `seen`: as `features` takes it.
 
     64 MiB are held at a time, or one image. Beside the file stands FILE.npy.json, which says of what the file is and
-    how many images are done: the same command goes on there, and a whole file of the same is taken as it is.
+    which parts are done: the same command goes on there, and a whole file of the same is taken as it is. `elsewhere`
+    has other processes `write_parts` and calls what it is given with the first image of each that is written.
     """
     partial, key = file.with_name(f"{file.name}.partial"), key_of(encoder, images, seen)
-    head, each = _header((len(images), *encoder.grid, encoder.width)), 4 * encoder.width * math.prod(encoder.grid)
+    head, each = _layout(encoder, images)
+    parts = _parts(images, each, seen["size"])
     said = _said(file) or {}
-    done = said["done"] if said.get("of") == key else 0
-    if done == len(images) and file.exists() and not partial.exists():
-        advance(done)
+    done = {part[0] for part in parts}.intersection(said["done"]) if said.get("of") == key else set()
+    if len(done) == len(parts) and file.exists() and not partial.exists():
+        advance(len(images))
         return _mapped(file)
-    if not partial.exists() or partial.stat().st_size < len(head) + done * each:  # what is said to be done is lost
-        done = 0
-    _need_room(file, len(head) + each * (len(images) - done))
+    if not partial.exists() or partial.stat().st_size < len(head) + each * len(images):
+        done = set()  # what is said to be done is lost
+    left = [part for part in parts if part[0] not in done]
+    _need_room(file, each * sum(end - start for start, end in left))
+
+    def note(start: int) -> None:
+        done.add(start)
+        _note(file, key, done)
+
     try:
         _note(file, key, done)  # first: a partial file is never taken for that of another command
         with open(partial, "r+b" if done else "wb") as written:
             written.write(head)
-            written.truncate(len(head) + done * each)
-            written.seek(0, os.SEEK_END)
-            advance(done)
-            for rows in _parts(encoder, images, done, max(1, PART // each), advance, seen):
-                written.write(rows.numpy().data)
-                written.flush()
-                os.fsync(written.fileno())
-                done += len(rows)
-                _note(file, key, done)
+            written.truncate(len(head) + each * len(images))  # takes no room on the disk yet
+        advance(len(images) - sum(end - start for start, end in left))
+        if elsewhere is None:
+            write_parts(partial, encoder, images, left, note=note, advance=advance, **seen)
+        else:
+            elsewhere(partial, left, note)
         partial.replace(file)
     except OSError as error:
         raise InputError(
@@ -113,24 +119,45 @@ def write_patches(
     return _mapped(file)
 
 
-def _parts(
-    encoder: Patches, images: Images, done: int, most: int, advance: Callable[[int], None], seen: dict[str, Any]
-) -> Iterator[Float[Tensor, "b k"]]:
-    """The rows of the images that are not done, so many at a time at most."""
-    batch = min(at_once(seen["size"]), most)
-    step = max(batch, most // batch * batch)  # the same looks of the network as without an interruption
-    for start in range(done, len(images), step):
-        index = np.arange(start, min(start + step, len(images)))
-        rows = features(encoder, take(images, index), batch=batch, advance=advance, **seen)
-        if not rows.isfinite().all():
-            raise InputError("the patches hold NaN or infinity: has the encoder diverged?")
-        yield rows
+def write_parts(
+    partial: Path,
+    encoder: Patches,
+    images: Images,
+    parts: Iterable[Part],
+    *,
+    note: Callable[[int], None],
+    advance: Callable[[int], None],
+    **seen: Any,
+) -> None:
+    """Write some parts to their places in a file; `note` is told the first image of each that is on the disk."""
+    head, each = _layout(encoder, images)
+    with open(partial, "r+b") as written:
+        for start, end in parts:
+            batch, some = min(at_once(seen["size"]), end - start), take(images, np.arange(start, end))
+            rows = features(encoder, some, batch=batch, advance=advance, **seen)
+            if not rows.isfinite().all():
+                raise InputError("the patches hold NaN or infinity: has the encoder diverged?")
+            written.seek(len(head) + each * start)
+            written.write(rows.numpy().data)
+            written.flush()
+            os.fsync(written.fileno())
+            note(start)
 
 
-def _header(shape: tuple[int, ...]) -> bytes:
+def _parts(images: Images, each: int, size: int) -> list[Part]:
+    """Of images of so many bytes of patches; each of whole looks of the network."""
+    most = max(1, PART // each)
+    batch = min(at_once(size), most)
+    step = most // batch * batch
+    return [(start, min(start + step, len(images))) for start in range(0, len(images), step)]
+
+
+def _layout(encoder: Patches, images: Images) -> tuple[bytes, int]:
+    """What the file begins with, and the bytes of an image in it."""
     head = io.BytesIO()
+    shape = len(images), *encoder.grid, encoder.width
     write_array_header_1_0(head, {"descr": "<f4", "fortran_order": False, "shape": shape})
-    return head.getvalue()
+    return head.getvalue(), 4 * encoder.width * math.prod(encoder.grid)
 
 
 def _need_room(file: Path, needed: int) -> None:
@@ -151,15 +178,15 @@ def _journal(file: Path) -> Path:
     return file.with_name(f"{file.name}.json")
 
 
-def _note(file: Path, key: str, done: int) -> None:
+def _note(file: Path, key: str, done: set[int]) -> None:
     with replacing(_journal(file)) as journal:
-        journal.write(json.dumps({"of": key, "done": done}).encode())
+        journal.write(json.dumps({"of": key, "done": sorted(done)}).encode())
 
 
 def _said(file: Path) -> dict[str, Any] | None:
     """What its journal says of a file; None where there is none."""
     try:
         said = json.loads(_journal(file).read_text(encoding="utf-8"))
-        return {"of": str(said["of"]), "done": int(said["done"])}
+        return {"of": str(said["of"]), "done": [*map(int, said["done"])]}
     except (OSError, ValueError, TypeError, KeyError):
         return None

@@ -17,14 +17,20 @@ from twinblock.core.errors import InputError, one_line
 Started = tuple[subprocess.Popen, IO[bytes]]  # a process, and the file that it writes its errors to
 
 
-def in_processes(jobs: Sequence[Mapping[str, Any]], advance: Callable[[int], None]) -> None:
-    """Do each job, the fields of `twinblock.evaluation.worker`, in a process of its own; `advance` is told of images.
+def in_processes(
+    jobs: Sequence[Mapping[str, Any]],
+    advance: Callable[[int], None],
+    note: Callable[[int], None] = lambda start: None,
+) -> None:
+    """Do each job, the fields of `twinblock.evaluation.worker`, in a process of its own; `advance` is told of images,
+    `note` of the first image of each part that is written, one at a time.
 
     They share the threads and the GPUs of this one. Raises InputError, once all have ended, where one of them fails;
     what they have kept stays.
     """
+    told = threading.Lock(), advance, note
     with _started(jobs) as started:
-        readers = [threading.Thread(target=_read, args=(process, advance), daemon=True) for process, _ in started]
+        readers = [threading.Thread(target=_read, args=(process, *told), daemon=True) for process, _ in started]
         for reader in readers:
             reader.start()
         for reader in readers:
@@ -68,9 +74,15 @@ def _environment(rank: int, count: int) -> dict[str, str]:
     return given
 
 
-def _read(process: subprocess.Popen, advance: Callable[[int], None]) -> None:
-    """Each line that a process writes is a number of images that are done."""
+def _read(
+    process: subprocess.Popen, lock: threading.Lock, advance: Callable[[int], None], note: Callable[[int], None]
+) -> None:
+    """Each line that a process writes is a number of images that are done, or says that a part is written."""
     assert process.stdout is not None
     for line in process.stdout:
-        if line.strip().isdecimal():
-            advance(int(line))
+        word, _, start = line.strip().partition(" ")
+        with lock:
+            if word.isdecimal():
+                advance(int(word))
+            elif word == "part" and start.isdecimal():
+                note(int(start))
