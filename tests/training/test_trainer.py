@@ -98,12 +98,20 @@ def test_what_an_encoder_starts_from_is_given_to_it_and_its_learners(tmp_path):
     assert {id(p) for p in given.encoder.parameters()} <= {id(p) for p in given.learners[0].parameters()}
 
 
-@pytest.mark.parametrize("seconds", [7200, 0])
-def test_hours_are_told_in_advance_and_once(tmp_path, monkeypatch, seconds):
-    monkeypatch.setattr(module, "LONG", seconds)
-    training, said = trainer(tmp_path / "run"), []
+@pytest.mark.parametrize(("seconds", "told"), [((1000, 1), []), ((1000, 1000), ["5 h"]), ((1, 1000), ["5 h"])])
+def test_hours_are_told_in_advance_and_once_by_another_step_than_the_first(tmp_path, monkeypatch, seconds, told):
+    """A clock of its own: the first step takes so many seconds, each later one so many; 20 steps are 5.6 hours."""
+    training, said, clock = trainer(tmp_path / "run", steps=20), [], [0.0]
     monkeypatch.setattr(training.reporter, "say", said.append)
-    monkeypatch.setattr(module, "PATIENCE", 0.0)  # it looks at the clock after each step
+    monkeypatch.setattr(module.time, "monotonic", lambda: clock[0])
+
+    def step(number, samples):
+        clock[0] += seconds[number > 0]
+        return take(number, samples)
+
+    take = tiny.take_steps_by(training, step)
     training.fit()
-    told = [line for line in said if "this will take about" in line and "first_look" in line]
-    assert len(told) == (0 if seconds else 1)
+    training.run.release()
+    said = [line for line in said if "this will take" in line]
+    assert [line[len("this will take about ") :].split(";")[0] for line in said] == told
+    assert all("first_look" in line for line in said)

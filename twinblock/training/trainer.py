@@ -100,7 +100,7 @@ class Trainer:
         self.reporter.start(self.plan.total, self.step, self.config.data.batch)
         batches = self.loader.batches(self.step, self.plan.total)
         with stop_signals() as stop, closing(batches), closing(self.reporter):
-            flushed, flush_at, began = self.step, self.step + 1, time.monotonic()
+            first, flushed, flush_at, began = self.step, self.step, self.step + 1, time.monotonic()
             while self.step < self.plan.total:
                 if self.monitor.due(self.step):
                     rows.append(self.measure())
@@ -118,7 +118,8 @@ class Trainer:
                     self.flush(rows, losses)
                     stopping = largest(stop.asked(), self.fabric.device) > 0
                     pace = largest((time.monotonic() - began) / (self.step - flushed), self.fabric.device)
-                    self.foretell(pace)
+                    if flushed > first:  # the first step also loads libraries and looks at untrained weights
+                        self.foretell(pace)
                     flush_at = self.step + max(1, min(FLUSH_EVERY, int(PATIENCE / pace)))
                     flushed, began = self.step, time.monotonic()
                     if saving or stopping:
