@@ -71,6 +71,21 @@ def test_progress_in_a_notebook_is_one_line(capsys, monkeypatch):
     assert shown.endswith("\nlearned\n")
 
 
+def test_the_first_step_says_nothing_of_speed_and_time_left(capsys, monkeypatch):
+    """It also loads libraries: 100 s here, and 10 s each later one, of 8 images."""
+    seconds = iter([1000.0, 1100.0, 1120.0, 1150.0])
+    monkeypatch.setattr(console.time, "monotonic", lambda: next(seconds))
+    reporter = Reporter()
+    reporter.start(50, 20, 8)
+    for step in (21, 23, 26):
+        reporter.update(step, [{"loss": [0.5]}], "learning")
+    assert capsys.readouterr().err.splitlines() == [
+        "step 21/50 · loss 0.5 · learning",
+        "step 23/50 · loss 0.5 · 1 images/s · learning · 4:30 left",
+        "step 26/50 · loss 0.5 · 1 images/s · learning · 4:00 left",
+    ]
+
+
 def test_prose_ends_its_lines_between_words_on_a_terminal_alone(capsys):
     words = "not collapsed: " + "/a/path " * 30 + "[bold]"
     for terminal, lines in ((True, 4), (False, 1)):

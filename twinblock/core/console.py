@@ -111,7 +111,7 @@ class Reporter:
 
     def start(self, total: int, step: int, batch: int) -> None:
         self.total, self.batch = total, batch
-        self.began, self.first_step, self.spoke = time.monotonic(), step, 0.0
+        self.began, self.first_step, self.spoke, self.settled = time.monotonic(), step, -LINE_EVERY, False
         if self.console.is_terminal:
             self.bar = Progress(
                 TextColumn("step {task.completed}/{task.total}"),
@@ -125,20 +125,26 @@ class Reporter:
             self.bar.start()
 
     def update(self, step: int, rows: Sequence[Mapping[str, Any]], words: str = "") -> None:
-        """`words`: what the monitor says, behind loss and speed."""
+        """`words`: what the monitor says, behind loss and speed. The first time says no speed: it is that of loading."""
         losses = [row["loss"] for row in rows if "loss" in row]
-        elapsed = time.monotonic() - self.began
-        speed = f"{(step - self.first_step) * self.batch / max(elapsed, 1e-9):,.0f} images/s"
-        left = elapsed / max(1, step - self.first_step) * (self.total - step)
+        now, speed, left = time.monotonic(), "", ""
+        if self.settled and step > self.first_step:
+            pace = (now - self.began) / (step - self.first_step)
+            speed, left = (
+                f"{self.batch / max(pace, 1e-9):,.0f} images/s",
+                f" · {clock(pace * (self.total - step))} left",
+            )
+        else:
+            self.settled, self.began, self.first_step = True, now, step
         latest = losses[-1] if losses else ()
         if self.bar is not None:
             room = self.console.width - len(f"step {self.total}/{self.total}") - self.console.width // 10 - 20
             self.bar.update(self.task, completed=step, description=status(latest, speed, words, room))
         elif self.line is not None and not self.console.quiet:
-            self.line.show(f"step {step}/{self.total} · {status(latest, speed, words, 60)} · {clock(left)} left")
-        elif elapsed - self.spoke > LINE_EVERY or step == self.total or self.spoke == 0:
-            self.spoke = elapsed
-            self.say(f"step {step}/{self.total} · {status(latest, speed, words)} · {clock(left)} left")
+            self.line.show(f"step {step}/{self.total} · {status(latest, speed, words, 60)}{left}")
+        elif now - self.spoke >= LINE_EVERY or step == self.total:
+            self.spoke = now
+            self.say(f"step {step}/{self.total} · {status(latest, speed, words)}{left}")
 
     def close(self) -> None:
         """Take the bar away: a terminal without one has its cursor back."""
