@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import multiprocessing
 
-LIMIT = 180.0  # seconds; the slowest takes a third of it on a busy machine
+LIMIT = 180.0  # seconds for a run of a few steps, which takes a tenth of it
 
 
 def together(work: Callable[..., None], given: tuple[Any, ...], count: int, start: str = "fork", limit: float = LIMIT):

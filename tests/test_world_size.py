@@ -32,6 +32,8 @@ GENTLY["optim"] = {"layer_decay": 0.7}
 GENTLE = [("simclr gently", "end_to_end"), ("byol gently", "simultaneous")]
 CREDITED = [*zip(("simclr", "supervised", "vicreg", "byol", "moco_v2"), tiny.CREDIT, strict=True)]
 CROPPED = [("dino cropped", "end_to_end"), ("swav cropped", "simultaneous")]
+SOME = FAST + EXPANDED + GENTLE + CROPPED + CREDITED + OTHERS
+PARTS = [SOME[i::8] for i in range(8)]  # of minutes each
 
 
 @contextmanager
@@ -70,7 +72,7 @@ def worker(rank: int, world: int, port: int, folder: Path, cases, norm: str, mis
 def on_processes(world: int, port: int, folder: Path, cases, norm: str, mistake=None):
     folder.mkdir(parents=True)
     arguments = (world, port, folder, cases, norm, mistake)
-    together(worker, arguments, world)
+    together(worker, arguments, world, limit=60 * (1 + len(cases)))
     return torch.load(folder / "found.pt", weights_only=True)
 
 
@@ -94,11 +96,11 @@ def alone(tmp_path_factory):
 @pytest.mark.parametrize(
     ("world", "cases"),
     [
-        (2, FAST + EXPANDED + GENTLE + CROPPED + CREDITED + OTHERS),
+        *((2, part) for part in PARTS),
         pytest.param(2, CASES, marks=pytest.mark.slow),
         pytest.param(4, CASES + EXPANDED + CREDITED + OTHERS, marks=pytest.mark.slow),
     ],
-    ids=["2-some", "2-all", "4-all"],
+    ids=[*(f"2-part {i + 1}" for i in range(len(PARTS))), "2-all", "4-all"],
 )
 def test_the_weights_do_not_depend_on_the_number_of_processes(alone, world, cases, norm, tmp_path, free_port):
     expected = alone(cases, norm)

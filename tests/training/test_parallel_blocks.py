@@ -70,7 +70,7 @@ def worker(rank: int, world: int, port: int, folder: Path, cases, interrupt: boo
 def on_processes(world: int, port: int, folder: Path, cases, interrupt: bool = False):
     folder.mkdir(parents=True, exist_ok=True)
     arguments = (world, port, folder, cases, interrupt)
-    together(worker, arguments, world)
+    together(worker, arguments, world, limit=60 * (1 + len(cases)))
     return torch.load(folder / "found.pt", weights_only=True)
 
 

@@ -125,15 +125,13 @@ class Reporter:
             self.bar.start()
 
     def update(self, step: int, rows: Sequence[Mapping[str, Any]], words: str = "") -> None:
-        """`words`: what the monitor says, behind loss and speed. The first time says no speed: it is that of loading."""
+        """`words`: what the monitor says, behind loss and speed. The first call has no speed: it is that of loading."""
         losses = [row["loss"] for row in rows if "loss" in row]
         now, speed, left = time.monotonic(), "", ""
         if self.settled and step > self.first_step:
             pace = (now - self.began) / (step - self.first_step)
-            speed, left = (
-                f"{self.batch / max(pace, 1e-9):,.0f} images/s",
-                f" · {clock(pace * (self.total - step))} left",
-            )
+            speed = f"{self.batch / max(pace, 1e-9):,.0f} images/s"
+            left = f" · {clock(pace * (self.total - step))} left"
         else:
             self.settled, self.began, self.first_step = True, now, step
         latest = losses[-1] if losses else ()
