@@ -30,9 +30,11 @@ BOUND = {"none": 1e-10, "sync": 1e-6}
 GENTLY = {"encoder": {"freeze": ["conv1", "layer1"], "freeze_for": "2steps", "drop_path": 0.5}}
 GENTLY["optim"] = {"layer_decay": 0.7}
 GENTLE = [("simclr gently", "end_to_end"), ("byol gently", "simultaneous")]
+BIO = {"learner": {"projections": 12}}
+FIELDS = {"gently": GENTLY, "bio": BIO}
 CREDITED = [*zip(("simclr", "supervised", "vicreg", "byol", "moco_v2"), tiny.CREDIT, strict=True)]
 CROPPED = [("dino cropped", "end_to_end"), ("swav cropped", "simultaneous")]
-SOME = FAST + EXPANDED + GENTLE + CROPPED + CREDITED + OTHERS
+SOME = FAST + EXPANDED + GENTLE + CROPPED + CREDITED + OTHERS + [("local_losses bio", "simultaneous")]
 PARTS = [SOME[i::8] for i in range(8)]  # of minutes each
 
 
@@ -48,7 +50,7 @@ def run_all(folder: Path, cases, norm: str) -> dict[str, dict[str, torch.Tensor]
     found = {}
     for method, scope in cases:
         name, _, how = method.partition(" ")
-        config = tiny.config(name, scope, norm, **(GENTLY if how == "gently" else {}))
+        config = tiny.config(name, scope, norm, **FIELDS.get(how, {}))
         config = tiny.cropped(config) if how == "cropped" else config
         trainer = tiny.trainer(config, folder / f"{name}{how}-{scope}")
         with views_one_by_one() if how == "cropped" else nullcontext():

@@ -128,7 +128,7 @@ class FeedbackAlignment(Learner):
         self.feedback = Fixed([_feedback_for(w, seed, number) for number, w in enumerate(self.weights)])
 
     def forward(self, signal: Signal, batch: Batch) -> tuple[Tensor, Signal, dict[int, Tensor]]:
-        with _HandedBack({id(w): b for w, b in zip(self.weights, self.feedback, strict=True)}):
+        with HandedBack({id(w): b for w, b in zip(self.weights, self.feedback, strict=True)}):
             return super().forward(signal, batch)
 
 
@@ -146,7 +146,7 @@ def _uniform(shape: tuple[int, ...], bound: float, seed: int, number: int) -> Te
     return torch.empty(shape).uniform_(-bound, bound, generator=generator("credit", seed, number))
 
 
-class _HandedBack(TorchFunctionMode):
+class HandedBack(TorchFunctionMode):
     """Within, layers whose weights are known by id hand their errors back through others."""
 
     def __init__(self, feedback: Mapping[int, Tensor]):

@@ -82,6 +82,9 @@ RULES = {
         )
         for name, share in (("prediction", 0), ("similarity", 1), ("both", 0.99))
     },
+    "local losses, projected labels": Rule(
+        *_own("local_losses", *NETWORK, *FOUR, "learner.projections=128"), True, NONE, BEFORE
+    ),
     **{
         name: Rule(*_own("direct_feedback", *NETWORK, *FOUR, f"scope.credit={credit}"), True, transport, waits)
         for name, credit, transport, waits in (

@@ -69,11 +69,12 @@ class Counts:
     @classmethod
     def of(cls, trainer: Any, steps: int | None = None) -> "Counts":
         """Of the run of a trainer, or of the same run with so many steps."""
-        steps, monitor, learners = steps or trainer.plan.total, trainer.monitor, len(trainer.learners)
-        plan = make_plan(trainer.config.scope, learners, steps, trainer.epoch_steps)
+        total: int = trainer.plan.total if steps is None else steps
+        monitor, learners = trainer.monitor, len(trainer.learners)
+        plan = make_plan(trainer.config.scope, learners, total, trainer.epoch_steps)
         looks = Looks(plan, trainer.config, monitor.images, learners, world_size())
-        every = max(1, trainer.config.train.checkpoint_every.steps(trainer.epoch_steps, steps))
-        return cls(steps, looks.of_steps(steps), math.ceil(steps / every))
+        every = max(1, trainer.config.train.checkpoint_every.steps(trainer.epoch_steps, total))
+        return cls(total, looks.of_steps(total), math.ceil(total / every))
 
 
 def fitting(wanted: Duration, trainer: Any) -> tuple[Config, str]:

@@ -25,10 +25,10 @@ from twinblock.methods.learners.local_losses import (
 LABELS = torch.tensor([0, 2, 1, 1, -1, 0])
 
 
-def learner(similarity: float = 0.99, inputs: int = 32, side: int = 8, blocks: nn.Module | None = None):
+def learner(similarity: float = 0.99, inputs: int = 32, side: int = 8, projections: int | None = None):
     torch.manual_seed(0)
-    block = blocks or nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU())
-    made = LocalLosses(block, (8, side, side), 3, similarity=similarity, inputs=inputs).double()
+    block = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU())
+    made = LocalLosses(block, (8, side, side), 3, None, similarity, inputs, projections).double()
     with torch.no_grad():  # at first it is zero, and so is what it teaches
         made.classifier.weight.normal_(std=0.3)
     return made
@@ -84,13 +84,57 @@ def test_value_and_gradients_equal_the_equations(beta):
             torch.testing.assert_close(mine, expected, rtol=1e-9, atol=1e-13)
 
 
+@pytest.mark.parametrize("beta", [0.0, 0.5, 1.0])
+def test_projected_labels_equal_the_equations(beta):
+    """Binary cross entropy of the signs of Y P, and similarity of the windows with Y P, whose gradients are written
+    out: at the windows the classifier's error comes through the fixed weights.
+    """
+    made, x = learner(beta, projections=5), draw(6, 3, 8, 8, seed=5)
+    loss = made(Signal.from_views([x]), Batch(LABELS, (0, 0)))[0]
+    loss.backward()
+    kept = [i for i in range(6) if LABELS[i] >= 0]
+    h = made.blocks(x)
+    windows = F.avg_pool2d(h, 4)
+    scores = windows.flatten(1) @ made.classifier.weight.T + made.classifier.bias
+    taught = torch.stack([made.projection[LABELS[i]] for i in kept])
+    p, signs = torch.sigmoid(scores[kept]), (taught > 0).double()
+    prediction = -(signs * p.log() + (1 - signs) * (1 - p).log()).sum() / (5 * len(kept))
+    s = windows.flatten(2).sub(windows.flatten(2).mean(2, keepdim=True)).square().sum(2).div(3).sqrt()[kept]
+    pairs = [(i, j) for i in range(len(kept)) for j in range(len(kept))]
+    alike = sum((cosine(s[i], s[j]) - cosine(taught[i], taught[j])) ** 2 for i, j in pairs) / len(pairs)
+    torch.testing.assert_close(loss, (1 - beta) * prediction + beta * alike, rtol=1e-9, atol=1e-13)
+    error = torch.zeros(6, 5, dtype=torch.float64)  # of the scores
+    error[kept] = (1 - beta) * (p - signs).detach() / (5 * len(kept))
+    flat = windows.detach().flatten(1)
+    torch.testing.assert_close(made.classifier.weight.grad, error.T @ flat, rtol=1e-9, atol=1e-13)
+    returned = (error @ made.feedback).view(6, 8, 2, 2)
+    reached = torch.autograd.grad((windows * returned).sum() + beta * alike, made.blocks[0].weight, retain_graph=True)[
+        0
+    ]
+    torch.testing.assert_close(made.blocks[0].weight.grad, reached, rtol=1e-9, atol=1e-13)
+    assert {*made.state_dict()} - {*learner().state_dict()} == {"projection", "feedback"}
+    assert made.expansion is None and not made.feedback.requires_grad
+
+
+def test_projections_are_drawn_as_published_and_without_labels_nothing_is_learned():
+    """A linear layer of torch without a bias draws within 1 / sqrt(its inputs)."""
+    made = learner(projections=4000)
+    for drawn, inputs in ((made.projection, 3), (made.feedback, 32)):
+        assert 0.99 / math.sqrt(inputs) < drawn.abs().max() <= 1 / math.sqrt(inputs)
+        assert float(drawn.std()) == pytest.approx(1 / math.sqrt(3 * inputs), rel=0.02)
+    assert made.feedback.shape == made.classifier.weight.shape
+    loss = made(signal(), Batch(torch.full((6,), -1), (0, 0)))[0]
+    loss.backward()
+    assert loss == 0 and all(p.grad is None or not p.grad.any() for p in made.parameters())
+
+
 def test_similarities_by_hand():
     """Rows (1, 0, 0) less their mean are (2, -1, -1) / 3: two classes have a cosine of -1/2, one has 1."""
     labels = torch.tensor([0, 0, 1])
     expected = torch.tensor([[1, 1, -0.5], [1, 1, -0.5], [-0.5, -0.5, 1]], dtype=torch.float64)
     torch.testing.assert_close(similarities(F.one_hot(labels, 3).double()), expected, rtol=0, atol=1e-7)
     same = torch.tensor([[2.0, 1.0], [4.0, 3.0], [0.0, 5.0]], dtype=torch.float64)  # cosines 1, -1 and -1
-    assert similarity_loss(same, labels, 3).item() == pytest.approx(4 * 0.5**2 / 9, abs=1e-6)
+    assert similarity_loss(same, F.one_hot(labels, 3).double()).item() == pytest.approx(4 * 0.5**2 / 9, abs=1e-6)
 
 
 def test_similarities_know_no_length_and_no_common_shift():
@@ -100,7 +144,7 @@ def test_similarities_know_no_length_and_no_common_shift():
 
 def test_what_is_constant_has_finite_gradients():
     maps = torch.ones(4, 5, 3, 3, dtype=torch.float64, requires_grad=True)
-    loss = similarity_loss(spread_of(maps), torch.arange(4) % 2, 2)
+    loss = similarity_loss(spread_of(maps), F.one_hot(torch.arange(4) % 2, 2).double())
     loss.backward()
     assert loss.isfinite() and maps.grad.isfinite().all()
 

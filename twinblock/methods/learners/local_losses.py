@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from twinblock.core.distributed import gather
 from twinblock.core.errors import InputError
 from twinblock.core.types import Probability
+from twinblock.methods.credit import HandedBack
 from twinblock.methods.learner import Batch, Signal
 from twinblock.methods.learners.alone import Alone
 from twinblock.methods.objectives import Supervised
@@ -29,6 +30,11 @@ class LocalLosses(Alone):
     images of a batch are with whether they share a class: g is a 3 x 3 convolution, taken as the standard deviation of
     each channel over its places, Y are labels one-hot, and S(x) holds the cosines of rows less their own mean. Images
     without a label have no part.
+
+    With `projections` the losses need no label at the layer and no transport of weights (*bio* in the authors' code): Y
+    becomes Y P, with P (classes x projections) fixed and uniform within `1 / sqrt(classes)`. `L_pred` is then the
+    binary cross entropy of the signs of Y P, whose error goes through fixed random weights in place of the
+    classifier's; and `L_sim` compares the windows themselves, without g, with Y P.
     """
 
     family = "labels"
@@ -44,6 +50,10 @@ class LocalLosses(Alone):
             Probability, Field(description="Weight of similarity matching; prediction has the rest.")
         ] = 0.99,
         inputs: Annotated[int, Field(ge=1, description="The most numbers that a block's classifier sees.")] = 2048,
+        projections: Annotated[
+            int | None,
+            Field(ge=1, description="Random numbers that stand for a label, 128 as published (bio); null: itself."),
+        ] = None,
     ):
         super().__init__()
         if classes is None:
@@ -53,9 +63,15 @@ class LocalLosses(Alone):
             raise InputError(f"learner.kind=local_losses compares maps, and these blocks give {gives}; take vgg8b")
         self.blocks, self.autocast, self.similarity, self.classes = blocks, autocast, similarity, classes
         self.windows = windows_of(shape, inputs)
-        self.classifier = nn.Linear(shape[0] * math.prod(self.windows), classes)
+        self.classifier = nn.Linear(shape[0] * math.prod(self.windows), projections or classes)
         nn.init.zeros_(self.classifier.weight)
-        self.expansion = nn.Conv2d(shape[0], shape[0], 3, padding=1, bias=False)
+        if projections is None:
+            self.expansion = nn.Conv2d(shape[0], shape[0], 3, padding=1, bias=False)
+            self.projection = self.feedback = None
+        else:
+            self.expansion = None
+            self.projection = nn.Buffer(_uniform(classes, projections))
+            self.feedback = nn.Buffer(_uniform(self.classifier.in_features, projections).T.contiguous())
         self.predicted = Supervised()
 
     def forward(self, signal: Signal, batch: Batch) -> tuple[Tensor, Signal]:
@@ -63,15 +79,37 @@ class LocalLosses(Alone):
         x = signal.online[0]
         with self.precision(x.device):
             y = self.blocks(x)
-            scores = self.classifier(F.adaptive_avg_pool2d(y, self.windows).flatten(1))
-            spread = spread_of(self.expansion(y))
+            windows = F.adaptive_avg_pool2d(y, self.windows)
+            scores = self.scores(windows.flatten(1))
+            spread = spread_of(windows if self.expansion is None else self.expansion(y))
         labels = gather(batch.labels)
         scores, spread = (gather(_wide(values)) for values in (scores, spread))
         with torch.autocast(x.device.type, enabled=False):
-            loss = (1 - self.similarity) * self.predicted(scores, labels)
-            loss = loss + self.similarity * similarity_loss(spread, labels, self.classes)
+            loss = self.losses(scores, spread, labels)
         y = y.detach()
         return loss, Signal({0: y}, {0: y})
+
+    def scores(self, x: Float[Tensor, "n k"]) -> Float[Tensor, "n c"]:
+        """What the classifier says; its error goes back through the fixed weights, where there are such."""
+        if self.feedback is None:
+            return self.classifier(x)
+        with HandedBack({id(self.classifier.weight): self.feedback}):
+            return self.classifier(x)
+
+    def losses(
+        self, scores: Float[Tensor, "n c"], spread: Float[Tensor, "n d"], labels: Int[Tensor, " n"]
+    ) -> Float[Tensor, ""]:
+        """Both losses of all images of a batch."""
+        known = labels >= 0
+        taught = F.one_hot(labels[known], self.classes).to(scores)
+        if self.projection is None:
+            prediction = self.predicted(scores, labels)
+        else:
+            taught = taught @ self.projection.to(taught)
+            signs = (taught > 0).to(taught)
+            prediction = F.binary_cross_entropy_with_logits(scores[known], signs, reduction="sum")
+            prediction = prediction / max(1, signs.numel())
+        return (1 - self.similarity) * prediction + self.similarity * similarity_loss(spread[known], taught)
 
     @torch.no_grad()
     def pass_on(self, signal: Signal, batch: Batch) -> Signal:
@@ -110,11 +148,9 @@ def spread_of(maps: Float[Tensor, "n c h w"]) -> Float[Tensor, "n d"]:
     return torch.where(variance > 0, variance, 1).sqrt() * (variance > 0)
 
 
-def similarity_loss(x: Float[Tensor, "n d"], labels: Int[Tensor, " n"], classes: int) -> Float[Tensor, ""]:
-    """`mean_ij (S(x)_ij - S(Y)_ij)^2` over the labelled images; 0 where there is none."""
-    known = labels >= 0
-    x, one_hot = x[known], F.one_hot(labels[known], classes).to(x.dtype)
-    differences = similarities(x) - similarities(one_hot)
+def similarity_loss(x: Float[Tensor, "n d"], taught: Float[Tensor, "n k"]) -> Float[Tensor, ""]:
+    """`mean_ij (S(x)_ij - S(Y)_ij)^2` with Y what is taught of each image; 0 where there is none."""
+    differences = similarities(x) - similarities(taught)
     return differences.square().sum() / max(1, differences.numel())
 
 
@@ -125,6 +161,12 @@ def similarities(x: Float[Tensor, "n d"]) -> Float[Tensor, "n n"]:
     length = torch.where(length > 0, length, 1).sqrt() * (length > 0)  # the gradient of a root at zero is infinite
     unit = centred / (length + EPS)
     return (unit @ unit.T).clamp(-1, 1)
+
+
+def _uniform(rows: int, columns: int) -> Float[Tensor, "r c"]:
+    """As torch draws a linear layer of so many inputs."""
+    bound = 1 / math.sqrt(rows)
+    return torch.empty(rows, columns).uniform_(-bound, bound)
 
 
 def _wide(x: Tensor) -> Tensor:
