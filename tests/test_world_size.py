@@ -30,11 +30,11 @@ BOUND = {"none": 1e-10, "sync": 1e-6}
 GENTLY = {"encoder": {"freeze": ["conv1", "layer1"], "freeze_for": "2steps", "drop_path": 0.5}}
 GENTLY["optim"] = {"layer_decay": 0.7}
 GENTLE = [("simclr gently", "end_to_end"), ("byol gently", "simultaneous")]
-BIO = {"learner": {"projections": 12}}
-FIELDS = {"gently": GENTLY, "bio": BIO}
+FIELDS = {"gently": GENTLY, "bio": {"learner": {"projections": 12}}, "peers": {"learner": {"peer": 0.3}}}
+VARIANTS = [("local_losses bio", "simultaneous"), ("forward_forward peers", "sequential")]
 CREDITED = [*zip(("simclr", "supervised", "vicreg", "byol", "moco_v2"), tiny.CREDIT, strict=True)]
 CROPPED = [("dino cropped", "end_to_end"), ("swav cropped", "simultaneous")]
-SOME = FAST + EXPANDED + GENTLE + CROPPED + CREDITED + OTHERS + [("local_losses bio", "simultaneous")]
+SOME = FAST + EXPANDED + GENTLE + CROPPED + CREDITED + OTHERS + VARIANTS
 PARTS = [SOME[i::8] for i in range(8)]  # of minutes each
 
 

@@ -52,6 +52,29 @@ def test_the_loss_of_a_constant_layer_by_hand():
     assert loss.item() == pytest.approx(expected, rel=1e-12)
 
 
+def test_peers_are_made_alike_by_the_formula_and_remembered():
+    """Moving averages by hand over two steps, and the gradient of the term by autograd from its equation alone."""
+    fields = {"threshold": 4.0, "peer": 0.3}
+    (_, (first, _)), (_, (plain, _)) = (made("forward_forward", learner=fields | {"peer": p}) for p in (0.3, 0.0))
+    flow = Signal.from_views([images()])
+    batch = Batch(torch.tensor([0, 1, -1, 2, 0, 1]), (0, 3), 0)
+    kept, r = [0, 1, 3, 4, 5], torch.full_like(first.activity, 0.5)
+    for _ in range(2):
+        own, _ = first.inputs(flow, batch)
+        y = first.activities(first._norm(own))[0].flatten(2).mean(2)
+        assert y.shape == (6, len(r))
+        r = 0.9 * r + 0.1 * sum(y[i] for i in kept) / len(kept)
+        term = 0.3 * sum((sum(r) / len(r) - one) ** 2 for one in r) / len(r)
+        (loss, _), (without, _) = first(flow, batch), plain(flow, batch)
+        torch.testing.assert_close(loss - without, term, rtol=1e-9, atol=1e-13)
+        weight, other = first.blocks[0][0][1].weight, plain.blocks[0][0][1].weight
+        gradient = torch.autograd.grad(loss, weight)[0] - torch.autograd.grad(without, other)[0]
+        torch.testing.assert_close(gradient, torch.autograd.grad(term, weight)[0], rtol=1e-7, atol=1e-13)
+        r = r.detach()
+        torch.testing.assert_close(first.activity, r)
+    assert {*first.state_dict()} - {*plain.state_dict()} == {"activity"}
+
+
 def plain_forward_forward(encoder, x, labels, wrong, threshold):
     """The losses of all layers by loops over images and units."""
     state, losses = encoder.state_dict(keep_vars=True), []
@@ -255,3 +278,17 @@ def test_what_makes_no_sense_is_refused_in_one_line(method, override, message):
 def test_data_without_labels_is_refused(tmp_path):
     with pytest.raises(InputError, match=r"labels of 2 to 256 classes.*the data has none"):
         twinblock.pretrain("forward_forward", data=tiny.images(64).pixels, out=tmp_path / "run", quiet=True)
+
+
+def test_the_published_rates_of_scff():
+    """For batches of 100: 0.01, 0.002 and 0.0002; x 0.7 every 1000 batches, x 0.8 every 100, and constant."""
+    run = compose("scff_cifar10")
+    optims = [run.of_block(k).optim for k in (1, 2, 3)]
+    assert [round(optim.lr * run.data.batch / 256, 9) for optim in optims] == [0.01, 0.002, 0.0002]
+    assert [optim.weight_decay for optim in optims] == [1e-4, 1e-4, 3e-4]
+    ends = [int(str(budget).removesuffix("steps")) for budget in run.scope.budgets]
+    for optim, factor, every, end in zip(optims[:2], (0.7, 0.8), (1000, 100), ends, strict=False):
+        assert optim.factor == factor and [*map(str, optim.milestones)] == [
+            f"{k}steps" for k in range(every, end, every)
+        ]
+    assert not optims[2].milestones and optims[2].end == 1

@@ -17,12 +17,18 @@ from twinblock.core.types import NotNegative
 from twinblock.methods.goodness import Goodness, overlaid
 from twinblock.methods.learner import Batch, Signal
 
+FIRST, STEP = 0.5, 0.1  # of the moving averages of activities
+
 
 class ForwardForward(Goodness):
     """Each block is excited by images that show their own label, and calm for those that show a wrong one:
 
     `mean of (softplus(threshold - g_own) + softplus(g_wrong - threshold)) / 2`, with g the mean square of the block's
     activities. The label lies in the first pixels; the wrong one is drawn by seed, step and place in the batch.
+
+    With `peer` p, `p mean_j (mean_k r_k - r_j)^2` is added: r are the moving averages of each unit's activity for own
+    labels, which a step moves by a tenth, from 0.5 on; of a map, of each channel. So no unit stays silent, and none is
+    always active. As in loeweX/Forward-Forward (MIT), with 0.03.
     """
 
     labelled = True
@@ -31,10 +37,12 @@ class ForwardForward(Goodness):
         self,
         blocks: nn.Module,
         image_shape: tuple[int, ...],
+        shape: tuple[int, ...],
         number: int,
         classes: int | None,
         autocast: torch.dtype | None = None,
         threshold: Annotated[NotNegative, Field(description="Goodness between own labels and wrong ones.")] = 2.0,
+        peer: Annotated[NotNegative, Field(description="Weight of peer normalisation: units are alike active.")] = 0.0,
     ):
         super().__init__(blocks, autocast)
         places = image_shape[1] * image_shape[2]
@@ -42,7 +50,8 @@ class ForwardForward(Goodness):
             raise InputError(
                 f"it shows labels of 2 to {places} classes in the pixels, and the data has {classes or 'none'}"
             )
-        self.number, self.classes, self.threshold = number, classes, threshold
+        self.number, self.classes, self.threshold, self.peer = number, classes, threshold, peer
+        self.activity = nn.Buffer(torch.full((shape[0],), FIRST)) if peer else None
 
     @classmethod
     def chance(cls, fields: Any, batch: int) -> float:
@@ -57,7 +66,17 @@ class ForwardForward(Goodness):
         assert batch.labels is not None
         known = gather((batch.labels >= 0).to(losses))
         maps = {0: own, 1: wrong}
-        return (gather(losses) * known).sum() / known.sum().clamp(min=1), Signal(maps, maps)
+        loss = (gather(losses) * known).sum() / known.sum().clamp(min=1)
+        return loss + self.of_peers(seen, known), Signal(maps, maps)
+
+    def of_peers(self, seen: Float[Tensor, "n c *places"], known: Float[Tensor, " m"]) -> Tensor | float:
+        """How far the units are from each other in activity, which takes note of these; `known`: of all processes."""
+        if self.activity is None or not known.any():
+            return 0.0
+        now = gather(seen.flatten(2).mean(2) if seen.ndim > 2 else seen)[known > 0].mean(0)
+        moved = self.activity + STEP * (now - self.activity)
+        self.activity.copy_(moved.detach())
+        return self.peer * (moved.mean() - moved).square().mean()
 
     def inputs(self, signal: Signal, batch: Batch) -> tuple[Tensor, Tensor]:
         """What the block is given for images with their own label, and with a wrong one."""
