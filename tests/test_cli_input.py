@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-import time
 
 import pytest
 from commands import call
@@ -74,14 +73,12 @@ def test_help_names_every_command_in_a_whole_sentence(monkeypatch, capsys):
 
 
 def test_help_does_not_wait_for_torch():
-    start = time.monotonic()
     done = subprocess.run(
         [sys.executable, "-X", "importtime", "-m", "twinblock", "--help"], capture_output=True, text=True
     )
     assert done.returncode == 0
     assert "pretrain" in done.stdout
     assert " torch\n" not in done.stderr
-    assert time.monotonic() - start < 30
 
 
 @pytest.mark.parametrize("command", [["recipes"], ["show", "demo"]])

@@ -52,12 +52,12 @@ def test_workers_end_with_a_study_that_is_killed(tmp_path):
     command = [sys.executable, "-m", "twinblock", "reproduce", "longtail", f"out={tmp_path}", "seeds=1", *SMALL]
     study = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
-        wait(lambda: any(map(in_training, tmp_path.iterdir())), 120)
+        wait(lambda: any(map(in_training, tmp_path.iterdir())), 600)
         begun = [run for run in tmp_path.iterdir() if in_training(run)]
     finally:
         study.kill()
         study.wait()
-    wait(lambda: not any(map(in_training, begun)), 20)
+    wait(lambda: not any(map(in_training, begun)), 120)
 
 
 def in_training(run: Path) -> bool:

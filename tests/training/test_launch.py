@@ -235,7 +235,7 @@ sys.exit(7)
 )
 def test_ctrl_c_ends_a_long_step_and_leaves_a_short_one_its_end(how, ends, code, words):
     done = subprocess.run(
-        [sys.executable, "-c", LONG.format(ends=ends), how], capture_output=True, text=True, timeout=60
+        [sys.executable, "-c", LONG.format(ends=ends), how], capture_output=True, text=True, timeout=300
     )
     assert (done.returncode, words in done.stdout + done.stderr) == (code, True), done.stderr
     assert "Traceback" not in done.stderr
@@ -256,7 +256,7 @@ try:
 except Interrupted as end:
     raise SystemExit(end.code)
 """
-    assert subprocess.run([sys.executable, "-c", text], timeout=60).returncode == 130
+    assert subprocess.run([sys.executable, "-c", text], timeout=300).returncode == 130
 
 
 def test_signals_that_nohup_ignores_stay_ignored():

@@ -268,13 +268,13 @@ def steps_done(out: Path) -> int:
 def start_and_signal(out: Path, signum: int) -> subprocess.CompletedProcess:
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(command(out), stderr=subprocess.PIPE, text=True, env=environment)
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while not (out / "checkpoint" / checkpoint.LAST).exists():
         assert process.poll() is None, process.stderr.read()
         assert time.monotonic() < deadline
         time.sleep(0.02)
     process.send_signal(signum)
-    _, text = process.communicate(timeout=60)
+    _, text = process.communicate(timeout=300)
     return subprocess.CompletedProcess(process.args, process.returncode, stderr=text)
 
 
