@@ -1,6 +1,6 @@
 """What `twinblock estimate` says beside what then happens: seconds and memory, each in a process of its own.
 
-    python benchmarks/estimate.py [--length 60steps] [--json FILE]
+    python benchmarks/estimate.py [--length 60steps] [--only TEXT] [--json FILE]
 
 Each case is estimated, trained, and estimated again: the mean of the two estimates is compared, as a machine that
 others use is not equally fast all the time. Seconds are those that the run notes in `environment.json`; memory is the
@@ -60,9 +60,10 @@ def measure(name: str, length: str) -> dict[str, str | float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--length", default="60steps")
+    parser.add_argument("--only", default="", help="take the cases whose name holds this text")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    rows = [measure(name, options.length) for name in CASES]
+    rows = [measure(name, options.length) for name in CASES if options.only in name]
     print(markdown(rows))
     if options.json:
         options.json.write_text(json.dumps(rows, indent=2))

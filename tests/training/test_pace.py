@@ -14,7 +14,7 @@ from twinblock.training import pace
 from twinblock.training.pace import Counts, Pace
 
 SMALL = ["encoder.kind=resnet10", "encoder.width=8", "data.batch=16", "train.precision=fp32", "projector.dims=[16,8]"]
-PACE = Pace(step=0.5, look=0.02, save=0.1, bytes=9)
+PACE = Pace(step=0.5, first=0.2, look=0.02, save=0.1, bytes=9)
 
 
 @pytest.fixture(autouse=True)
@@ -31,16 +31,32 @@ def train(out, *more: str):
 
 
 def test_steps_fill_the_time(tmp_path, monkeypatch, capsys):
-    """By hand: 6 s hold 10 steps of 0.5 s, a measurement before each and one at the end, and 4 checkpoints."""
+    """By hand: 6 s hold 10 steps of 0.5 s, a measurement before each and one at the end, the first of which takes more,
+    and 4 checkpoints.
+    """
     of_pace(monkeypatch)
     run = train(tmp_path / "run", "train.length=0.1min", "train.checkpoint_every=1epochs")
     trainer = tiny.trainer(tiny.config("simclr", train={"length": "10steps"}), tmp_path / "other")
     looks, saves = 1 + sum(map(trainer.monitor.due, range(10))), 4  # an epoch has three steps
-    assert 6 - 0.5 < 10 * 0.5 + looks * 0.02 + saves * 0.1 <= 6
+    assert 6 - 0.5 < 10 * 0.5 + 0.2 + (looks - 1) * 0.02 + saves * 0.1 <= 6
     assert str(run.config.train.length) == "10steps"
     assert run.result["steps"] == 10
     said = " ".join(capsys.readouterr().err.split())
     assert "train.length=0.1min: 10 steps, 0:05 at 500 ms each" in said
+
+
+def test_the_first_look_of_each_phase_is_counted_as_such():
+    """By hand: 4 phases, 20 steps, 30 looks, 2 checkpoints."""
+    found = Pace(step=1, first=10, look=2, save=3, bytes=0).seconds(Counts(4, 20, 30, 2))
+    assert found == {"steps": 20, "measuring": 4 * 10 + 26 * 2, "saving": 6}
+
+
+def test_a_first_look_is_one_at_untrained_weights_and_others_are_not(tmp_path, monkeypatch):
+    trainer = tiny.trainer(tiny.config("simclr", precision="fp32"), tmp_path)
+    measured, seconds = trainer.monitor.measure, []
+    monkeypatch.setattr(trainer.monitor, "measure", lambda step: seconds.append("untrained" in str(measured(step))))
+    Pace.of(trainer)
+    assert seconds == [True, False]
 
 
 def test_a_real_clock(tmp_path):
@@ -49,7 +65,7 @@ def test_a_real_clock(tmp_path):
     assert run.result["steps"] >= 1
     found = Pace.of(tiny.trainer(tiny.config("simclr", precision="fp32"), tmp_path / "other"))
     assert 0 < found.step < 1.2
-    assert found.look > 0 and found.save > 0
+    assert found.first > 0 and found.look > 0 and found.save > 0
     trainer = tiny.trainer(tiny.config("simclr", precision="fp32"), tmp_path / "trained")
     trainer.fit()
     assert found.bytes == pytest.approx((trainer.run.checkpoints / "last.safetensors").stat().st_size, rel=0.01)
@@ -77,7 +93,7 @@ def test_what_a_run_of_other_steps_consists_of(tmp_path, scope, steps):
     then.measure = lambda: done.update(looks=done["looks"] + 1) or {"step": then.step}
     then.save = lambda: done.update(saves=done["saves"] + 1)
     then.fit()
-    assert Counts.of(first, steps) == Counts.of(then) == Counts(steps, **done)
+    assert Counts.of(first, steps) == Counts.of(then) == Counts(len(then.plan.phases), steps, **done)
 
 
 def test_a_run_of_so_many_minutes_is_that_of_so_many_steps(tmp_path, monkeypatch):
@@ -93,7 +109,7 @@ def test_it_goes_on_with_the_steps_that_it_began_with(tmp_path, monkeypatch, cap
         patch.setattr("twinblock.training.trainer.Trainer.fit", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             train(tmp_path / "run", "train.length=0.1min")
-    of_pace(monkeypatch, Pace(step=0.1, look=0, save=0, bytes=9))  # the machine is less busy now
+    of_pace(monkeypatch, Pace(step=0.1, first=0, look=0, save=0, bytes=9))  # the machine is less busy now
     assert train(tmp_path / "run", "train.length=0.1min").result["steps"] == 10
     capsys.readouterr()
     assert train(tmp_path / "run", "train.length=1h").result["steps"] == 10
@@ -126,7 +142,7 @@ def test_what_does_not_fit_is_one_line(tmp_path, monkeypatch, given, words):
 
 
 def test_budgets_are_shares_of_a_time(tmp_path, monkeypatch):
-    of_pace(monkeypatch, Pace(step=0.5, look=0, save=0, bytes=9))
+    of_pace(monkeypatch, Pace(step=0.5, first=0, look=0, save=0, bytes=9))
     scope = ["train.length=0.1min", "scope.kind=blockwise", "scope.plan=sequential"]
     shares, steps = "scope.budgets=[50%,25%,12.5%,12.5%]", "scope.budgets=[6steps,2steps,2steps,2steps]"
     assert train(tmp_path / "run", *scope, shares).result["steps"] == 12

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -14,8 +15,9 @@ from twinblock.config.schema import Config
 from twinblock.core.console import Reporter
 from twinblock.core.memory import Alive
 from twinblock.core.settings import own_settings
-from twinblock.data import Images
+from twinblock.data import Images, take
 from twinblock.data.training import chosen, training
+from twinblock.evaluation.features import at_once, features, seen_by
 from twinblock.methods.learner import parts_of
 from twinblock.runs.run import Run
 from twinblock.runs.starting import beginning
@@ -61,6 +63,9 @@ def estimate(
         trainer = trainer_of(config)
         need_room(trainer)
         pace, counts = Pace.of(trainer), Counts.of(trainer)
+        if images.labels is not None:  # a run ends with a measurement, which may hold more than a step
+            some = take(images, np.arange(min(len(images), at_once(config.image_shape[-1]))))
+            features(trainer.encoder, some, **seen_by(config, fabric.device))
         seconds = pace.seconds(counts)
         of_encoder = _encoder_bytes(trainer)
         checkpoints = min(counts.saves, 2) * pace.bytes

@@ -26,9 +26,12 @@ SECONDS, MOST, LEAST = 6.0, 40, 3  # for the steps of a phase: at most so long, 
 
 @dataclass(frozen=True)
 class Pace:
-    """Seconds of a step, on average over the phases, of a measurement, and of a checkpoint; and its bytes."""
+    """Seconds of a step, on average over the phases, of the first measurement of a phase and of another one, and of a
+    checkpoint; and its bytes.
+    """
 
     step: float
+    first: float
     look: float
     save: float
     bytes: int
@@ -42,26 +45,27 @@ class Pace:
         modules = (trainer.encoder, *trainer.learners)
         before = [copy.deepcopy(module.state_dict()) for module in modules]
         step = _seconds_of_steps(trainer) / trainer.plan.total
-        look = _seconds(trainer.monitor.measure, 0)
+        first, look = (_seconds(trainer.monitor.measure, start) for start in (0, None))
         save, size = _saved(trainer)
         for module, state in zip(modules, before, strict=True):  # they may be the caller's own
             module.load_state_dict(state)
-        step, look, save = (largest(value, trainer.fabric.device) for value in (step, look, save))
-        return cls(step, look, save, size)
+        found = [largest(value, trainer.fabric.device) for value in (step, first, look, save)]
+        return cls(*found, bytes=size)
 
     def seconds(self, counts: "Counts") -> dict[str, float]:
         """Of a whole run, by what takes them."""
         return {
             "steps": self.step * counts.steps,
-            "measuring": self.look * counts.looks,
+            "measuring": self.first * counts.phases + self.look * (counts.looks - counts.phases),
             "saving": self.save * counts.saves,
         }
 
 
 @dataclass(frozen=True)
 class Counts:
-    """What a run consists of: steps, measurements, checkpoints."""
+    """What a run consists of: phases, steps, measurements, checkpoints."""
 
+    phases: int
     steps: int
     looks: int
     saves: int
@@ -74,7 +78,7 @@ class Counts:
         plan = make_plan(trainer.config.scope, learners, total, trainer.epoch_steps)
         looks = Looks(plan, trainer.config, monitor.images, learners, world_size())
         every = max(1, trainer.config.train.checkpoint_every.steps(trainer.epoch_steps, total))
-        return cls(total, looks.of_steps(total), math.ceil(total / every))
+        return cls(len(plan.phases), total, looks.of_steps(total), math.ceil(total / every))
 
 
 def fitting(wanted: Duration, trainer: Any) -> tuple[Config, str]:
