@@ -2,6 +2,7 @@
 
 import os
 import resource
+import sys
 
 import pytest
 import tiny
@@ -65,6 +66,16 @@ def test_the_run_that_follows_is_the_same(tmp_path):
     after = twinblock.pretrain("byol", data=tiny.images(), out=tmp_path / "b", overrides=BYOL, quiet=True)
     states = before.encoder().state_dict(), after.encoder().state_dict()
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+
+
+@pytest.mark.parametrize("labelled", [True, False])
+def test_the_measurement_at_the_end_of_a_run_is_held_too(monkeypatch, labelled):
+    """It looks at many images at once; without labels there is none."""
+    module, seen = sys.modules["twinblock.training.estimate"], []
+    monkeypatch.setattr(module, "features", lambda encoder, images, **how: seen.append(len(images)))
+    monkeypatch.setattr(module, "at_once", lambda size: 1000 // size)
+    estimated(*([] if labelled else ["data.labels=none"]), images=80)
+    assert seen == ([62] if labelled else [])  # images of 16 px
 
 
 def test_the_words():
