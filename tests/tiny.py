@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from types import ModuleType
 from typing import NamedTuple
 
 import numpy as np
@@ -202,6 +203,18 @@ def take_steps_by(trainer: Trainer, take: Callable[..., torch.Tensor]) -> Callab
     step, kind = trainer.train_step, type(trainer.train_step)
     step.__class__ = type("Replaced", (kind,), {"__call__": staticmethod(take)})
     return partial(kind.__call__, step)
+
+
+def features_asked_of(module: ModuleType, monkeypatch) -> list[int]:
+    """Of how many images each call of `module.features` is from now on."""
+    asked, features = [], module.features
+
+    def counted(encoder, images, **how):
+        asked.append(len(images))
+        return features(encoder, images, **how)
+
+    monkeypatch.setattr(module, "features", counted)
+    return asked
 
 
 def state(trainer: Trainer) -> dict[str, torch.Tensor]:

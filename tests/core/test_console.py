@@ -86,6 +86,20 @@ def test_the_first_step_says_nothing_of_speed_and_time_left(capsys, monkeypatch)
     ]
 
 
+@pytest.mark.parametrize(
+    ("seconds", "lines"),
+    [((100, 250), ["40 of 200", "50 of 200 · 37:30 left"]), ((0, 20), ["50 of 200 · 5:00 left"])],
+)
+def test_the_time_left_is_that_of_later_parts(capsys, monkeypatch, seconds, lines):
+    """Forty images while libraries are loaded, or at once, as they were done before; then ten in 150 or in 20 s."""
+    clock = iter([0.0, *map(float, seconds)])
+    monkeypatch.setattr(console.time, "monotonic", lambda: next(clock))
+    with console.progress("embedding", 200) as advance:
+        for count in (40, 10):
+            advance(count)
+    assert capsys.readouterr().err.splitlines() == [f"embedding: {line}" for line in lines]
+
+
 def test_prose_ends_its_lines_between_words_on_a_terminal_alone(capsys):
     words = "not collapsed: " + "/a/path " * 30 + "[bold]"
     for terminal, lines in ((True, 4), (False, 1)):

@@ -13,7 +13,6 @@ import twinblock
 from twinblock.core.errors import InputError
 from twinblock.data import Images
 from twinblock.evaluation import patches
-from twinblock.evaluation.features import features
 from twinblock.nn.encoders import MEAN, STD
 from twinblock.views import centre
 
@@ -35,14 +34,7 @@ def run(tmp_path, monkeypatch):
 @pytest.fixture
 def looked(monkeypatch):
     """How many images are held at a time."""
-    seen = []
-
-    def counted(encoder, images, **how):
-        seen.append(len(images))
-        return features(encoder, images, **how)
-
-    monkeypatch.setattr(patches, "features", counted)
-    return seen
+    return tiny.features_asked_of(patches, monkeypatch)
 
 
 def shown() -> torch.Tensor:

@@ -7,6 +7,7 @@ import sys
 import time
 
 import pytest
+import tiny
 import torch
 from pictures import photos
 from PIL import Image
@@ -15,7 +16,6 @@ from safetensors.torch import load_file
 import twinblock
 from twinblock.core.errors import InputError
 from twinblock.evaluation import embedding, patches, stored
-from twinblock.evaluation.features import features
 
 SMALL = ["encoder.kind=resnet10", "encoder.width=8", "data.batch=16", "train.length=1steps", "projector.dims=[16,8]"]
 SMALL += ["data.size=16", "train.precision=fp32"]
@@ -140,7 +140,7 @@ def test_two_processes_write_the_patches_that_one_writes(run, tmp_path, monkeypa
 def test_patches_that_a_process_wrote_before_it_was_killed_are_kept(run, tmp_path, monkeypatch, patches_of_seven):
     """One process is given no such images after its second part; one process of its own goes on with what is left."""
     alone = twinblock.embed(run, features="patches", out=tmp_path / "one.npy").features
-    by_two, out, looked = embedding.in_processes, tmp_path / "two.npy", []
+    by_two, out = embedding.in_processes, tmp_path / "two.npy"
 
     def damaged(jobs, *given):
         by_two([{**jobs[0], "parts": [*jobs[0]["parts"][:2], (28, 9_000)]}, jobs[1]], *given)
@@ -151,11 +151,7 @@ def test_patches_that_a_process_wrote_before_it_was_killed_are_kept(run, tmp_pat
             twinblock.embed(run, features="patches", out=out, processes=2)
     assert not out.exists() and (tmp_path / "two.npy.partial").exists()
 
-    def counted(encoder, images, **how):
-        looked.append(len(images))
-        return features(encoder, images, **how)
-
-    monkeypatch.setattr(patches, "features", counted)
+    looked = tiny.features_asked_of(patches, monkeypatch)
     assert torch.equal(twinblock.embed(run, features="patches", out=out).features, alone)
     assert looked == [7, 7]  # of images 28 and 42 on
     assert (tmp_path / "one.npy").read_bytes() == out.read_bytes()

@@ -25,14 +25,7 @@ def run(tmp_path, monkeypatch):
 @pytest.fixture
 def looked(monkeypatch):
     """How many images the network looks at."""
-    seen = []
-
-    def counted(encoder, images, **how):
-        seen.append(len(images))
-        return features(encoder, images, **how)
-
-    monkeypatch.setattr(stored, "features", counted)
-    return seen
+    return tiny.features_asked_of(stored, monkeypatch)
 
 
 def test_they_are_the_same_bits_and_computed_once(run, looked):

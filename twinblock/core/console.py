@@ -174,22 +174,26 @@ def in_notebook() -> bool:
 def progress(doing: str, total: int, quiet: bool = False) -> Iterator[Callable[[int], None]]:
     """Shows how far work of more than a second is.
 
-    A bar on a terminal, one line in a notebook, lines that become fewer elsewhere.
+    A bar on a terminal, one line in a notebook, lines that become fewer elsewhere. The time left is by what comes after
+    the first part, which also loads, or was done before.
     """
     console, line = Screen(quiet, markup=False), Line() if in_notebook() and not quiet else None
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     bar = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
     task, begun, done, due = bar.add_task(doing, total=total), time.monotonic(), 0, 1.0
+    first: tuple[float, int] | None = None  # when the first part was done, and how much it was
 
     def advance(n: int) -> None:
-        nonlocal done, due
+        nonlocal done, due, first
         done += n
         bar.advance(task, n)
         elapsed = time.monotonic() - begun
+        first = since, before = first or (elapsed, done)
         if elapsed > due and done:
             due = elapsed + 1 if line is not None else max(LINE_EVERY, 2 * elapsed)
             bar.start()
-            said = f"{doing}: {done:,} of {total:,} · {clock(elapsed / done * (total - done))} left"
+            left = (elapsed - since) / max(1, done - before) * (total - done)
+            said = f"{doing}: {done:,} of {total:,}" + (f" · {clock(left)} left" if done > before else "")
             if line is not None:
                 line.show(said)
             elif bar.disable:
