@@ -47,7 +47,7 @@ def cifar100(folder: Path, split: str) -> tuple[list[np.ndarray], np.ndarray]:
 def digits(_: Path, split: Any) -> tuple[list[np.ndarray], np.ndarray]:
     images = load("photodigits", None, split, None)
     assert images is not None and images.labels is not None
-    return list(images.pixels), images.labels
+    return list(images.pixels[:]), images.labels
 
 
 def write(folder: Path, images, seed: int, train: int) -> None:

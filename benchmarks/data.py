@@ -4,8 +4,9 @@
 
 Photographs of 500 x 375 as JPEG files in two folders, the same in tar files, and packed by twinblock. Each side gives
 batches of 64 random crops of 224 px as float tensors, in random order, one process without workers; twinblock also
-batches as they lie in the store. The sides run in turn. Printed: images a second by the clock and by the seconds of a
-core, medians, with the files in memory, and with the files dropped from it (`cold`). Only Linux drops files so.
+batches as they lie in the store, once as pixels and once as JPEG. The sides run in turn. Printed: images a second by the
+clock and by the seconds of a core, medians, with the files in memory, and with the files dropped from it (`cold`). Only
+Linux drops files so.
 """
 
 import argparse
@@ -26,6 +27,7 @@ from torch.utils.data import DataLoader
 from torchvision import datasets, transforms
 
 from twinblock.data import Images, load
+from twinblock.data.forms import Wanted
 from twinblock.training.loader import Loader
 from twinblock.views import View, Views
 
@@ -108,13 +110,17 @@ def rates(give: Callable[[int], Iterator[torch.Tensor]], turn: int) -> tuple[flo
 def compare(folder: Path, images: int, repeats: int) -> None:
     write(folder, images)
     os.environ["TWINBLOCK_CACHE"] = str(folder / "cache")
-    began = time.process_time()
-    found = load(str(folder / "files"), size=SIZE)
-    assert found is not None
-    print(f"packed once, at {images / (time.process_time() - began):.0f} images a second of a core")
-    sides = {
-        "twinblock, as stored": packed(found, None),
-        "twinblock, cropped": packed(found, Views([PLAIN], SIZE, MEAN, STD)),
+    sides = {}
+    for name, wanted in (("", Wanted()), (", JPEG", Wanted(jpeg=90))):
+        began = time.process_time()
+        found = load(str(folder / "files"), size=SIZE, wanted=wanted)
+        assert found is not None
+        rate = images / (time.process_time() - began)
+        size = Path(found.pixels.filename).stat().st_size / images  # pyright: ignore[reportAttributeAccessIssue]
+        print(f"packed{name} once, at {rate:.0f} images a second of a core; {size / 1000:.1f} kB an image")
+        sides[f"twinblock{name}, as stored"] = packed(found, None)
+        sides[f"twinblock{name}, cropped"] = packed(found, Views([PLAIN], SIZE, MEAN, STD))
+    sides |= {
         "torchvision ImageFolder": image_folder(folder),
     }
     if importlib.util.find_spec("webdataset"):

@@ -26,7 +26,8 @@ part machine 20 sh -c 'nvidia-smi; "$0" -c "import torch; print(torch.__version_
 
 # right: views, losses, steps, kills and every recipe for some steps, on the GPU that the tests find
 part tests 150 "$PYTHON" -m pytest -q -p no:cacheprovider -m "not slow" \
-    tests/views tests/test_optim.py tests/training/test_step.py tests/training/test_resume.py tests/nn/test_layers.py
+    tests/views tests/test_optim.py tests/training/test_step.py tests/training/test_resume.py tests/nn/test_layers.py \
+    tests/core/test_distributed.py tests/evaluation/test_features.py
 part deterministic 60 sh -c '
     for i in 1 2; do
         "$0" -m twinblock pretrain demo train.length=60steps train.deterministic=true out="$1/deterministic-$i" || exit 1

@@ -7,7 +7,8 @@ after the other, and its length becomes what fits into `--seconds`; `lengths.jso
 stopped and goes on. Each arm is trained with the learning rate of its recipe and with four times as much, since recipes
 are for long runs; the table shows both. Of these the first seed decides which one the other seeds take: its own number
 is the better of two.
-Fields as `data=cifar10` are for all arms.
+Fields as `data=cifar10` are for all arms. `--length 10epochs` is the length of all in place of what fits; `--only`
+names arms, or parts of their names: `--only "dino, end to end, rate x 4" swav`.
 """
 
 import argparse
@@ -137,16 +138,19 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=60)
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--out", type=Path, default=Path("runs/methods"))
-    parser.add_argument("--only", default="", help="take the arms whose name holds this text")
+    parser.add_argument("--only", nargs="+", default=[""], help="take the arms whose name holds one of these texts")
+    parser.add_argument("--length", help="of each run, as 10epochs, in place of what fits")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     arguments.out.mkdir(parents=True, exist_ok=True)
     options = Options(arguments.out, arguments.seeds, tuple(arguments.fields))
-    found = [arm for arm in arms() if arguments.only in arm.name]
-    steps = lengths(found, options, arguments.seconds)
-    timed = [
-        Arm(a.name, a.recipe, (*a.overrides, f"train.length={steps[a.name.rpartition(', ')[0]]}steps")) for a in found
-    ]
+    found = [arm for arm in arms() if any(text in arm.name for text in arguments.only)]
+    if arguments.length is None:
+        steps = lengths(found, options, arguments.seconds)
+        length = {arm.name: f"{steps[arm.name.rpartition(', ')[0]]}steps" for arm in found}
+    else:
+        length = dict.fromkeys((arm.name for arm in found), arguments.length)
+    timed = [Arm(a.name, a.recipe, (*a.overrides, f"train.length={length[a.name]}")) for a in found]
     rows = carry_out(timed, measure, replace(options, seeds=1))
     if options.seeds > 1:
         chosen_arms = better(rows)
@@ -156,7 +160,8 @@ def main() -> None:
     rows.sort(key=lambda row: places[row["arm"]])
     for row in rows:
         row.pop("length", None)
-    publish(f"methods at {arguments.seconds:g} s a run", rows, arguments.out, ("kNN", "untrained", "learned"))
+    title = f"methods, {arguments.length or f'{arguments.seconds:g} s'} a run"
+    publish(title, rows, arguments.out, ("kNN", "untrained", "learned"))
 
 
 if __name__ == "__main__":

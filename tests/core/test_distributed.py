@@ -214,6 +214,82 @@ def test_the_norm_of_a_global_batch_is_torchs_of_the_whole(world, shape, affine)
     torch.testing.assert_close(alone(shards[0]), whole_norm.eval()(shards[0]))
 
 
+class Kernels:
+    """What torch's kernels for batch norms on a GPU give, which has no CPU implementation: by their formulas."""
+
+    @staticmethod
+    def stats(x, eps):
+        dims = [0, *range(2, x.dim())]
+        return x.mean(dims), (x.var(dims, unbiased=False) + eps).rsqrt()
+
+    @staticmethod
+    def gathered(x, means, rstds, running_mean, running_var, momentum, eps, counts):
+        assert running_mean is running_var is None
+        weights = (counts / counts.sum())[:, None]
+        mean = (weights * means).sum(0)
+        variance = (weights * (rstds.pow(-2) - eps + (means - mean).square())).sum(0)
+        return mean, (variance + eps).rsqrt()
+
+    @staticmethod
+    def shape(x):
+        return 1, -1, *[1] * (x.dim() - 2)
+
+    @classmethod
+    def normalised(cls, x, weight, bias, mean, rstd, eps):
+        out = (x - mean.view(cls.shape(x))) * rstd.view(cls.shape(x))
+        return out if weight is None else out * weight.view(cls.shape(x)) + bias.view(cls.shape(x))
+
+    @classmethod
+    def reduced(cls, g, x, mean, rstd, weight, of_x, of_weight, of_bias):
+        dims = [0, *range(2, x.dim())]
+        of_difference = (g * (x - mean.view(cls.shape(x)))).sum(dims)
+        assert of_x and of_weight == of_bias == (weight is not None)
+        return g.sum(dims), of_difference, of_difference * rstd if of_weight else None, g.sum(dims) if of_bias else None
+
+    @classmethod
+    def of_input(cls, g, x, mean, rstd, weight, sum_g, sum_difference, counts):
+        assert counts.dtype == torch.int32
+        wide, total = lambda value: value.view(cls.shape(x)), counts.sum()
+        slope = wide(rstd) * (1 if weight is None else wide(weight))
+        return (g - wide(sum_g) / total - (x - wide(mean)) * wide(rstd).square() * wide(sum_difference) / total) * slope
+
+
+@pytest.fixture
+def kernels(monkeypatch):
+    """torch's kernels, by their formulas, for norms that take them on the CPU."""
+    names = {
+        "stats": "stats", "gathered": "gather_stats_with_counts", "normalised": "elemt", "reduced": "backward_reduce",
+        "of_input": "backward_elemt",
+    }  # fmt: skip
+    for own, name in names.items():
+        monkeypatch.setattr(torch, f"batch_norm_{name}", getattr(Kernels, own))
+    monkeypatch.setattr(distributed, "NormaliseBatch", distributed.FusedNormaliseBatch)
+
+
+@pytest.mark.usefixtures("kernels")
+@pytest.mark.parametrize("affine", [True, False])
+@pytest.mark.parametrize("shape", [(4, 3), (4, 3, 5), (2, 3, 4, 5)])
+def test_the_norm_on_a_gpu_is_that_of_the_whole(world, shape, affine):
+    test_the_norm_of_a_global_batch_is_torchs_of_the_whole(world, shape, affine)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_norm_on_a_gpu_is_that_on_a_cpu(dtype, layout):
+    x, upstream = draw(8, 6, 5, 7).to(dtype).contiguous(memory_format=layout), draw(8, 6, 5, 7, seed=1).to(dtype)
+    found = []
+    for device, normalise in (("cpu", distributed.NormaliseBatch), ("cuda", distributed.FusedNormaliseBatch)):
+        own = x.to(device).requires_grad_()
+        weight, bias = (draw(6, seed=seed).float().to(device).requires_grad_() for seed in (2, 3))
+        out, mean, variance = normalise.apply(own, weight, bias, 1e-5)
+        out.backward(upstream.to(device))
+        found.append([t.float().cpu() for t in (out.detach(), mean, variance, own.grad, weight.grad, bias.grad)])
+    tolerance = 1e-4 if dtype == torch.float32 else 0.05
+    for on_cpu, on_gpu in zip(*found, strict=True):
+        torch.testing.assert_close(on_cpu, on_gpu, rtol=tolerance, atol=tolerance)
+
+
 def test_running_statistics_take_their_momentum_or_none(world):
     parts = draw(world.size, 4, 2)
     for momentum, share in ((0.4, 0.4), (None, 0.1)):

@@ -5,6 +5,7 @@ import pytest
 from pictures import encode, encoded, huge
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
+from sklearn.datasets import load_sample_images
 
 from twinblock.data import geo
 from twinblock.data.decode import decode, quiet, upright_size
@@ -89,6 +90,16 @@ def test_a_large_jpeg_is_decoded_small_but_alike():
     pixels, aspect = decode(encode(picture, kind="JPEG", quality=95), 64, 64)
     assert np.abs(pixels.astype(int) - whole).mean() <= 2
     assert aspect == pytest.approx(4 / 3)
+
+
+@pytest.mark.parametrize("size", [(120, 90), (300, 640), (150, 100), (639, 426), (108, 470)])
+def test_a_picture_is_resized_as_by_pillows_bicubic(size):
+    """Down, up, and each in one direction."""
+    for photo in load_sample_images().images:
+        picture = Image.fromarray(photo)
+        expected = np.asarray(picture.resize(size, Image.Resampling.BICUBIC))
+        pixels, _ = decode(encode(picture), size[1], size[0])
+        assert np.abs(pixels.astype(int) - expected).max() <= 2
 
 
 def test_a_postscript_file_is_not_interpreted():

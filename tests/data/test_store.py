@@ -48,6 +48,8 @@ def test_images_of_mixed_size_are_squashed_to_a_square(size, side):
 def test_images_are_not_enlarged_beyond_the_largest(width, height):
     images = packed(encoded([plain(5, width, height), plain(5, 10, 10)]))
     assert images.pixels.shape[1:3] == (max(width, height),) * 2
+    if width > packing.KEEP:  # of one same size, too
+        assert packed(encoded([plain(6, width, height)] * 2)).pixels.shape[1:3] == (max(width, height),) * 2
 
 
 def test_large_images_of_one_square_size_have_no_aspect():

@@ -77,3 +77,12 @@ def test_mixed_precision_gives_float32_features(images):
     assert mixed.dtype == torch.float32
     assert not torch.equal(mixed, exact)
     torch.testing.assert_close(mixed, exact, rtol=0, atol=0.05)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_gpu_sees_images_in_the_layout_of_training(images):
+    seen = []
+    encoder = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()).cuda()
+    encoder.register_forward_pre_hook(lambda module, given: seen.append(given[0]))
+    features(encoder, images, device="cuda", **HOW)
+    assert all(x.is_contiguous(memory_format=torch.channels_last) for x in seen) and seen

@@ -75,6 +75,11 @@ class Data(Part):
     4096 in all and an eighth of the images. The learning rate grows with it."""
     size: Annotated[int, Field(ge=8, le=1024)] | None = None
     """Side of a view in pixels; null: that of small images of one size, else 224."""
+    stored: Annotated[int, Field(ge=8, le=4096)] | None = None
+    """Side in pixels at which large images, and those of mixed sizes, are packed; null: 8/7 of `size`."""
+    jpeg: Annotated[int, Field(ge=1, le=100)] | None = None
+    """Packed 8-bit pictures are JPEGs of this quality: at 90 about an eighth of the disk, and nearly the same pixels.
+    null: their pixels, as they are."""
     tile: Tile | None = None
     """Tiles of each image file, at its own resolution, in place of the whole image; null: the image."""
     fps: Annotated[float, Field(gt=0, le=1000)] | None = None
@@ -116,6 +121,8 @@ class Data(Part):
     def _tiles_are_of_images(self):
         if self.tile is not None and self.fps is not None:
             raise ValueError("tile and fps do not go together: frames of a video are not cut into tiles")
+        if self.tile is not None and self.stored is not None:
+            raise ValueError("tile and stored do not go together: tiles are packed at their own size")
         return self
 
     @property

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float, Int, Shaped, UInt8
 from torch import Tensor
 
-from twinblock.data.rows import rows_of
+from twinblock.data.rows import Jpegs, rows_of
 
 if TYPE_CHECKING:
     from twinblock.data.forms import Wanted
@@ -55,7 +55,7 @@ class Names(Sequence[str]):
 
 @dataclass(frozen=True)
 class Images:
-    """A set of images of one stored size, in an array or a memory map.
+    """A set of images of one stored size, in an array, a memory map or a file of JPEGs.
 
     `rows`: which of the stored ones they are, in order; None: all. The other columns are of the images themselves.
     `aspect` is the original width / height where pixels were squashed, None where they are undistorted.
@@ -71,7 +71,7 @@ class Images:
     `parts.FRAMES`); those of one file are a group.
     """
 
-    pixels: np.ndarray  # (stored, h, w, c), the files' own values: uint8, uint16, int16 or float32; NaN: none
+    pixels: np.ndarray | Jpegs  # (stored, h, w, c), the files' own values: uint8, uint16, int16 or float32; NaN: none
     labels: np.ndarray | None = None  # (n,) int64
     classes: tuple[str, ...] | None = None
     aspect: np.ndarray | None = None  # (n,) float32

@@ -48,6 +48,8 @@ class Wanted:
     tile: Any = None  # a `Tile` of the config
     fps: float | None = None  # frames a second that are taken of videos
     separator: str | None = None  # what stands between the classes of an image in a table
+    stored: int | None = None  # side of packed pictures
+    jpeg: int | None = None  # quality at which they are kept as JPEG
 
     @property
     def parts(self) -> np.dtype | None:

@@ -3,8 +3,9 @@
 import json
 import os
 from array import array
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, BinaryIO
 from zlib import crc32
@@ -13,6 +14,7 @@ import numpy as np
 from PIL import __version__ as pillow
 
 FILES = ("pixels.u8", "names.u8")
+FORMAT = 2  # of a journal's lines and of what is packed
 
 
 class Journal:
@@ -27,9 +29,10 @@ class Journal:
         self.folder = folder
         self.labels, self.aspect = array("q"), array("f")
         self.ends, self.sums = array("q"), array("I")  # where each name ends; CRC-32 of each image
+        self.pixel_ends = array("q")  # where each image ends
         self.skipped: list[tuple[str, str]] = []
         self.items = 0  # of the source, decoded or skipped
-        first = _line({**about, "pillow": pillow})
+        first = _line({**about, "pillow": pillow, "journal": FORMAT})
         kept = self._recall(first)
         self.files = [open(folder / name, "r+b" if kept else "wb") for name in (*FILES, "journal")]  # noqa: SIM115
         self.pixels, self.names, self.lines = self.files
@@ -41,17 +44,19 @@ class Journal:
 
     def append(
         self,
-        pixels: np.ndarray,
+        pixels: np.ndarray | Sequence[bytes],
         names: list[str],
         labels: list[int],
         aspect: list[float],
         skipped: list[tuple[str, str]],
     ) -> None:
-        """Write a chunk: (n, h, w, c) pixels of those that could be decoded, and the others' names and reasons."""
-        pixels = np.ascontiguousarray(pixels)
+        """Write a chunk: (n, h, w, c) pixels, or a JPEG each, of those that could be decoded; and the others' names and
+        reasons.
+        """
+        pixels = np.ascontiguousarray(pixels) if isinstance(pixels, np.ndarray) else pixels
         text = [name.encode("utf-8", "surrogateescape") for name in names]
         sums = list(map(crc32, pixels))
-        self.pixels.write(pixels.data)
+        self.pixels.write(pixels.data if isinstance(pixels, np.ndarray) else b"".join(pixels))
         self.names.write(b"".join(text))
         for file in (self.pixels, self.names):
             file.flush()
@@ -63,17 +68,16 @@ class Journal:
             "of_names": crc32(b"".join(text)),
             "sums": sums,
             "skipped": skipped,
-            "size": pixels[0].nbytes if len(pixels) else 0,
+            "sizes": [memoryview(one).nbytes for one in pixels],
         }
         self.lines.write(_line(fields))
         self.lines.flush()
         self._add(fields)
 
     def _add(self, fields: Mapping[str, Any]) -> None:
-        end = self.ends[-1] if self.ends else 0
-        for length in fields["names"]:
-            end += length
-            self.ends.append(end)
+        for ends, lengths in ((self.ends, fields["names"]), (self.pixel_ends, fields["sizes"])):
+            end = ends[-1] if ends else 0
+            ends.extend(end + length for length in accumulate(lengths))
         self.labels.extend(fields["labels"])
         self.aspect.extend(fields["aspect"])
         self.sums.extend(fields["sums"])
@@ -122,4 +126,4 @@ def _whole(fields: Mapping[str, Any], pixels: BinaryIO, names: BinaryIO) -> bool
     """Whether the next images and names of these files are those of a line."""
     if crc32(names.read(sum(fields["names"]))) != fields["of_names"]:
         return False
-    return all(crc32(pixels.read(fields["size"])) == one for one in fields["sums"])
+    return all(crc32(pixels.read(size)) == one for size, one in zip(fields["sizes"], fields["sums"], strict=True))

@@ -17,7 +17,7 @@ from twinblock.data import Images, endings
 from twinblock.data.decode import printable, quiet, rgb
 from twinblock.data.forms import Wanted
 from twinblock.data.indicators import are_several, indicated, of_values
-from twinblock.data.packing import packed
+from twinblock.data.packing import not_of_files, packed
 from twinblock.data.readers import MOST_CHANNELS, channels_last
 from twinblock.data.store import Encoded, Item, cache, digest
 
@@ -66,13 +66,13 @@ def images_from(given: Any, size: int | None = None, labels: Any = None, wanted:
     if isinstance(given, Images):
         return given if labels is None else _with_labels(given, labels, None, describe(given))
     name = describe(given)
-    if _is_array(given) and wanted.tile is None:
+    if _is_array(given):
+        not_of_files(wanted, f"data={name}")
         images = Images(_pixels(given, name, wanted.channels), name=name)
         return images if labels is None else _with_labels(images, labels, None, name)
     if isinstance(given, list | tuple) and given and all(map(_is_path, given)):
         return _files([os.fspath(path) for path in given], size, labels, name, wanted)
-    if wanted.tile is not None:
-        raise InputError(f"data.tile is for image files, not for data={name}; leave it out")
+    not_of_files(wanted, f"data={name}")
     if not hasattr(given, "__len__") or not hasattr(given, "__getitem__"):
         hint = "; give its .dataset" if hasattr(given, "dataset") else ""
         raise InputError(

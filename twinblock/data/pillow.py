@@ -11,6 +11,8 @@ from io import BytesIO
 from typing import Any
 
 import numpy as np
+import torch
+import torch.nn.functional as F
 from PIL import Image
 
 from twinblock.data.endings import reads_heif
@@ -18,6 +20,7 @@ from twinblock.data.endings import reads_heif
 Encoded = str | bytes  # the path of an encoded image, or its content
 ANIMATED = ("GIF", "WEBP", "PNG", "AVIF")  # of a JPEG the second frame is a map for bright screens
 SAMPLES = 277  # TIFF's tag of their number
+GAP = 3.0  # of a much larger image, how much larger the means are than what becomes of them
 
 _TURN = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -51,9 +54,17 @@ def picture(file: Encoded, height: int, width: int, first: bool = False) -> tupl
     if orientation in _TURN:
         image = image.transpose(_TURN[orientation])
         aspect = 1 / aspect if orientation >= 5 else aspect
-    if image.size != (width, height):
-        image = image.resize((width, height), Image.Resampling.BICUBIC, reducing_gap=3.0)
-    return np.asarray(image), aspect
+    return _resized(image, height, width), aspect
+
+
+def _resized(image: Image.Image, height: int, width: int) -> np.ndarray:
+    """The pixels of an RGB image at another size, by bicubic; Pillow's and torch's differ by two levels at most."""
+    if image.size == (width, height):
+        return np.asarray(image)
+    if max(image.width / width, image.height / height) >= 2 * GAP:  # then Pillow takes means of blocks first
+        return np.asarray(image.resize((width, height), Image.Resampling.BICUBIC, reducing_gap=GAP))
+    pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None]  # twice as fast
+    return F.interpolate(pixels, (height, width), mode="bicubic", antialias=True)[0].permute(1, 2, 0).numpy()
 
 
 def is_picture(image: Image.Image, first: bool = False) -> bool:

@@ -1,33 +1,113 @@
 """Rows of packed images, read side by side: page faults of a memory map come one after the other."""
 
 import os
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from io import BytesIO
+from pathlib import Path
+from typing import Any
 
 import numpy as np
-from jaxtyping import Int, Shaped
+from jaxtyping import Int, Shaped, UInt8
+from PIL import Image
 
 from twinblock.core.errors import InputError
 
 LARGE = 2**16  # bytes of a row from which reading beats the map, which is quicker for small rows that are in memory
 THREADS = 16  # that wait for the disk
+SHORTER = "{} is shorter than when the run began: give the command again, which packs anew"
 
 
-def rows_of(pixels: Shaped[np.ndarray, "stored h w c"], rows: Int[np.ndarray, " n"]) -> Shaped[np.ndarray, "n h w c"]:
+class Jpegs:
+    """Packed pictures of one size, each a JPEG that ends at its place in `ends` in one file. `[rows]` decodes them.
+
+    `check(rows, contents)` is asked of those that are read.
+    """
+
+    dtype = np.dtype(np.uint8)
+
+    def __init__(
+        self,
+        file: Path,
+        ends: Int[np.ndarray, " n"],
+        shape: tuple[int, int, int, int],
+        check: Callable[[np.ndarray, Sequence[bytes]], None],
+    ):
+        self.filename, self.shape, self.check = file, shape, check
+        self._starts, self._ends = np.append(0, ends)[:-1], ends
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, rows: Any) -> UInt8[np.ndarray, "*n h w c"]:
+        places = np.arange(len(self))[rows]
+        return self.read(places.ravel()).reshape(*places.shape, *self.shape[1:])
+
+    def contents(self, rows: Int[np.ndarray, " n"]) -> list[bytes]:
+        """These rows as they lie in the file; of one that has become shorter less."""
+        with open(self.filename, "rb", buffering=0) as file:
+            return self._contents(file.fileno(), rows)
+
+    def read(self, rows: Int[np.ndarray, " n"]) -> UInt8[np.ndarray, "n h w c"]:
+        """These pictures, decoded."""
+        out = np.empty((len(rows), *self.shape[1:]), np.uint8)
+
+        def fill(file: int, part: np.ndarray) -> int:
+            contents = self._contents(file, rows[part])
+            self.check(rows[part], contents)
+            for i, content in zip(part, contents, strict=True):
+                try:
+                    out[i] = from_jpeg(content, self.shape[3])
+                except OSError:
+                    raise InputError(SHORTER.format(self.filename)) from None
+            return len(part)
+
+        _side_by_side(self.filename, len(rows), fill)
+        return out
+
+    def _contents(self, file: int, rows: np.ndarray) -> list[bytes]:
+        starts, ends = self._starts[rows].tolist(), self._ends[rows].tolist()
+        return [os.pread(file, end - start, start) for start, end in zip(starts, ends, strict=True)]
+
+
+def as_jpeg(pixels: UInt8[np.ndarray, "h w c"], quality: int) -> bytes:
+    """A picture of one or three channels as a JPEG."""
+    file = BytesIO()
+    Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels).save(file, "JPEG", quality=quality)
+    return file.getvalue()
+
+
+def from_jpeg(content: bytes, channels: int) -> UInt8[np.ndarray, "h w c"]:
+    """The pixels of `as_jpeg`, nearly."""
+    with Image.open(BytesIO(content), formats=("JPEG",)) as image:
+        pixels = np.asarray(image)
+    return pixels[..., None] if channels == 1 else pixels
+
+
+def rows_of(
+    pixels: Shaped[np.ndarray, "stored h w c"] | Jpegs, rows: Int[np.ndarray, " n"]
+) -> Shaped[np.ndarray, "n h w c"]:
     """A copy of these rows. Raises InputError where the file has become shorter."""
+    if isinstance(pixels, Jpegs):
+        return pixels.read(rows)
     file = _whole_file(pixels)
     if file is None or not len(rows) or pixels[0].nbytes < LARGE:
         return np.take(pixels, rows, axis=0)
+    out = np.empty((len(rows), *pixels.shape[1:]), pixels.dtype)
     try:
-        opened = open(file, "rb", buffering=0)  # noqa: SIM115 - closed below
+        found = _side_by_side(file, len(rows), lambda opened, part: _read(opened, rows, out, part))
     except FileNotFoundError:  # it has no name any more, as that of a data set in Python; the map still has it
         return np.take(pixels, rows, axis=0)
-    out = np.empty((len(rows), *pixels.shape[1:]), pixels.dtype)
-    with opened, ThreadPoolExecutor(min(THREADS, len(rows))) as pool:
-        parts = np.array_split(np.arange(len(rows)), THREADS)
-        reads: list[Future[int]] = [pool.submit(_read, opened.fileno(), rows, out, part) for part in parts]
-        if sum(read.result() for read in reads) != out.nbytes:
-            raise InputError(f"{file} is shorter than when the run began: give the command again, which packs anew")
+    if found != out.nbytes:
+        raise InputError(SHORTER.format(file))
     return out
+
+
+def _side_by_side(file: str | Path, count: int, read: Callable[[int, np.ndarray], int]) -> int:
+    """The sum of what `read` gives for the opened file and each part of the places from 0 to `count`, by threads."""
+    with open(file, "rb", buffering=0) as opened, ThreadPoolExecutor(max(1, min(THREADS, count))) as pool:
+        parts = np.array_split(np.arange(count), THREADS)
+        return sum(pool.map(lambda part: read(opened.fileno(), part), parts))
 
 
 def _whole_file(pixels: np.ndarray) -> str | None:

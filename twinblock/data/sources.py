@@ -22,7 +22,7 @@ from twinblock.data.forms import Wanted
 from twinblock.data.indicators import Indicators, indicated, joined
 from twinblock.data.labels import AUTO, NONE, column_of, labelled_by, no_columns, with_columns, with_labels
 from twinblock.data.layout import classes_of, few, said
-from twinblock.data.packing import packed
+from twinblock.data.packing import not_of_files, packed
 from twinblock.data.store import Encoded, Item, cache, digest, say_once
 from twinblock.data.tables import LABELS, Table, beginning, facts_of, is_table, listed, read_table
 
@@ -44,8 +44,7 @@ def load(
     if isinstance(source, str) and (images := _built_in(source, root, split, download)) is not None:
         if column_of(labels):
             raise no_columns(source, labels)
-        if wanted.tile is not None:
-            raise InputError(f"data.tile is for image files, not for {source}; leave it out")
+        not_of_files(wanted, str(source))
         return labelled_by(images, labels, wanted.separator, split == "test")
     if isinstance(source, str) and source.startswith("<") and source.endswith(">"):
         if split == "test":

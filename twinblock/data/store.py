@@ -5,6 +5,7 @@ import fcntl
 import functools
 import json
 import logging
+import math
 import os
 import shutil
 from array import array
@@ -25,11 +26,13 @@ from twinblock.data import Images, Names
 from twinblock.data.decode import File
 from twinblock.data.forms import Form
 from twinblock.data.indicators import Indicators
+from twinblock.data.rows import Jpegs
 
 log = logging.getLogger(__name__)
 
 FORMAT = 4  # of the folders written here: part of every key
 OPENED = 2**27  # bytes of pixels that are compared with their checksums when a store is opened
+COMPARED = 64  # images at a time
 
 Item = tuple[str, File, int]  # name, file, label or -1
 
@@ -125,10 +128,11 @@ def _locks_files(folder: Path) -> bool:
 
 # ---- the files of a store
 
-# pixels.u8, of the type that meta.json names; labels.npy, aspect.npy; names.u8 and names.npy, where images have names;
-# parts.npy, where they are tiles or frames; sums.npy, a CRC-32 of each image; meta.json: a line of shape, type, skipped
-# files and CRC-32 of the other files, and a line with the CRC-32 of that one.
-BESIDE = ("labels.npy", "aspect.npy", "sums.npy", "names.npy", "names.u8", "parts.npy")
+# pixels.u8, of the type that meta.json names, or JPEGs, which end where pixels.npy says; labels.npy, aspect.npy;
+# names.u8 and names.npy, where images have names; parts.npy, where they are tiles or frames; sums.npy, a CRC-32 of each
+# image as it lies there; meta.json: a line of shape, type, skipped files and CRC-32 of the other files, and a line with
+# the CRC-32 of that one.
+BESIDE = ("labels.npy", "aspect.npy", "sums.npy", "names.npy", "names.u8", "parts.npy", "pixels.npy")
 
 
 class Pixels:
@@ -189,16 +193,16 @@ class Checked:
     def __init__(self, folder: Path, sums: UInt32[np.ndarray, " n"]):
         self.folder, self.sums, self.seen = folder, sums, np.zeros(len(sums), bool)
 
-    def damaged(self, rows: np.ndarray, pixels: np.ndarray) -> int | None:
-        """The first of these rows whose pixels are not those that were packed."""
+    def damaged(self, rows: np.ndarray, contents: Sequence[Any] | np.ndarray) -> int | None:
+        """The first of these rows whose content, pixels or a JPEG, is not what was packed."""
         for i in np.flatnonzero(~self.seen[rows]):
-            if crc32(pixels[i]) != self.sums[rows[i]]:
+            if crc32(contents[int(i)]) != self.sums[rows[i]]:
                 return int(rows[i])
         self.seen[rows] = True
         return None
 
-    def __call__(self, rows: np.ndarray, pixels: np.ndarray) -> None:
-        if (row := self.damaged(rows, pixels)) is not None:
+    def __call__(self, rows: np.ndarray, contents: Sequence[Any] | np.ndarray) -> None:
+        if (row := self.damaged(rows, contents)) is not None:
             with suppress(OSError):
                 (self.folder / "meta.json").unlink()  # without it the store is packed anew
             raise InputError(
@@ -226,7 +230,7 @@ def read(folder: Path, name: str, classes: tuple[str, ...] | None, classes_from:
         name=name,
         names=store.names,
         skipped=tuple((file, why) for file, why in store.skipped),
-        check=store.check,
+        check=None if isinstance(store.pixels, Jpegs) else store.check,
         kind=store.kind,
         parts=store.parts,
     )
@@ -235,7 +239,7 @@ def read(folder: Path, name: str, classes: tuple[str, ...] | None, classes_from:
 class Store(NamedTuple):
     """A complete store; its columns are as in `Images`."""
 
-    pixels: np.ndarray
+    pixels: np.ndarray | Jpegs
     labels: np.ndarray
     aspect: np.ndarray
     names: Names | None
@@ -243,6 +247,14 @@ class Store(NamedTuple):
     skipped: list
     check: Checked
     kind: str
+
+    def damaged(self, rows: np.ndarray) -> bool:
+        """Whether one of these rows is not what was packed."""
+        for some in np.array_split(rows, max(1, len(rows) // COMPARED)):
+            contents = self.pixels.contents(some) if isinstance(self.pixels, Jpegs) else self.pixels[some]
+            if self.check.damaged(some, contents) is not None:
+                return True
+        return False
 
 
 def opened(folder: Path) -> Store | None:
@@ -253,18 +265,23 @@ def opened(folder: Path) -> Store | None:
         for name, sum_ in meta["files"].items():
             if crc32((folder / name).read_bytes()) != sum_:
                 return None
-        pixels = np.memmap(folder / "pixels.u8", meta["dtype"], "r").reshape(meta["shape"])
         labels, aspect, sums = (np.load(folder / name) for name in BESIDE[:3])
+        checked, shape = Checked(folder, sums), meta["shape"]
+        pixels: np.ndarray | Jpegs
+        if "pixels.npy" in meta["files"]:
+            pixels = Jpegs(folder / "pixels.u8", np.load(folder / "pixels.npy"), tuple(shape), checked)
+        else:
+            pixels = np.memmap(folder / "pixels.u8", meta["dtype"], "r").reshape(shape)
         names = names_in(folder) if "names.u8" in meta["files"] else None
         parts = np.load(folder / "parts.npy") if "parts.npy" in meta["files"] else None
     except PermissionError as error:
         raise _closed(folder, error) from error
     except (OSError, ValueError, TypeError, KeyError):
         return None
-    checked, count = Checked(folder, sums), len(pixels)
-    some = np.unique(np.linspace(0, count - 1, min(count, 1 + OPENED // pixels[0].nbytes)).astype(int))
-    whole = all(checked.damaged(some[i : i + 64], pixels[some[i : i + 64]]) is None for i in range(0, len(some), 64))
-    return Store(pixels, labels, aspect, names, parts, meta["skipped"], checked, meta["kind"]) if whole else None
+    store, count = Store(pixels, labels, aspect, names, parts, meta["skipped"], checked, meta["kind"]), len(pixels)
+    bytes_of_one = math.prod(shape[1:]) * pixels.dtype.itemsize
+    some = np.unique(np.linspace(0, count - 1, min(count, 1 + OPENED // bytes_of_one)).astype(int))
+    return None if store.damaged(some) else store
 
 
 def sealed(folder: Path) -> dict | None:

@@ -21,7 +21,6 @@ ACTIONS = ("list", "verify", "clear")
 STORE = re.compile(r"([0-9a-f]{32}|object-[0-9a-f]{32})(-\w+)+(\.\d+\.part)?")
 WHOLE, DAMAGED, UNFINISHED, OTHER = "whole", "damaged", "unfinished", "of another version"
 SHORT = 8  # letters of a name that will do for all
-ROWS = 64  # images compared at a time
 
 
 def cache(action: str = "list", name: str | None = None) -> list[dict[str, Any]]:
@@ -98,12 +97,8 @@ def _verified(folder: Path) -> str:
         store = opened(folder)
     except InputError as error:
         return first_line(error)
-    if store is not None:
-        pixels, check = store.pixels, store.check
-        rows = np.arange(len(pixels))
-        parts = (rows[i : i + ROWS] for i in range(0, len(rows), ROWS))
-        if all(check.damaged(part, pixels[part]) is None for part in parts):
-            return WHOLE
+    if store is not None and not store.damaged(np.arange(len(store.pixels))):
+        return WHOLE
     try:
         (folder / "meta.json").unlink(missing_ok=True)
     except OSError as error:

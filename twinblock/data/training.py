@@ -26,6 +26,8 @@ def wanted(data: Data) -> Wanted:
         data.tile,
         data.fps,
         data.separator,
+        data.stored,
+        data.jpeg,
     )
 
 

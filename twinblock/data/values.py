@@ -1,5 +1,6 @@
 """The values of a set of images: which of them become 0 and 1, and the mean and spread of each channel."""
 
+import math
 from typing import Any
 
 import numpy as np
@@ -24,7 +25,7 @@ MOSTLY = 0.5  # a larger share of values that a run does not see, and images are
 
 def sample(images: Images) -> Shaped[Array, "n h w c"]:
     """Some of the images, spread over all; the same ones each time."""
-    count = max(1, min(len(images), SAMPLED, VALUES // max(1, images.pixels[0].size)))
+    count = max(1, min(len(images), SAMPLED, VALUES // max(1, math.prod(images.pixels.shape[1:]))))
     return images.batch(np.linspace(0, len(images) - 1, count).astype(int)).numpy()
 
 

@@ -43,11 +43,12 @@ def feature_rows(
     images are done. Raises InputError unless the encoder gives one row an image.
     """
     dtype, kind = next((p.dtype for p in encoder.parameters()), torch.float32), torch.device(device).type
+    layout = torch.channels_last if kind == "cuda" else torch.contiguous_format  # as in training
     seen = {"mean": mean, "std": std, "value_range": value_range}
     for view in _central(images, size, seen, device, batch):
         # not around the loop: whoever takes the rows is not in evaluation mode, nor in mixed precision
         with torch.no_grad(), evaluating(encoder), torch.autocast(kind, autocast, enabled=autocast is not None):
-            output = encoder(view.to(dtype))
+            output = encoder(view.to(dtype, memory_format=layout))
         if output.ndim != 2:
             raise InputError(f"the encoder gives shape {tuple(output.shape)}; pool it to (images, features)")
         yield output.float().cpu()

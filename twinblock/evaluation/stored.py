@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from twinblock.core.errors import InputError
 from twinblock.core.version import __version__
 from twinblock.data import Images, take
+from twinblock.data.rows import Jpegs
 from twinblock.evaluation.features import at_once, features
 from twinblock.evaluation.record import hash_weights
 from twinblock.runs import checkpoint
@@ -104,11 +105,11 @@ def key_of(encoder: nn.Module, images: Images, seen: dict[str, Any]) -> str:
     return digest.hexdigest()
 
 
-def _place(pixels: np.ndarray) -> Any:
+def _place(pixels: np.ndarray | Jpegs) -> Any:
     """What changes whenever a pixel does: the packed file and when it was written, or a digest of what is in memory."""
-    if isinstance(pixels, np.memmap) and pixels.filename is not None:
+    if (file := getattr(pixels, "filename", None)) is not None:
         with suppress(FileNotFoundError):  # the file of a data set in Python has no name any more
-            return str(pixels.filename), os.stat(pixels.filename).st_mtime_ns
+            return str(file), os.stat(file).st_mtime_ns
     found = blake2b(digest_size=12)
     for start in range(0, len(pixels), AT_ONCE):
         found.update(np.ascontiguousarray(pixels[start : start + AT_ONCE]).data)
