@@ -4,9 +4,9 @@
 
 Photographs of 500 x 375 as JPEG files in two folders, the same in tar files, and packed by twinblock. Each side gives
 batches of 64 random crops of 224 px as float tensors, in random order, one process without workers; twinblock also
-batches as they lie in the store, once as pixels and once as JPEG. The sides run in turn. Printed: images a second by the
-clock and by the seconds of a core, medians, with the files in memory, and with the files dropped from it (`cold`). Only
-Linux drops files so.
+batches as they lie in the store, once as pixels and once as JPEG. The sides run in turn. Printed: images a second by
+the clock and by the seconds of a core, medians, with the files in memory, and with the files dropped from it (`cold`).
+Only Linux drops files so.
 """
 
 import argparse

@@ -1,10 +1,13 @@
 """Collectives and the norm of a global batch, in a world of threads: each thread is one process."""
 
 import threading
+import time
+from datetime import timedelta
 from types import SimpleNamespace
 
 import pytest
 import torch
+from processes import together
 
 from twinblock.core import distributed
 from twinblock.core.distributed import SyncBatchNorm, gather, largest, rank, share_buffers, sum_over_ranks, world_size
@@ -314,3 +317,21 @@ def test_a_vector_without_channels_is_no_batch(world):
     with pytest.raises(AssertionError, match="needs"):
         SyncBatchNorm(2)._check_input_dim(torch.zeros(2))
     SyncBatchNorm(2)._check_input_dim(torch.zeros(1, 2))
+
+
+def wait_for_all(rank: int, port: int) -> None:
+    place = f"tcp://127.0.0.1:{port}"
+    torch.distributed.init_process_group("gloo", place, timedelta(seconds=2), 2, rank)
+    time.sleep(4 * rank)
+    distributed.await_all("here")  # a collective of this group would have given up
+    x = torch.ones(1)
+    torch.distributed.all_reduce(x)
+    assert x.item() == 2
+
+
+def test_processes_wait_for_one_another_for_longer_than_a_collective(free_port):
+    together(wait_for_all, (free_port,), 2)
+
+
+def test_one_process_waits_for_nobody():
+    distributed.await_all("here")

@@ -302,3 +302,50 @@ def test_other_pixels_under_the_same_names_are_other_images(tmp_path):
     again = tiny.trainer(trainer.config, tmp_path / "run", other)
     with pytest.raises(InputError, match="holds other images than this run began with"):
         again.resume()
+
+
+def test_steps_are_taken_while_a_checkpoint_is_written(tmp_path, monkeypatch):
+    """And it holds the state of its own step."""
+    config = tiny.config(
+        "byol", "end_to_end", precision="fp32", train={"length": "6steps", "checkpoint_every": "3steps"}
+    )
+    straight = fit(config.model_copy(update={"train": config.train}), tmp_path / "a", kill_at=None)
+    with pytest.raises(Killed):
+        fit(config, tmp_path / "b", kill_at=3)
+    expected, _ = checkpoint.read(tmp_path / "b/checkpoint/last.safetensors")
+    trainer, save, seen = tiny.trainer(config, tmp_path / "c"), checkpoint.save, []
+
+    def slow(folder, tensors, meta):
+        until = time.monotonic() + 60
+        while meta["step"] == 3 and trainer.step < 5 and time.monotonic() < until:
+            time.sleep(0.01)
+        seen.append((meta["step"], trainer.step, dict(tensors)))
+        save(folder, tensors, meta)
+
+    monkeypatch.setattr(checkpoint, "save", slow)
+    trainer.resume()
+    trainer.fit()
+    trainer.run.release()
+    assert [(of, at) for of, at, _ in seen] == [(3, 5), (6, 6)]
+    assert all(torch.equal(seen[0][2][name], tensor) for name, tensor in expected.items())
+    assert_same(straight, trainer)
+
+
+def test_a_checkpoint_that_could_not_be_written_ends_the_run_at_the_next(tmp_path, monkeypatch):
+    config = tiny.config(
+        "simclr", "end_to_end", precision="fp32", train={"length": "9steps", "checkpoint_every": "2steps"}
+    )
+    trainer, save = tiny.trainer(config, tmp_path / "run"), checkpoint.save
+
+    def full(folder, tensors, meta):
+        if meta["step"] == 4:
+            raise InputError("cannot write it")
+        save(folder, tensors, meta)
+
+    monkeypatch.setattr(checkpoint, "save", full)
+    trainer.resume()
+    with pytest.raises(InputError, match="cannot write it"):
+        trainer.fit()
+    trainer.run.release()
+    assert trainer.step == 6
+    assert checkpoint.read(tmp_path / "run/checkpoint/last.safetensors")[1]["step"] == 2

@@ -6,6 +6,7 @@ over processes which data-parallel training takes is the gradient of the global 
 trains at 1/W of the truth without a sign of it.
 """
 
+import math
 import socket
 import sys
 import threading
@@ -160,6 +161,18 @@ def _await_first(address: str, port: int, place: str, until: float) -> None:
         )
 
 
+def await_all(name: str) -> None:
+    """Wait until each process of the run is here, as long as it takes: a collective gives up after some minutes.
+
+    `name`: of the place in the program, once in a run.
+    """
+    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+        return
+    store, keys = dist.distributed_c10d._get_default_store(), [f"{name}/{i}" for i in range(dist.get_world_size())]
+    store.set(keys[dist.get_rank()], "")
+    _wait(lambda: store.check(keys), "the other processes of the run", math.inf)
+
+
 def _wait(come: Callable[[], bool], what: str, until: float) -> bool:
     """Ask again and again, and say on the error stream what is waited for; False where it does not come in time."""
     say_at = time.monotonic() + SAY_AFTER
@@ -168,7 +181,8 @@ def _wait(come: Callable[[], bool], what: str, until: float) -> bool:
         if now > until:
             return False
         if now > say_at:
-            print(f"waiting for {what}: {until - now:.0f} seconds more", file=sys.stderr, flush=True)
+            limit = f": {until - now:.0f} seconds more" if until < math.inf else ""
+            print(f"waiting for {what}{limit}", file=sys.stderr, flush=True)
             say_at = until
         time.sleep(0.1)
     return True

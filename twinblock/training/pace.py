@@ -136,5 +136,6 @@ def _seconds(work: Any, *given: Any) -> float:
 def _saved(trainer: Any) -> tuple[float, int]:
     """Seconds and bytes of a checkpoint; not in the folder of the run, which may not have begun."""
     with tempfile.TemporaryDirectory() as folder:
-        taken = _seconds(lambda: checkpoint.save(Path(folder), trainer.state(), trainer.metadata()))
+        copied = {name: t.detach().to("cpu", copy=True) for name, t in trainer.state().items()}  # as while steps go on
+        taken = _seconds(lambda: checkpoint.save(Path(folder), copied, trainer.metadata()))
         return taken, (Path(folder) / checkpoint.LAST).stat().st_size

@@ -14,7 +14,7 @@ from twinblock.config.compare import longer
 from twinblock.config.recipes import compose
 from twinblock.config.schema import Config
 from twinblock.core.console import Reporter
-from twinblock.core.distributed import lost_peer, share_batch_within
+from twinblock.core.distributed import await_all, lost_peer, share_batch_within
 from twinblock.core.errors import InputError, one_line
 from twinblock.core.settings import own_settings
 from twinblock.data.objects import describe as describe_images
@@ -120,6 +120,7 @@ def _train(run: Run, config: Config, fabric, reporter: Reporter) -> None:
     from twinblock.training.trainer import Trainer
 
     images = training(*chosen(config.data, held=run.objects.get("data")))
+    await_all("packed")
     if run.begun:
         before, config = run.config, _as_begun(run.config, config)
         if longer(before, config):
@@ -137,6 +138,8 @@ def _train(run: Run, config: Config, fabric, reporter: Reporter) -> None:
         reporter.say(f"train.length={config.train.length}: measuring how long a step takes")
     config, chose = with_numbers(config, len(images), fabric.world_size, trainer_of)
     reporter.say(headline(config, images, fabric))
+    if fabric.world_size == 1 and fabric.device.type == "cuda" and (gpus := torch.cuda.device_count()) > 1:
+        reporter.say(f"one of {gpus} GPUs is used; torchrun --nproc-per-node {gpus} -m twinblock pretrain ... uses all")
     for words in (in_words(images, config.data), missing_operations(config)):
         if words is not None:
             reporter.say(f"images: {words}")

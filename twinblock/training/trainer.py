@@ -19,6 +19,7 @@ from twinblock.config.schema import Config
 from twinblock.core.console import Reporter
 from twinblock.core.distributed import largest, world_size
 from twinblock.core.errors import Collapsed, InputError, Interrupted
+from twinblock.core.later import Later
 from twinblock.core.settings import fast
 from twinblock.data import Images
 from twinblock.diagnosis.advice import unfit
@@ -83,6 +84,7 @@ class Trainer:
         self.keep_every = self.plan.total + 1 if keep is None else keep.steps(self.epoch_steps, self.plan.total)
         self.step, self.fingerprint = 0, images.fingerprint()
         self.loggers: list[Log] = []
+        self.saving = Later()
         self.said: set[str] = set()
         if self.train_step.only_warms_up():
             reporter.warn(f"optim.warmup={config.optim.warmup} fills the training: no time is left to learn in")
@@ -99,7 +101,7 @@ class Trainer:
             self.loggers += make_loggers(self.config.train.loggers, self.run.path, again_from)
         self.reporter.start(self.plan.total, self.step, self.config.data.batch)
         batches = self.loader.batches(self.step, self.plan.total)
-        with stop_signals() as stop, closing(batches), closing(self.reporter):
+        with stop_signals() as stop, closing(batches), closing(self.reporter), closing(self.saving):
             first, flushed, flush_at, began = self.step, self.step, self.step + 1, time.monotonic()
             while self.step < self.plan.total:
                 if self.monitor.due(self.step):
@@ -122,8 +124,10 @@ class Trainer:
                         self.foretell(pace)
                     flush_at = self.step + max(1, min(FLUSH_EVERY, int(PATIENCE / pace)))
                     flushed, began = self.step, time.monotonic()
-                    if saving or stopping:
+                    if last or stopping:
                         self.save()
+                    elif saving:
+                        self.save_meanwhile()
                     if stopping and not last:
                         raise Interrupted(stop[0] if stop else signals.SIGTERM, self.step)
 
@@ -219,6 +223,7 @@ class Trainer:
 
     def diverged(self, what: str) -> InputError:
         """The end of a training that cannot be mended by going on."""
+        self.saving.close()
         last = self.run.checkpoints / checkpoint.LAST
         kept = f"the last state that was saved is {last}" if last.exists() else "nothing was saved yet"
         return InputError(f"{what}: training diverged; lower optim.lr or raise optim.warmup in another out; {kept}")
@@ -236,15 +241,24 @@ class Trainer:
 
     def save(self) -> None:
         """Write a checkpoint. Raises InputError, and keeps the one before, where the state is no longer finite."""
+        self.save_meanwhile()
+        self.saving.wait()
+        self.fabric.barrier()
+
+    def save_meanwhile(self) -> None:
+        """The same while steps are taken: the state is copied now. What goes wrong then is raised by the next one."""
         state = self.state()
         bad = next((name for name, t in state.items() if t.is_floating_point() and not t.isfinite().all()), None)
         if bad is not None:
             raise self.diverged(f"{bad} holds NaN or infinity after step {self.step}")
         if self.fabric.is_global_zero:
-            self.run.sync_metrics()  # a checkpoint on the disk has the rows before it there, too
+            copied = {name: t.detach().to("cpu", copy=True) for name, t in state.items()}
             meta = {"step": self.step, "data": self.fingerprint, **self.metadata()}
-            checkpoint.save(self.run.checkpoints, state, meta)
-        self.fabric.barrier()
+            self.saving.start(partial(self._write, copied, meta))
+
+    def _write(self, state: dict[str, Tensor], meta: dict[str, Any]) -> None:
+        self.run.sync_metrics()  # a checkpoint on the disk has the rows before it there, too
+        checkpoint.save(self.run.checkpoints, state, meta)
 
     def keep(self) -> None:
         """Write the encoder as it is now to a file of its own."""
