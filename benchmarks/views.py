@@ -3,21 +3,29 @@
     python benchmarks/views.py [--repeats 9]
 
 The sides run in turn in one process, on the same photographs, with SimCLR's settings, each up to normalised
-float tensors. Printed: the median time of a view, and the median ratio to our time in the same turn.
+float tensors. Printed: the median time of a view, and the median ratio to our time in the same turn. Then the share
+of a step that its views take, with and without small crops, on the CPU.
 """
 
 import argparse
 import importlib.util
 import statistics
 import time
+from collections import Counter
 from collections.abc import Callable
 
 import numpy as np
 import torch
+from lightning_fabric import Fabric
 from PIL import Image
 from sklearn.datasets import load_sample_images
 from torchvision import transforms
 
+from twinblock.assembly.resolve import resolve
+from twinblock.config.recipes import compose
+from twinblock.data import Images
+from twinblock.training.loader import Loader
+from twinblock.training.step import TrainStep
 from twinblock.views import View, Views
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -81,6 +89,31 @@ def compare(batch: int, side: int, size: int, blur: float, repeats: int) -> None
         print(f"  {name:12} {median:9.1f} {statistics.median(peer / own for peer, own in turns):7.1f}")
 
 
+def share(recipe: str, side: int, batch: int, *overrides: str) -> None:
+    """The part of a step that its views take: medians of four steps after a first one."""
+    images = Images(photographs(5 * batch, side))
+    fields = (f"data.batch={batch}", f"data.size={min(side, 224)}", "train.length=1epochs", *overrides)
+    config = resolve(compose(recipe, overrides=fields), images, torch.device("cpu"))
+    loader = Loader(images, 0, batch, batch, 0, torch.device("cpu"))
+    step, spent, parts = TrainStep(config, Fabric(accelerator="cpu", devices=1), None, 5, 5, {}), 0.0, []
+    views = step.views
+
+    def timed(*given, **how):
+        nonlocal spent
+        began = time.process_time()
+        made = views(*given, **how)
+        spent = time.process_time() - began
+        return made
+
+    step.views = timed  # pyright: ignore[reportAttributeAccessIssue]
+    for k, samples in enumerate(loader.batches(0, 5)):
+        began = time.process_time()
+        step(k, samples)
+        parts.append(spent / (time.process_time() - began))
+    sizes = ", ".join(f"{count} of {size} px" for size, count in Counter(config.view_sizes).items())
+    print(f"{recipe}, {config.encoder.kind}, views {sizes}: {statistics.median(parts[1:]):.1%} of a step", flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="Time of a view on one core, ours and that of peers.")
     parser.add_argument("--repeats", type=int, default=9)
@@ -90,6 +123,16 @@ def main() -> None:
         print("lightly is not installed: left out")
     compare(batch=256, side=32, size=32, blur=0.0, repeats=repeats)
     compare(batch=32, side=256, size=224, blur=0.5, repeats=repeats)
+    crops = (
+        "views=[{crop: [0.2, 1.0], flip: 0.5, blur: 0.0}, {like: 0}, {like: 0, crop: [0.05, 0.4], size: 16, count: 6}]"
+    )
+    network = "encoder=resnet18", "encoder.stem=cifar"
+    for recipe in ("simclr", "dino"):
+        share(recipe, 32, 64, *network)
+        share(recipe, 32, 64, *network, crops)
+    share("simclr_imagenet", 256, 4)
+    share("swav_imagenet", 256, 4)
+    share("dino_imagenet", 256, 4)
 
 
 if __name__ == "__main__":

@@ -182,9 +182,11 @@ def cost(run: Run) -> dict[str, float]:
 def picture(rows: Sequence[Row]) -> bytes:
     """Linear probe of the last block against memory, by rule; filled where labels are needed."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator, NullLocator
 
     drawing = Figure(figsize=(9, 5.5), layout="constrained")
     axes = drawing.subplots()
+    points: list[tuple[str, tuple[float, float], str]] = []
     for name, rule in RULES.items():
         mine = [row for row in rows if row["arm"] == name and "failed" not in row]
         if not mine:
@@ -193,14 +195,38 @@ def picture(rows: Sequence[Row]) -> bytes:
         at = statistics.fmean(row[COST[0]] for row in mine), statistics.fmean(last)
         colour = "C1" if rule.labels else "C0"
         axes.plot(*at, "o", color=colour, fillstyle="full" if rule.transport != WHOLE else "none")
-        axes.annotate(literal(name), at, xytext=(4, 3), textcoords="offset points", fontsize=7, color=colour)
+        points.append((literal(name), at, colour))
     axes.set(xscale="log", xlabel=f"{COST[0]}, that a step makes", ylabel="linear probe of the last block, in %")
     axes.set_ylim(0)
-    for axis in (axes.xaxis.set_major_formatter, axes.xaxis.set_minor_formatter):
-        axis(lambda kib, _: f"{kib:g}")
+    axes.margins(x=0.12)
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter(lambda kib, _: f"{kib:g}")
+    axes.xaxis.set_minor_locator(NullLocator())
     axes.spines[["top", "right"]].set_visible(False)
     drawing.suptitle("orange: with labels; rings: errors go back through the whole network")
+    drawing.draw_without_rendering()
+    _name(axes, points)
     return as_png(drawing)
+
+
+def _name(axes: Any, points: Sequence[tuple[str, tuple[float, float], str]]) -> None:
+    """Write names beside their points, each where it covers no other name and no point, if there is such a place."""
+    from matplotlib.transforms import Bbox
+
+    places = [axes.transData.transform(at) for _, at, _ in points]
+    taken = [Bbox.from_extents(x - 5, y - 5, x + 5, y + 5) for x, y in places]
+    for name, at, colour in points:
+        for x, y in ((6, 4), (6, -10), (-6, 4), (-6, -10), (6, 12), (6, -18), (-6, 12), (-6, -18)):
+            side = "left" if x > 0 else "right"
+            how = {"textcoords": "offset points", "fontsize": 7, "color": colour, "ha": side}
+            text = axes.annotate(name, at, xytext=(x, y), **how)
+            box = text.get_window_extent()
+            if not any(box.overlaps(other) for other in taken):
+                break
+            text.remove()
+        else:
+            axes.add_artist(text)
+        taken.append(box)
 
 
 def _linear(row: Mapping[str, Any]) -> list[float]:
