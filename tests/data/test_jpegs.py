@@ -165,18 +165,21 @@ def test_a_set_that_is_much_for_the_memory_says_what_is_smaller(photos, caplog, 
     monkeypatch.setattr(packing, "MUCH", 1e-9)
     with caplog.at_level(logging.WARNING):
         kept(photos, None)
-    assert "data.jpeg=90 takes about an eighth" in caplog.text
+    assert "data.jpeg=90 takes about a tenth" in caplog.text
     caplog.clear()
     kept(photos)
     assert not caplog.text
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(1, 1, 0))
-    with pytest.raises(InputError, match=r"larger disk; data.jpeg=90 takes about an eighth"):
+    with pytest.raises(InputError, match=r"larger disk; data.jpeg=90 takes about a tenth"):
         kept(photos, None, stored=120)
 
 
-def test_the_stored_side_is_that_asked_for(photos):
+def test_the_stored_side_is_that_asked_for(photos, caplog):
     assert kept(photos, None, stored=150).pixels.shape == (COUNT, 150, 150, 3)
     assert kept(photos, None, stored=400).pixels.shape == (COUNT, 260, 260, 3)  # that of the largest
+    assert not caplog.records
+    kept(photos, None, stored=100)
+    assert "data.stored=100 is less than data.size=112" in caplog.text
     with pytest.raises(ValueError, match="tile and stored do not go together"):
         Data.model_validate({"stored": 64, "tile": {"size": 32}})
 

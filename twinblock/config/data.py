@@ -78,7 +78,7 @@ class Data(Part):
     stored: Annotated[int, Field(ge=8, le=4096)] | None = None
     """Side in pixels at which large images, and those of mixed sizes, are packed; null: 8/7 of `size`."""
     jpeg: Annotated[int, Field(ge=1, le=100)] | None = None
-    """Packed 8-bit pictures are JPEGs of this quality: at 90 about an eighth of the disk, and nearly the same pixels.
+    """Packed 8-bit pictures are JPEGs of this quality: at 90 about a tenth of the disk, and nearly the same pixels.
     null: their pixels, as they are."""
     tile: Tile | None = None
     """Tiles of each image file, at its own resolution, in place of the whole image; null: the image."""

@@ -40,6 +40,8 @@ def packed(source: Encoded, size: int | None = None, wanted: Wanted = Wanted()) 
     beside.
     """
     side = wanted.stored or round((size or 224) * 8 / 7)
+    if size is not None and side < size:
+        say_once(f"data.stored={side} is less than data.size={size}: views show no more than is packed")
     jpeg = "" if wanted.jpeg is None else f"-j{wanted.jpeg}"
     key = "-".join([source.key, *wanted.key])
     asked = "" if wanted.channels is None else f"-{wanted.channels}c"
@@ -139,7 +141,7 @@ def _pack(source: Encoded, folder: Path, size: tuple[int, int], form: Form, want
 def _fits(source: Encoded, folder: Path, bytes_of_one: int, could_be_jpeg: bool) -> None:
     """Raise InputError where the pixels of all do not fit on the disk; say so where they are much for the memory."""
     needed, free = source.count * bytes_of_one, shutil.disk_usage(folder).free
-    smaller = "; data.jpeg=90 takes about an eighth" if could_be_jpeg else ""
+    smaller = "; data.jpeg=90 takes about a tenth" if could_be_jpeg else ""
     if needed > free:
         raise InputError(
             f"{source.name}: {source.count} images need {needed / 1e9:.1f} GB in {folder.parent}, where only "
