@@ -5,6 +5,7 @@ import signal as signals
 import socket
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import tiny
@@ -14,6 +15,7 @@ from processes import together
 from twinblock.core import distributed
 from twinblock.core.errors import InputError
 from twinblock.training import launch
+from twinblock.training.finish import unused
 from twinblock.training.launch import _from_srun, make_fabric
 
 TASK = {
@@ -273,3 +275,10 @@ with launch.stop_signals() as stop:
 assert stop == [signal.SIGHUP] and signal.getsignal(signal.SIGHUP) == signal.SIG_DFL
 """
     assert subprocess.run([sys.executable, "-c", text]).returncode == 0
+
+
+@pytest.mark.parametrize(("kind", "world", "said"), [("cuda", 1, True), ("cuda", 4, False), ("cpu", 1, False)])
+def test_gpus_that_are_not_used_are_said_with_what_uses_them(monkeypatch, kind, world, said):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    words = unused(SimpleNamespace(device=torch.device(kind), world_size=world))
+    assert bool(words) == said == ("--nproc-per-node 4 -m twinblock" in words)

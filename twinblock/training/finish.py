@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from twinblock.config.schema import Config
 from twinblock.core.console import Reporter
@@ -39,6 +40,13 @@ def headline(config: Config, images: Images, fabric) -> str:
         f"{config.encoder.kind} at {config.data.size} px · {method}, "
         f"{config.scope.kind} · {config.train.length} of batch {config.data.batch} · {where}, {config.train.precision}"
     )
+
+
+def unused(fabric) -> str:
+    """That a run leaves GPUs of this machine unused, and how it does not; empty where it uses all."""
+    gpus = torch.cuda.device_count() if fabric.device.type == "cuda" and fabric.world_size == 1 else 1
+    all_ = f"torchrun --nproc-per-node {gpus} -m twinblock pretrain ..."
+    return f"one of {gpus} GPUs is used; for all: {all_}" if gpus > 1 else ""
 
 
 def finish(run: Run, trainer, images: Images, reporter: Reporter) -> None:

@@ -27,7 +27,7 @@ from twinblock.runs import checkpoint
 from twinblock.runs.environment import environment, recorded
 from twinblock.runs.run import STARTED, Run
 from twinblock.runs.starting import beginning, going_on
-from twinblock.training.finish import finish, headline, last_line
+from twinblock.training.finish import finish, headline, last_line, unused
 from twinblock.training.room import need_room, with_numbers
 
 GOES_ON = "from here on learning rate and momentum of the target are those of the longer run"
@@ -138,8 +138,8 @@ def _train(run: Run, config: Config, fabric, reporter: Reporter) -> None:
         reporter.say(f"train.length={config.train.length}: measuring how long a step takes")
     config, chose = with_numbers(config, len(images), fabric.world_size, trainer_of)
     reporter.say(headline(config, images, fabric))
-    if fabric.world_size == 1 and fabric.device.type == "cuda" and (gpus := torch.cuda.device_count()) > 1:
-        reporter.say(f"one of {gpus} GPUs is used; torchrun --nproc-per-node {gpus} -m twinblock pretrain ... uses all")
+    if words := unused(fabric):
+        reporter.say(words)
     for words in (in_words(images, config.data), missing_operations(config)):
         if words is not None:
             reporter.say(f"images: {words}")
