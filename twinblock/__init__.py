@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from twinblock.config.recipes import compose, recipes, show
     from twinblock.core.errors import InputError
     from twinblock.data import Images
+    from twinblock.data.portable import pack
     from twinblock.data.stores import cache
     from twinblock.diagnosis.diagnose import diagnose
     from twinblock.evaluation.compare import compare
@@ -53,6 +54,7 @@ _HOMES = {
     "export": "exports.export",
     "finetune": "evaluation.finetune",
     "load_encoder": "runs.run",
+    "pack": "data.portable",
     "pretrain": "training.pretrain",
     "rank": "evaluation.rank",
     "recipes": "config.recipes",
@@ -80,6 +82,7 @@ __all__ = [
     "export",
     "finetune",
     "load_encoder",
+    "pack",
     "pretrain",
     "rank",
     "recipes",

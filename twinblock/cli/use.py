@@ -160,6 +160,31 @@ def duplicates(
 
 
 @app.command()
+def pack(
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="data=... [data.size=N] [data.jpeg=90] out=DIR", help="Images, how they are packed, and the folder."
+        ),
+    ] = None,
+):
+    """Pack images once into a folder, which is a source on any machine: data=DIR.
+
+    Without it, images are packed into the cache when they are first used.
+    """
+    from twinblock.data import load
+    from twinblock.data.portable import SPLITS, pack
+
+    given = fields(overrides, "data", "out")
+    if missing := [name for name in ("data", "out") if name not in given]:
+        raise InputError(f"pack: give {missing[0]}=...")
+    out = pack(given["data"], given["out"])
+    found = {split: images for split in SPLITS if (images := load(str(out), split=split)) is not None}
+    counts = ", ".join(f"{len(images):,} images of {split}" for split, images in found.items())
+    typer.echo(f"{out}: {counts}")
+
+
+@app.command()
 def cache(
     action: Annotated[str, typer.Argument(metavar="[list|verify|clear]", help="What to do.")] = "list",
     name: Annotated[str | None, typer.Argument(help="What `twinblock cache` shows as a name, or a source.")] = None,

@@ -87,6 +87,8 @@ def listing(folder: str, videos: bool = False) -> Listing:
         if inner and _is_run(names):
             runs.append(inner)
             continue
+        if "pixels.u8" in names and "meta.json" in names:  # packed images, of `twinblock pack`
+            continue
         folders = []
         for name in names:
             if name.startswith("."):

@@ -23,6 +23,7 @@ from twinblock.data.indicators import Indicators, indicated, joined
 from twinblock.data.labels import AUTO, NONE, column_of, labelled_by, no_columns, with_columns, with_labels
 from twinblock.data.layout import classes_of, few, said
 from twinblock.data.packing import not_of_files, packed
+from twinblock.data.portable import is_portable, portable
 from twinblock.data.store import Encoded, Item, cache, digest, say_once
 from twinblock.data.tables import LABELS, Table, beginning, facts_of, is_table, listed, read_table
 
@@ -53,6 +54,12 @@ def load(
     if root is not None and not os.path.isdir(os.path.expanduser(root)):
         raise _no_root(root)
     path, videos = _path(source, root) if isinstance(source, str) else "", wanted.fps is not None
+    if path and is_portable(path):
+        if column_of(labels):
+            raise no_columns(str(source), labels)
+        not_of_files(wanted, str(source))
+        images = portable(path, split)
+        return None if images is None else labelled_by(images, labels, wanted.separator, split == "test")
     if isinstance(source, str) and is_table(source) and not os.path.isfile(path):
         path = os.path.expanduser(source)  # only its paths begin in the root
     table = _table(source, path, root) if isinstance(source, str) else None
@@ -107,6 +114,8 @@ def _encoded(source: str, root: str | None, split: Split, download: bool, labels
     `data.labels` asks for.
     """
     path = _path(source, root)
+    if is_portable(path):
+        raise InputError(f"data source {source!r} is packed, and cannot be joined with others: pack them together")
     try:
         is_folder = stat.S_ISDIR(os.stat(path).st_mode)
     except PermissionError as error:

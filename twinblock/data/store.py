@@ -187,11 +187,12 @@ def finish(
 class Checked:
     """Compares images with their checksums, each when it is first used.
 
-    That costs 1 ms for 5 images of 256 px, or for 200 of 32 px, once, on the processor that copies them.
+    That costs 1 ms for 5 images of 256 px, or for 200 of 32 px, once, on the processor that copies them. `ours`: the
+    folder is of the cache, and is packed anew.
     """
 
-    def __init__(self, folder: Path, sums: UInt32[np.ndarray, " n"]):
-        self.folder, self.sums, self.seen = folder, sums, np.zeros(len(sums), bool)
+    def __init__(self, folder: Path, sums: UInt32[np.ndarray, " n"], ours: bool):
+        self.folder, self.sums, self.seen, self.ours = folder, sums, np.zeros(len(sums), bool), ours
 
     def damaged(self, rows: np.ndarray, contents: Sequence[Any] | np.ndarray) -> int | None:
         """The first of these rows whose content, pixels or a JPEG, is not what was packed."""
@@ -203,6 +204,10 @@ class Checked:
 
     def __call__(self, rows: np.ndarray, contents: Sequence[Any] | np.ndarray) -> None:
         if (row := self.damaged(rows, contents)) is not None:
+            if not self.ours:
+                raise InputError(
+                    f"packed image {row} in {self.folder} is damaged: copy the folder once more, or pack again"
+                )
             with suppress(OSError):
                 (self.folder / "meta.json").unlink()  # without it the store is packed anew
             raise InputError(
@@ -211,13 +216,15 @@ class Checked:
             )
 
 
-def read(folder: Path, name: str, classes: tuple[str, ...] | None, classes_from: str | None = None) -> Images | None:
-    """The images of a complete store; None where there is none, or a damaged one.
+def read(
+    folder: Path, name: str, classes: tuple[str, ...] | None, classes_from: str | None = None, ours: bool = True
+) -> Images | None:
+    """The images of a complete store, one of the cache where `ours`; None where there is none, or a damaged one.
 
     Labels, names and all else beside the pixels is compared with its checksum, and so are 128 MB of pixels, spread over
     the store: 0.2 s. The other pixels are when they are first used (`Checked`).
     """
-    if (store := opened(folder)) is None:
+    if (store := opened(folder, ours)) is None:
         return None
     labelled = bool((store.labels >= 0).any())
     undistorted = bool((store.aspect == np.float32(store.pixels.shape[2] / store.pixels.shape[1])).all())
@@ -257,8 +264,8 @@ class Store(NamedTuple):
         return False
 
 
-def opened(folder: Path) -> Store | None:
-    """The store in a folder; None where there is no whole one."""
+def opened(folder: Path, ours: bool = True) -> Store | None:
+    """The store in a folder, one of the cache where `ours`; None where there is no whole one."""
     if (meta := sealed(folder)) is None or meta.get("key") != _key_of(folder):  # or a folder with another's name
         return None
     try:
@@ -266,7 +273,7 @@ def opened(folder: Path) -> Store | None:
             if crc32((folder / name).read_bytes()) != sum_:
                 return None
         labels, aspect, sums = (np.load(folder / name) for name in BESIDE[:3])
-        checked, shape = Checked(folder, sums), meta["shape"]
+        checked, shape = Checked(folder, sums, ours), meta["shape"]
         pixels: np.ndarray | Jpegs
         if "pixels.npy" in meta["files"]:
             pixels = Jpegs(folder / "pixels.u8", np.load(folder / "pixels.npy"), tuple(shape), checked)

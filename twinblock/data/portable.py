@@ -1,0 +1,90 @@
+"""Packed images in a folder of one's own: packed once, used on any machine, without the files that they came from."""
+
+import json
+import os
+import shutil
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+from zlib import crc32
+
+import numpy as np
+
+from twinblock.config.data import Data, other_data
+from twinblock.core.errors import InputError
+from twinblock.data import Images
+from twinblock.data.store import BESIDE, read, sealed
+
+SPLITS: tuple[Literal["train", "test"], ...] = ("train", "test")
+COLUMNS = ("labels", "groups", "weights", "indicators")  # of `Images`, as data.labels and a table have made them
+
+
+def pack(data: Any, out: str | Path) -> Path:
+    """Pack images into the folder `out`, which is a source by itself: `data=OUT`, on any machine. Returns it.
+
+    `data`: a folder or another source of files, or the fields of `data`, as `{"source": "photos/", "jpeg": 90}`. The
+    folder holds pixels, names, labels, groups and weights of each split. On the disk of the cache pixels are linked and
+    take no more room, else they are copied. Raises InputError where `out` is there already, and for images that are no
+    files.
+    """
+    from twinblock.data.training import split_of
+
+    fields, out = other_data(Data(), data), Path(out)
+    if out.exists() or out.is_symlink():
+        raise InputError(f"out={out} is there already: choose another, or remove it")
+    part = out.with_name(f"{out.name}.part")
+    try:
+        shutil.rmtree(part, ignore_errors=True)
+        for split in SPLITS:
+            if (images := split_of(fields, split)) is not None:
+                _write(images, part / split, fields.source_name)
+        part.rename(out)
+    except OSError as error:
+        shutil.rmtree(part, ignore_errors=True)
+        raise InputError(f"cannot write {out} ({error.strerror or error})") from None
+    return out
+
+
+def is_portable(folder: str | Path) -> bool:
+    """Whether `pack` wrote this folder."""
+    return "portable" in (sealed(Path(folder, "train")) or {})
+
+
+def portable(folder: str | Path, split: Literal["train", "test"]) -> Images | None:
+    """The images of a split of such a folder; None where it has no such split. InputError where it is damaged."""
+    inside = Path(folder, split)
+    if split != "train" and not inside.exists():
+        return None
+    about = (sealed(inside) or {}).get("portable", {})
+    images = read(inside, str(folder), None, ours=False) if about else None
+    if images is None:
+        raise InputError(f"{inside} is damaged: copy the folder once more, or pack again")
+    classes = None if about["classes"] is None else tuple(about["classes"])
+    columns = {name: np.load(inside / f"own-{name}.npy") for name in about["columns"]}
+    return replace(images, **{"labels": None, "classes": classes, "classes_from": about["classes_from"], **columns})
+
+
+def _write(images: Images, to: Path, source: str) -> None:
+    store = Path(getattr(images.pixels, "filename", None) or "").parent
+    fields = sealed(store)
+    if fields is None or images.rows is not None:
+        raise InputError(f"data={source}: only images that are packed from files can be kept so")
+    to.mkdir(parents=True)
+    for name in ("pixels.u8", *BESIDE):
+        if (store / name).exists():
+            _link(store / name, to / name)
+    columns = {name: column for name in COLUMNS if (column := getattr(images, name)) is not None}
+    for name, column in columns.items():
+        np.save(to / f"own-{name}.npy", column)
+    written = [path for path in to.iterdir() if path.name != "pixels.u8"]
+    about = {"columns": sorted(columns), "classes": images.classes, "classes_from": images.classes_from}
+    files = {path.name: crc32(path.read_bytes()) for path in sorted(written)}
+    text = json.dumps({**fields, "files": files, "key": to.name, "source": source, "portable": about}).encode()
+    (to / "meta.json").write_bytes(b"%s\n%08x\n" % (text, crc32(text)))
+
+
+def _link(file: Path, to: Path) -> None:
+    with suppress(OSError):  # another disk, or one without links
+        return os.link(file, to)
+    shutil.copyfile(file, to)
