@@ -1,9 +1,11 @@
 """`twinblock pack`: packed images in a folder that is a source by itself."""
 
+import json
 import os
 import shutil
 import subprocess
 import sys
+import zlib
 
 import numpy as np
 import pytest
@@ -127,6 +129,22 @@ def test_damage_is_told_and_nothing_is_removed(splits, tmp_path, what, monkeypat
         load(str(moved), split="test")
     assert sorted(path.name for path in (moved / "test").iterdir()) == before
     load(str(moved), split="train")
+
+
+@pytest.mark.parametrize(
+    "about", [5, {}, {"columns": 3, "classes": None, "classes_from": None}, {"columns": ["x"], "classes": 1}]
+)
+def test_a_folder_that_somebody_made_is_one_line(splits, tmp_path, about):
+    packed = twinblock.pack(splits, tmp_path / "packed")
+    line = json.loads((packed / "train/meta.json").read_bytes().split(b"\n")[0])
+    text = json.dumps({**line, "portable": about}).encode()
+    (packed / "train/meta.json").write_bytes(b"%s\n%08x\n" % (text, zlib.crc32(text)))
+    with pytest.raises(InputError, match="is damaged"):
+        load(str(packed))
+    text = b"5"
+    (packed / "train/meta.json").write_bytes(b"%s\n%08x\n" % (text, zlib.crc32(text)))
+    with pytest.raises(InputError, match="there are no image files"):
+        load(str(packed))
 
 
 def test_damage_that_comes_later_is_told(splits, tmp_path, monkeypatch):

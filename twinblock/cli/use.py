@@ -170,8 +170,8 @@ def pack(
 ):
     """Pack images into a folder that is a source by itself.
 
-    It needs neither the files nor the cache, on any machine: data=DIR. Without it, images are packed into the cache when
-    they are first used.
+    It needs neither the files nor the cache, on any machine: data=DIR. Without it, images are packed into the cache
+    when they are first used.
     """
     from twinblock.data import load
     from twinblock.data.portable import SPLITS, pack

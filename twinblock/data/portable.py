@@ -56,13 +56,16 @@ def portable(folder: str | Path, split: Literal["train", "test"]) -> Images | No
     inside = Path(folder, split)
     if split != "train" and not inside.exists():
         return None
-    about = (sealed(inside) or {}).get("portable", {})
-    images = read(inside, str(folder), None, ours=False) if about else None
-    if images is None:
-        raise InputError(f"{inside} is damaged: copy the folder once more, or pack again")
-    classes = None if about["classes"] is None else tuple(about["classes"])
-    columns = {name: np.load(inside / f"own-{name}.npy") for name in about["columns"]}
-    return replace(images, **{"labels": None, "classes": classes, "classes_from": about["classes_from"], **columns})
+    try:
+        about = (sealed(inside) or {})["portable"]
+        images = read(inside, str(folder), None, ours=False)
+        assert images is not None
+        classes = None if about["classes"] is None else tuple(map(str, about["classes"]))
+        columns = {name: np.load(inside / f"own-{name}.npy") for name in about["columns"]}
+        columns = {"labels": None, "classes": classes, "classes_from": about["classes_from"], **columns}
+        return replace(images, **columns)
+    except (AssertionError, KeyError, TypeError, ValueError, OSError):
+        raise InputError(f"{inside} is damaged: copy the folder once more, or pack again") from None
 
 
 def _write(images: Images, to: Path, source: str) -> None:

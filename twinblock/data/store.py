@@ -295,7 +295,8 @@ def sealed(folder: Path) -> dict | None:
     """What meta.json says of a store; None where there is none, or one whose checksum is not its own."""
     try:
         line, own_sum, _ = (folder / "meta.json").read_bytes().split(b"\n")
-        return json.loads(line) if own_sum == b"%08x" % crc32(line) else None
+        fields = json.loads(line) if own_sum == b"%08x" % crc32(line) else None
+        return fields if isinstance(fields, dict) else None
     except PermissionError as error:
         raise _closed(folder, error) from error
     except (OSError, ValueError):
