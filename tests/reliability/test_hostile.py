@@ -46,7 +46,8 @@ ODD += ["10%", "!!python/object/apply:os.system [exit]", "[", "&a [*a]", "9" * 4
 KEYS = [*LEAVES, "objective", "target", "scope", "views", "data", "nonsense", "optim.nonsense", "a.b.c", "views.7.crop"]
 TEXT = st.one_of(st.sampled_from(ODD), st.text(max_size=8), st.integers(-3, 300).map(str), st.floats().map(str))
 OVERRIDES = st.lists(st.tuples(st.sampled_from(KEYS), TEXT), min_size=1, max_size=4)
-KEPT = {"data.source", "data.root", "data", "encoder.weights", "out", "train.length"}  # what would read or write elsewhere, or take long
+# what would read or write elsewhere, or take long
+KEPT = {"data.source", "data.root", "data", "encoder.weights", "out", "train.length"}
 
 
 @settings(max_examples=200, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
