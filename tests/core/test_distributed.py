@@ -276,7 +276,7 @@ def test_the_norm_on_a_gpu_is_that_of_the_whole(world, shape, affine):
     test_the_norm_of_a_global_batch_is_torchs_of_the_whole(world, shape, affine)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here, and torch has these kernels for GPUs alone")
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_norm_on_a_gpu_is_that_on_a_cpu(dtype, layout):

@@ -79,7 +79,7 @@ def test_mixed_precision_gives_float32_features(images):
     torch.testing.assert_close(mixed, exact, rtol=0, atol=0.05)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here: on a CPU images keep their layout")
 def test_a_gpu_sees_images_in_the_layout_of_training(images):
     seen = []
     encoder = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()).cuda()

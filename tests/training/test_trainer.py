@@ -5,7 +5,7 @@ from contextlib import contextmanager
 import pytest
 import tiny
 
-from twinblock.core.errors import Collapsed, Interrupted
+from twinblock.core.errors import Collapsed, InputError, Interrupted
 from twinblock.runs import checkpoint
 from twinblock.training import trainer as module
 from twinblock.training.launch import Stop
@@ -115,3 +115,23 @@ def test_hours_are_told_in_advance_and_once_by_another_step_than_the_first(tmp_p
     said = [line for line in said if "this will take" in line]
     assert [line[len("this will take about ") :].split(";")[0] for line in said] == told
     assert all("first_look" in line for line in said)
+
+
+def test_a_checkpoint_that_could_not_be_written_ends_the_run_at_the_next(tmp_path, monkeypatch):
+    config = tiny.config(
+        "simclr", "end_to_end", precision="fp32", train={"length": "9steps", "checkpoint_every": "2steps"}
+    )
+    trainer, save = tiny.trainer(config, tmp_path / "run"), checkpoint.save
+
+    def full(folder, tensors, meta):
+        if meta["step"] == 4:
+            raise InputError("cannot write it")
+        save(folder, tensors, meta)
+
+    monkeypatch.setattr(checkpoint, "save", full)
+    trainer.resume()
+    with pytest.raises(InputError, match="cannot write it"):
+        trainer.fit()
+    trainer.run.release()
+    assert trainer.step == 6
+    assert checkpoint.read(tmp_path / "run/checkpoint/last.safetensors")[1]["step"] == 2

@@ -1,6 +1,5 @@
 """Packed images in a folder of one's own: packed once, used on any machine, without the files that they came from."""
 
-import json
 import os
 import shutil
 from contextlib import suppress
@@ -14,7 +13,7 @@ import numpy as np
 from twinblock.config.data import Data, other_data
 from twinblock.core.errors import InputError
 from twinblock.data import Images
-from twinblock.data.store import BESIDE, read, sealed
+from twinblock.data.store import BESIDE, read, seal, sealed
 
 SPLITS: tuple[Literal["train", "test"], ...] = ("train", "test")
 COLUMNS = ("labels", "groups", "weights", "indicators")  # of `Images`, as data.labels and a table have made them
@@ -83,8 +82,7 @@ def _write(images: Images, to: Path, source: str) -> None:
     written = [path for path in to.iterdir() if path.name != "pixels.u8"]
     about = {"columns": sorted(columns), "classes": images.classes, "classes_from": images.classes_from}
     files = {path.name: crc32(path.read_bytes()) for path in sorted(written)}
-    text = json.dumps({**fields, "files": files, "key": to.name, "source": source, "portable": about}).encode()
-    (to / "meta.json").write_bytes(b"%s\n%08x\n" % (text, crc32(text)))
+    seal(to, {**fields, "files": files, "source": source, "portable": about})
 
 
 def _link(file: Path, to: Path) -> None:

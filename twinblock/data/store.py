@@ -9,7 +9,7 @@ import math
 import os
 import shutil
 from array import array
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from hashlib import blake2b
@@ -180,8 +180,13 @@ def finish(
     files = {name: crc32((folder / name).read_bytes()) for name in BESIDE if (folder / name).exists()}
     source = os.path.abspath(source) if os.path.exists(source) else source
     fields = {"shape": shape, "skipped": columns.skipped, "files": files, "dtype": form.dtype, "kind": form.kind}
-    meta = json.dumps({**fields, "key": _key_of(folder), "source": source}).encode()
-    (folder / "meta.json").write_bytes(b"%s\n%08x\n" % (meta, crc32(meta)))
+    seal(folder, {**fields, "source": source})
+
+
+def seal(folder: Path, fields: Mapping[str, Any]) -> None:
+    """Write meta.json of a store, which makes it whole."""
+    text = json.dumps({**fields, "key": _key_of(folder)}).encode()
+    (folder / "meta.json").write_bytes(b"%s\n%08x\n" % (text, crc32(text)))
 
 
 class Checked:

@@ -41,6 +41,11 @@ def state_of(
     return tensors
 
 
+def snapshot(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A copy on the CPU, which further steps do not change."""
+    return {name: t.detach().to("cpu", copy=True) for name, t in state.items()}
+
+
 def _shared(encoder: Encoder, learner: nn.Module) -> set[str]:
     """The names of a Learner's tensors that are the encoder's own."""
     of_encoder = {id(t) for t in encoder.state_dict(keep_vars=True).values()}

@@ -20,6 +20,7 @@ from twinblock.core.durations import Duration
 from twinblock.core.errors import InputError
 from twinblock.diagnosis.looks import Looks
 from twinblock.runs import checkpoint
+from twinblock.runs.state import snapshot
 
 SECONDS, MOST, LEAST = 6.0, 40, 3  # for the steps of a phase: at most so long, so many, and at least so many
 
@@ -136,6 +137,5 @@ def _seconds(work: Any, *given: Any) -> float:
 def _saved(trainer: Any) -> tuple[float, int]:
     """Seconds and bytes of a checkpoint; not in the folder of the run, which may not have begun."""
     with tempfile.TemporaryDirectory() as folder:
-        copied = {name: t.detach().to("cpu", copy=True) for name, t in trainer.state().items()}  # as while steps go on
-        taken = _seconds(lambda: checkpoint.save(Path(folder), copied, trainer.metadata()))
+        taken = _seconds(lambda: checkpoint.save(Path(folder), snapshot(trainer.state()), trainer.metadata()))
         return taken, (Path(folder) / checkpoint.LAST).stat().st_size

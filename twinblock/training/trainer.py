@@ -27,7 +27,7 @@ from twinblock.diagnosis.monitor import Monitor
 from twinblock.runs import checkpoint
 from twinblock.runs.run import Run
 from twinblock.runs.starting import Start
-from twinblock.runs.state import encoder_to_keep, restore_state, state_of
+from twinblock.runs.state import encoder_to_keep, restore_state, snapshot, state_of
 from twinblock.training.compiled import uncompiled
 from twinblock.training.launch import share, stop_signals
 from twinblock.training.loader import Loader
@@ -252,7 +252,7 @@ class Trainer:
         if bad is not None:
             raise self.diverged(f"{bad} holds NaN or infinity after step {self.step}")
         if self.fabric.is_global_zero:
-            copied = {name: t.detach().to("cpu", copy=True) for name, t in state.items()}
+            copied = snapshot(state)
             meta = {"step": self.step, "data": self.fingerprint, **self.metadata()}
             self.saving.start(partial(self._write, copied, meta))
 
