@@ -4,14 +4,14 @@ from pathlib import Path
 
 import pytest
 
-from twinblock.data import store
+from twinblock.data import locks, store
 
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path, monkeypatch) -> Path:
     monkeypatch.setenv("TWINBLOCK_CACHE", str(tmp_path / "cache"))
     store.say_once.cache_clear()
-    store._locks_files.cache_clear()
+    locks._locks_files.cache_clear()
     return tmp_path / "cache"
 
 

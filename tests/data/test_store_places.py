@@ -13,7 +13,7 @@ import pytest
 from pictures import encoded, one_line, plain, values
 
 from twinblock.core.errors import InputError
-from twinblock.data import packing, store
+from twinblock.data import locks, packing, store
 from twinblock.data.packing import packed
 
 # ---- Images
@@ -59,7 +59,7 @@ def test_what_a_killed_build_of_another_user_left_is_no_hindrance(shared):
     for name in (f"{key}-kept.0000.tmp", "other-kept.0000.tmp"):
         (folder / name).mkdir(mode=0o000)
     (folder / "other-kept.lock").touch(0o000)
-    with store.locked(folder / f"{key}-kept.lock"):
+    with locks.locked(folder / f"{key}-kept.lock"):
         pass
     assert stranger() == "[1, 2]"
 
@@ -103,7 +103,7 @@ def test_a_file_system_without_locks_is_said_once_and_works(code, monkeypatch, c
         assert values(packed(encoded([plain(i), plain(2)]))) == [i, 2]
     assert [message for message in caplog.messages if "cannot lock" in message] == caplog.messages
     assert len(caplog.messages) == 1
-    with store.locked(cache / "a.lock"), pytest.raises(store.Timeout), store.locked(cache / "a.lock", blocking=False):
+    with locks.locked(cache / "a.lock"), pytest.raises(store.Timeout), locks.locked(cache / "a.lock", blocking=False):
         pass
 
 

@@ -11,7 +11,7 @@ from pictures import one_line, plain, put
 
 import twinblock
 from twinblock.core.errors import InputError
-from twinblock.data import load, packing, store
+from twinblock.data import load, locks, packing, store
 from twinblock.data.packing import packed
 from twinblock.data.store import Encoded
 from twinblock.data.stores import cache as stores
@@ -138,7 +138,7 @@ def test_images_in_use_stay_usable_when_they_are_cleared():
 
 def test_a_store_that_is_being_packed_is_not_cleared(cache):
     packed(source([1, 2]))
-    with store.locked(cache / f"{'0' * 32}-kept.lock"):
+    with locks.locked(cache / f"{'0' * 32}-kept.lock"):
         assert stores("clear")[0]["state"] == "is being packed"
     assert stores()[0]["state"] == "whole"
 

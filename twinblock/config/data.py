@@ -61,7 +61,8 @@ class Data(Part):
 
     source: Name | Annotated[tuple[Name, ...], Field(min_length=1)] = "photodigits"
     """A folder of images, or a list of them; a CSV of paths, a .tar, a .zip, parquet files, or a pattern of these, as
-    `a/*.jpg`; a Hugging Face name; `photodigits`, `cifar10`, `cifar100`, `stl10`."""
+    `a/*.jpg`; the URL of a folder that `twinblock pack` made; a Hugging Face name; `photodigits`, `cifar10`, `cifar100`
+    or `stl10`."""
     root: Name | None = None
     """The folder in which a relative source begins, or the paths of a table, or torchvision's sets; null: the current
     one, that of the table, the cache."""

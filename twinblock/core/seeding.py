@@ -1,6 +1,7 @@
 """Random numbers as a function of integers, so that a run is the same on any number of processes and after a resume."""
 
 import hashlib
+import math
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,6 +10,8 @@ import numpy as np
 import torch
 
 from twinblock.core.settings import own_settings
+
+LANES, WINDOW = 8, 4  # an epoch in pieces has the images of so many at a time: LANES * WINDOW
 
 _drawing = threading.RLock()
 
@@ -27,6 +30,28 @@ def generator(*key: int | str, device: torch.device | str = "cpu") -> torch.Gene
 def order(seed: int, epoch: int, count: int) -> np.ndarray:
     """The order of the samples in an epoch."""
     return np.random.Generator(np.random.PCG64(hashed("order", seed, epoch))).permutation(count)
+
+
+def order_by_pieces(seed: int, epoch: int, pieces: np.ndarray, batch: int) -> np.ndarray:
+    """The order of the samples in an epoch, whole batches of it, where few pieces are wanted at a time.
+
+    `pieces`: the number of the piece in which each sample lies. Pieces are shuffled and put one behind the other. The
+    row of samples that this makes is cut into `LANES` equal parts, and each batch takes as many of each. Samples of a
+    part are shuffled among those of `WINDOW` pieces. Processes that share a batch read different parts.
+    """
+    rng = np.random.Generator(np.random.PCG64(hashed("pieces", seed, epoch)))
+    count, steps, lanes = int(pieces.max()) + 1, len(pieces) // batch, math.gcd(batch, LANES)
+    order = np.argsort(rng.permutation(count)[pieces], kind="stable")[: steps * batch].reshape(lanes, -1)
+    window = window_of(pieces)
+    for lane in order:
+        for start in range(0, lane.size, window):
+            rng.shuffle(lane[start : start + window])
+    return order.reshape(lanes, steps, -1).swapaxes(0, 1).ravel()
+
+
+def window_of(pieces: np.ndarray) -> int:
+    """Samples among which `order_by_pieces` shuffles, of each of its parts."""
+    return max(1, WINDOW * len(pieces) // len(np.unique(pieces)))
 
 
 def drawn(seed: int, epoch: int, weights: np.ndarray) -> np.ndarray:

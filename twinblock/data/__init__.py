@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float, Int, Shaped, UInt8
 from torch import Tensor
 
-from twinblock.data.rows import Jpegs, rows_of
+from twinblock.data.rows import Rows, rows_of
 
 if TYPE_CHECKING:
     from twinblock.data.forms import Wanted
@@ -55,7 +55,7 @@ class Names(Sequence[str]):
 
 @dataclass(frozen=True)
 class Images:
-    """A set of images of one stored size, in an array, a memory map or a file of JPEGs.
+    """A set of images of one stored size, in an array, a memory map, a file of JPEGs or on a server.
 
     `rows`: which of the stored ones they are, in order; None: all. The other columns are of the images themselves.
     `aspect` is the original width / height where pixels were squashed, None where they are undistorted.
@@ -71,7 +71,7 @@ class Images:
     `parts.FRAMES`); those of one file are a group.
     """
 
-    pixels: np.ndarray | Jpegs  # (stored, h, w, c), the files' own values: uint8, uint16, int16 or float32; NaN: none
+    pixels: np.ndarray | Rows  # (stored, h, w, c), the files' own values: uint8, uint16, int16 or float32; NaN: none
     labels: np.ndarray | None = None  # (n,) int64
     classes: tuple[str, ...] | None = None
     aspect: np.ndarray | None = None  # (n,) float32
@@ -127,6 +127,11 @@ class Images:
         if self.check is not None:
             self.check(rows, pixels)
         return torch.from_numpy(pixels)
+
+    def soon(self, index: np.ndarray) -> None:
+        """Have the images at these places come in the background, where they lie on a server."""
+        if isinstance(self.pixels, Rows):
+            self.pixels.soon(index if self.rows is None else self.rows[index])
 
     def aspects(self, index: Sequence[int] | np.ndarray | Tensor) -> Float[Tensor, " n"] | None:
         """`aspect` of the images at these places, as views take it."""

@@ -1,9 +1,13 @@
-"""Packed images in a folder of one's own: packed once, used on any machine, without the files that they came from."""
+"""Packed images in a folder of one's own: packed once, used on any machine, without the files that they came from.
+
+The folder may also lie on a server.
+"""
 
 import os
 import shutil
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 from zlib import crc32
@@ -13,7 +17,8 @@ import numpy as np
 from twinblock.config.data import Data, other_data
 from twinblock.core.errors import InputError
 from twinblock.data import Images
-from twinblock.data.store import BESIDE, read, seal, sealed
+from twinblock.data.served import META, Served, Server, beside
+from twinblock.data.store import BESIDE, Elsewhere, read, seal, sealed
 
 SPLITS: tuple[Literal["train", "test"], ...] = ("train", "test")
 COLUMNS = ("labels", "groups", "weights", "indicators")  # of `Images`, as data.labels and a table have made them
@@ -55,22 +60,52 @@ def portable(folder: str | Path, split: Literal["train", "test"]) -> Images | No
     inside = Path(folder, split)
     if split != "train" and not inside.exists():
         return None
+    images = _images(inside, str(folder))
+    if images is None:
+        raise InputError(f"{inside} is damaged: copy the folder once more, or pack again")
+    return images
+
+
+def served(url: str, split: Literal["train", "test"]) -> Images | None:
+    """The images of a split of such a folder on a server; None where it has no such split."""
+    server = Server(url)
+    inside = beside(server, split, (*BESIDE, *map(_own, COLUMNS)))
+    if inside is None:
+        if split == "train":
+            raise InputError(f"{url}: there are no packed images; `twinblock pack` makes the folder that lies there")
+        return None
+    images = _images(inside, url, partial(Served, server, inside))
+    if images is None:
+        with suppress(OSError):
+            (inside / META).unlink()  # it is copied anew
+        raise InputError(f"{url}/{split} is damaged, or did not come whole: give the command again, or pack again")
+    return images
+
+
+def _images(inside: Path, name: str, elsewhere: Elsewhere | None = None) -> Images | None:
+    """The images of a folder that `pack` wrote, with pixels that may lie elsewhere; None where it is damaged."""
     try:
         about = (sealed(inside) or {})["portable"]
-        images = read(inside, str(folder), None, ours=False)
-        assert images is not None
+        images = read(inside, name, None, ours=False, elsewhere=elsewhere)
+        if images is None or not {*about["columns"]} <= {*COLUMNS}:
+            return None
         classes = None if about["classes"] is None else tuple(map(str, about["classes"]))
-        columns = {name: np.load(inside / f"own-{name}.npy") for name in about["columns"]}
+        columns = {name: np.load(inside / _own(name)) for name in about["columns"]}
         columns = {"labels": None, "classes": classes, "classes_from": about["classes_from"], **columns}
         return replace(images, **columns)
-    except (AssertionError, KeyError, TypeError, ValueError, OSError):
-        raise InputError(f"{inside} is damaged: copy the folder once more, or pack again") from None
+    except (KeyError, TypeError, ValueError, OSError):
+        return None
+
+
+def _own(name: str) -> str:
+    """The file of a column as data.labels and a table have made it."""
+    return f"own-{name}.npy"
 
 
 def _write(images: Images, to: Path, source: str) -> None:
     store = Path(getattr(images.pixels, "filename", None) or "").parent
     fields = sealed(store)
-    if fields is None or images.rows is not None:
+    if fields is None or images.rows is not None or not (store / "pixels.u8").exists():
         raise InputError(f"data={source}: only images that are packed from files can be kept so")
     to.mkdir(parents=True)
     for name in ("pixels.u8", *BESIDE):
@@ -78,7 +113,7 @@ def _write(images: Images, to: Path, source: str) -> None:
             _link(store / name, to / name)
     columns = {name: column for name in COLUMNS if (column := getattr(images, name)) is not None}
     for name, column in columns.items():
-        np.save(to / f"own-{name}.npy", column)
+        np.save(to / _own(name), column)
     written = [path for path in to.iterdir() if path.name != "pixels.u8"]
     about = {"columns": sorted(columns), "classes": images.classes, "classes_from": images.classes_from}
     files = {path.name: crc32(path.read_bytes()) for path in sorted(written)}

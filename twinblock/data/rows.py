@@ -18,8 +18,33 @@ THREADS = 16  # that wait for the disk
 SHORTER = "{} is shorter than when the run began: give the command again, which packs anew"
 
 
-class Jpegs:
-    """Packed pictures of one size, each a JPEG that ends at its place in `ends` in one file. `[rows]` decodes them.
+class Rows:
+    """Images that are decoded, or fetched, when they are read: `[rows]` of them, as of an array."""
+
+    shape: tuple[int, int, int, int]
+    dtype: np.dtype
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, rows: Any) -> Shaped[np.ndarray, "*n h w c"]:
+        places = np.arange(len(self))[rows]
+        return self.read(places.ravel()).reshape(*places.shape, *self.shape[1:])
+
+    def read(self, rows: Int[np.ndarray, " n"]) -> Shaped[np.ndarray, "n h w c"]:
+        """These images, each compared with its checksum when it is first used."""
+        raise NotImplementedError
+
+    def contents(self, rows: Int[np.ndarray, " n"]) -> list[bytes]:
+        """These rows as they were packed; of one that has become shorter less."""
+        raise NotImplementedError
+
+    def soon(self, rows: Int[np.ndarray, " n"]) -> None:
+        """These rows are read before long."""
+
+
+class Jpegs(Rows):
+    """Packed pictures of one size, each a JPEG that ends at its place in `ends` in one file.
 
     `check(rows, contents)` is asked of those that are read.
     """
@@ -36,20 +61,11 @@ class Jpegs:
         self.filename, self.shape, self.check = file, shape, check
         self._starts, self._ends = np.append(0, ends)[:-1], ends
 
-    def __len__(self) -> int:
-        return self.shape[0]
-
-    def __getitem__(self, rows: Any) -> UInt8[np.ndarray, "*n h w c"]:
-        places = np.arange(len(self))[rows]
-        return self.read(places.ravel()).reshape(*places.shape, *self.shape[1:])
-
     def contents(self, rows: Int[np.ndarray, " n"]) -> list[bytes]:
-        """These rows as they lie in the file; of one that has become shorter less."""
         with open(self.filename, "rb", buffering=0) as file:
             return self._contents(file.fileno(), rows)
 
     def read(self, rows: Int[np.ndarray, " n"]) -> UInt8[np.ndarray, "n h w c"]:
-        """These pictures, decoded."""
         out = np.empty((len(rows), *self.shape[1:]), np.uint8)
 
         def fill(file: int, part: np.ndarray) -> int:
@@ -85,10 +101,10 @@ def from_jpeg(content: bytes, channels: int) -> UInt8[np.ndarray, "h w c"]:
 
 
 def rows_of(
-    pixels: Shaped[np.ndarray, "stored h w c"] | Jpegs, rows: Int[np.ndarray, " n"]
+    pixels: Shaped[np.ndarray, "stored h w c"] | Rows, rows: Int[np.ndarray, " n"]
 ) -> Shaped[np.ndarray, "n h w c"]:
     """A copy of these rows. Raises InputError where the file has become shorter."""
-    if isinstance(pixels, Jpegs):
+    if isinstance(pixels, Rows):
         return pixels.read(rows)
     file = _whole_file(pixels)
     if file is None or not len(rows) or pixels[0].nbytes < LARGE:

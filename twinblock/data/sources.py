@@ -3,10 +3,10 @@
 import os
 import re
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from glob import glob
-from itertools import chain, product
+from itertools import product
 from pathlib import Path
 from typing import Literal
 
@@ -15,21 +15,22 @@ from twinblock.data import Images, torchvision_sets
 from twinblock.data import huggingface as hf
 from twinblock.data.archives import archives, is_archive, shards
 from twinblock.data.columns import image_columns
-from twinblock.data.decode import File, printable
+from twinblock.data.decode import printable
 from twinblock.data.endings import ARRAYS, is_image, remedy, unread
 from twinblock.data.folders import folder_of_images, listing, metadata
 from twinblock.data.forms import Wanted
-from twinblock.data.indicators import Indicators, indicated, joined
+from twinblock.data.indicators import indicated
 from twinblock.data.labels import AUTO, NONE, column_of, labelled_by, no_columns, with_columns, with_labels
 from twinblock.data.layout import classes_of, few, said
 from twinblock.data.packing import not_of_files, packed
-from twinblock.data.portable import is_portable, portable
-from twinblock.data.store import Encoded, Item, cache, digest, say_once
+from twinblock.data.portable import is_portable, portable, served
+from twinblock.data.served import is_url
+from twinblock.data.several import Part, together
+from twinblock.data.store import Encoded, cache, digest, say_once
 from twinblock.data.tables import LABELS, Table, beginning, facts_of, is_table, listed, read_table
 
 BUILT_IN = ("photodigits", "cifar10", "cifar100", "stl10")
 Split = Literal["train", "test"]
-Part = tuple[str, Encoded]  # one of several sources
 
 
 def load(
@@ -51,15 +52,13 @@ def load(
         if split == "test":
             return None
         raise InputError(f"the run's images were a Python object, {source}; give them again: data=...")
+    if is_url(source):
+        return _packed_already(str(source), lambda: served(str(source), split), labels, split, wanted)
     if root is not None and not os.path.isdir(os.path.expanduser(root)):
         raise _no_root(root)
     path, videos = _path(source, root) if isinstance(source, str) else "", wanted.fps is not None
     if path and is_portable(path):
-        if column_of(labels):
-            raise no_columns(str(source), labels)
-        not_of_files(wanted, str(source))
-        images = portable(path, split)
-        return None if images is None else labelled_by(images, labels, wanted.separator, split == "test")
+        return _packed_already(str(source), lambda: portable(path, split), labels, split, wanted)
     if isinstance(source, str) and is_table(source) and not os.path.isfile(path):
         path = os.path.expanduser(source)  # only its paths begin in the root
     table = _table(source, path, root) if isinstance(source, str) else None
@@ -81,6 +80,17 @@ def load(
         column = list(beside.columns)[1]
         images = with_labels(images, beside, column, "metadata.csv", wanted.separator, split == "test")
     return labelled_by(images, labels, wanted.separator, split == "test")
+
+
+def _packed_already(
+    source: str, images_of: Callable[[], Images | None], labels: str, split: Split, wanted: Wanted
+) -> Images | None:
+    """The images of a folder that `twinblock pack` wrote."""
+    if column_of(labels):
+        raise no_columns(source, labels)
+    not_of_files(wanted, source)
+    images = images_of()
+    return None if images is None else labelled_by(images, labels, wanted.separator, split == "test")
 
 
 def _built_in(source: str, root: str | None, split: Split, download: bool) -> Images | None:
@@ -114,7 +124,7 @@ def _encoded(source: str, root: str | None, split: Split, download: bool, labels
     `data.labels` asks for.
     """
     path = _path(source, root)
-    if is_portable(path):
+    if is_portable(path) or is_url(source):
         raise InputError(f"data source {source!r} is packed, and cannot be joined with others: pack them together")
     try:
         is_folder = stat.S_ISDIR(os.stat(path).st_mode)
@@ -295,54 +305,4 @@ def _joined(
     parts = of(split)
     if not parts:
         return None
-    labelled = [(one, part) for one, part in parts if part.classes_from]
-    if any(part.several for _, part in labelled):
-        return _joined_several(shown, parts, of("train") if split == "test" else parts)
-    if bare := [one for one, part in labelled if part.classes is None] if any(p.classes for _, p in labelled) else []:
-        raise InputError(
-            f"data={shown}: {few(bare)} numbers its classes and others name them; data.labels=none leaves them out"
-        )
-    trained = of("train") if split == "test" else parts
-    known = sorted({name for _, part in trained for name in part.classes or ()})
-    classes = known + sorted({name for _, part in parts for name in part.classes or ()} - set(known))
-    place = {name: i for i, name in enumerate(classes)}
-
-    def items() -> Iterator[Item]:
-        for one, part in parts:
-            for name, file, label in part.items():
-                number = place[part.classes[label]] if part.classes and label >= 0 else label
-                yield os.path.join(one, name), file, number
-
-    def sample() -> Iterator[File]:
-        return chain.from_iterable(part.sample() for _, part in parts)
-
-    key = digest("joined", [(one, part.key) for one, part in parts], *classes)
-    froms = list(dict.fromkeys(part.classes_from for _, part in labelled))
-    count = sum(part.count for _, part in parts)
-    told = None if not labelled else said(classes) if "folder" in str(froms[0]) else froms[0]
-    return Encoded(shown, key, count, items, sample, tuple(classes) or None, told)
-
-
-def _joined_several(shown: str, parts: Sequence[Part], trained: Sequence[Part]) -> Encoded:
-    """Sources of several classes an image, one after the other, with the classes of the training images first."""
-    lists = [part.several for _, part in parts if part.several is not None]
-    if others := [one for one, part in parts if part.several is None]:
-        raise InputError(
-            f"data={shown}: {few(others)} has no lists of classes as others have; data.labels=none leaves those out"
-        )
-
-    def items() -> Iterator[Item]:
-        start = 0
-        for (one, part), of in zip(parts, lists, strict=True):
-            for name, file, row in part.items():
-                yield os.path.join(one, name), file, start + row
-            start += len(of().matrix)
-
-    def several() -> Indicators:
-        first = [part.several() for _, part in trained if part.several is not None]
-        return joined([of() for of in lists], joined(first).classes or () if first else ())
-
-    key = digest("joined", [(one, part.key) for one, part in parts])
-    sample = lambda: chain.from_iterable(part.sample() for _, part in parts)  # noqa: E731
-    count = sum(part.count for _, part in parts)
-    return Encoded(shown, key, count, items, sample, None, parts[0][1].classes_from, several)
+    return together(shown, parts, of("train") if split == "test" else parts)

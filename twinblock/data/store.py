@@ -1,7 +1,6 @@
 """The packed store: images decoded once into a memory map of their values on disk, cached by their content."""
 
 import errno
-import fcntl
 import functools
 import json
 import logging
@@ -18,7 +17,7 @@ from typing import Any, NamedTuple
 from zlib import crc32
 
 import numpy as np
-from filelock import BaseFileLock, FileLock, SoftFileLock, Timeout
+from filelock import Timeout
 from jaxtyping import Shaped, UInt32
 
 from twinblock.core.errors import InputError
@@ -26,7 +25,8 @@ from twinblock.data import Images, Names
 from twinblock.data.decode import File
 from twinblock.data.forms import Form
 from twinblock.data.indicators import Indicators
-from twinblock.data.rows import Jpegs
+from twinblock.data.locks import locked
+from twinblock.data.rows import Jpegs, Rows
 
 log = logging.getLogger(__name__)
 
@@ -35,6 +35,9 @@ OPENED = 2**27  # bytes of pixels that are compared with their checksums when a 
 COMPARED = 64  # images at a time
 
 Item = tuple[str, File, int]  # name, file, label or -1
+Elsewhere = Callable[
+    [tuple[int, int, int, int], np.dtype, np.ndarray | None, "Checked"], Rows
+]  # shape, type, ends, check
 
 
 @dataclass(frozen=True)
@@ -100,30 +103,6 @@ def build(folder: Path, write: Callable[[Path], None]) -> None:
             f"cannot write packed images to {folder.parent} ({where}{error.strerror or error}): "
             f"{'free some space there or set' if full else 'set'} TWINBLOCK_CACHE to another folder"
         ) from error
-
-
-def locked(path: Path, blocking: bool = True) -> BaseFileLock:
-    """A lock among the processes of all users, to be entered. Raises filelock's Timeout where it is taken and
-    `blocking` is false.
-    """
-    if _locks_files(path.parent):
-        return FileLock(path, mode=0o666, blocking=blocking)
-    return SoftFileLock(path.with_suffix(".softlock"), mode=0o666, blocking=blocking)
-
-
-@functools.cache
-def _locks_files(folder: Path) -> bool:
-    """Whether the file system knows flock(). Lustre and NFS may be mounted without."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except OSError as error:
-        if error.errno in (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP):
-            log.warning(f"{folder}: its file system cannot lock files ({error.strerror}); .softlock files are used")
-            return False
-    finally:
-        os.close(handle)
-    return True
 
 
 # ---- the files of a store
@@ -222,14 +201,19 @@ class Checked:
 
 
 def read(
-    folder: Path, name: str, classes: tuple[str, ...] | None, classes_from: str | None = None, ours: bool = True
+    folder: Path,
+    name: str,
+    classes: tuple[str, ...] | None,
+    classes_from: str | None = None,
+    ours: bool = True,
+    elsewhere: Elsewhere | None = None,
 ) -> Images | None:
     """The images of a complete store, one of the cache where `ours`; None where there is none, or a damaged one.
 
     Labels, names and all else beside the pixels is compared with its checksum, and so are 128 MB of pixels, spread over
     the store: 0.2 s. The other pixels are when they are first used (`Checked`).
     """
-    if (store := opened(folder, ours)) is None:
+    if (store := opened(folder, ours, elsewhere)) is None:
         return None
     labelled = bool((store.labels >= 0).any())
     undistorted = bool((store.aspect == np.float32(store.pixels.shape[2] / store.pixels.shape[1])).all())
@@ -242,7 +226,7 @@ def read(
         name=name,
         names=store.names,
         skipped=tuple((file, why) for file, why in store.skipped),
-        check=None if isinstance(store.pixels, Jpegs) else store.check,
+        check=None if isinstance(store.pixels, Rows) else store.check,
         kind=store.kind,
         parts=store.parts,
     )
@@ -251,7 +235,7 @@ def read(
 class Store(NamedTuple):
     """A complete store; its columns are as in `Images`."""
 
-    pixels: np.ndarray | Jpegs
+    pixels: np.ndarray | Rows
     labels: np.ndarray
     aspect: np.ndarray
     names: Names | None
@@ -263,14 +247,17 @@ class Store(NamedTuple):
     def damaged(self, rows: np.ndarray) -> bool:
         """Whether one of these rows is not what was packed."""
         for some in np.array_split(rows, max(1, len(rows) // COMPARED)):
-            contents = self.pixels.contents(some) if isinstance(self.pixels, Jpegs) else self.pixels[some]
+            contents = self.pixels.contents(some) if isinstance(self.pixels, Rows) else self.pixels[some]
             if self.check.damaged(some, contents) is not None:
                 return True
         return False
 
 
-def opened(folder: Path, ours: bool = True) -> Store | None:
-    """The store in a folder, one of the cache where `ours`; None where there is no whole one."""
+def opened(folder: Path, ours: bool = True, elsewhere: Elsewhere | None = None) -> Store | None:
+    """The store in a folder, one of the cache where `ours`; None where there is no whole one.
+
+    `elsewhere` gives the pixels where they do not lie beside the rest; those are compared only when they are used.
+    """
     if (meta := sealed(folder)) is None or meta.get("key") != _key_of(folder):  # or a folder with another's name
         return None
     try:
@@ -279,9 +266,12 @@ def opened(folder: Path, ours: bool = True) -> Store | None:
                 return None
         labels, aspect, sums = (np.load(folder / name) for name in BESIDE[:3])
         checked, shape = Checked(folder, sums, ours), meta["shape"]
-        pixels: np.ndarray | Jpegs
-        if "pixels.npy" in meta["files"]:
-            pixels = Jpegs(folder / "pixels.u8", np.load(folder / "pixels.npy"), tuple(shape), checked)
+        ends = np.load(folder / "pixels.npy") if "pixels.npy" in meta["files"] else None
+        pixels: np.ndarray | Rows
+        if elsewhere is not None:
+            pixels = elsewhere(tuple(shape), np.dtype(meta["dtype"]), ends, checked)
+        elif ends is not None:
+            pixels = Jpegs(folder / "pixels.u8", ends, tuple(shape), checked)
         else:
             pixels = np.memmap(folder / "pixels.u8", meta["dtype"], "r").reshape(shape)
         names = names_in(folder) if "names.u8" in meta["files"] else None
@@ -291,6 +281,8 @@ def opened(folder: Path, ours: bool = True) -> Store | None:
     except (OSError, ValueError, TypeError, KeyError):
         return None
     store, count = Store(pixels, labels, aspect, names, parts, meta["skipped"], checked, meta["kind"]), len(pixels)
+    if elsewhere is not None:
+        return store
     bytes_of_one = math.prod(shape[1:]) * pixels.dtype.itemsize
     some = np.unique(np.linspace(0, count - 1, min(count, 1 + OPENED // bytes_of_one)).astype(int))
     return None if store.damaged(some) else store

@@ -13,13 +13,15 @@ from filelock import Timeout
 
 from twinblock.core.errors import InputError, first_line, nearest
 from twinblock.data.decode import printable
+from twinblock.data.locks import locked as lock_of
+from twinblock.data.served import url_of
 from twinblock.data.store import cache as cache_folder
-from twinblock.data.store import locked as lock_of
 from twinblock.data.store import opened, sealed
 
 ACTIONS = ("list", "verify", "clear")
 STORE = re.compile(r"([0-9a-f]{32}|object-[0-9a-f]{32})(-\w+)+(\.\d+\.part)?")
 WHOLE, DAMAGED, UNFINISHED, OTHER = "whole", "damaged", "unfinished", "of another version"
+SERVED = "fetched as needed"
 SHORT = 8  # letters of a name that will do for all
 
 
@@ -28,8 +30,9 @@ def cache(action: str = "list", name: str | None = None) -> list[dict[str, Any]]
 
     `action`: `list`; `verify` compares every image, name and label with its checksum, and damaged ones are packed anew
     when they are next used; `clear` removes them. `name`: only those whose name begins so, or of this source. What is
-    packed at the moment stays. State is whole, damaged, unfinished (the next packing goes on there), or of another
-    version; after `clear`, removed or why not. Raises InputError where nothing has that name.
+    packed at the moment stays. State is whole, damaged, unfinished (the next packing goes on there), of another
+    version, or fetched as needed (pieces of images on a server); after `clear`, removed or why not. Raises InputError
+    where nothing has that name.
     """
     if action not in ACTIONS:
         near = nearest(action, ACTIONS, cutoff=0.4)
@@ -57,19 +60,26 @@ def _stores() -> Iterator[Path]:
 
 def _row(folder: Path) -> dict[str, Any]:
     try:
-        files = [path.stat() for path in folder.iterdir()]
+        files = [path.stat() for path in folder.rglob("*")]
     except OSError:  # of a user who does not share it
         files = []
-    newest = max((one.st_mtime for one in files), default=0.0)
+    if (url := url_of(folder)) is not None:
+        return _as_row(folder, files, url, None, SERVED)
     fields = sealed(folder)
     about = fields if fields is not None else _begun(folder)
     state = UNFINISHED if folder.suffix == ".part" else WHOLE if fields is not None else DAMAGED
     if fields is not None and "key" not in fields:
         state = OTHER
+    count = fields["shape"][0] if fields is not None else about.get("count")
+    return _as_row(folder, files, about.get("source", ""), count, state)
+
+
+def _as_row(folder: Path, files: list, source: str, images: int | None, state: str) -> dict[str, Any]:
+    newest = max((one.st_mtime for one in files), default=0.0)
     return {
         "name": folder.name,
-        "source": about.get("source", ""),
-        "images": fields["shape"][0] if fields is not None else about.get("count"),
+        "source": source,
+        "images": images,
         "bytes": sum(one.st_size for one in files),
         "date": datetime.fromtimestamp(newest).isoformat(" ", "minutes"),
         "state": state,

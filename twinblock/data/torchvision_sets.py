@@ -13,7 +13,8 @@ import numpy as np
 from twinblock.core.errors import InputError
 from twinblock.data import Images
 from twinblock.data.decode import printable
-from twinblock.data.store import Columns, Pixels, build, cache, digest, finish, locked, read
+from twinblock.data.locks import locked
+from twinblock.data.store import Columns, Pixels, build, cache, digest, finish, read
 
 
 def cifar(source: str, root: Path, split: str, download: bool) -> Images:

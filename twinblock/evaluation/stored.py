@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from twinblock.core.errors import InputError
 from twinblock.core.version import __version__
 from twinblock.data import Images, take
-from twinblock.data.rows import Jpegs
+from twinblock.data.rows import Rows
 from twinblock.evaluation.features import at_once, features
 from twinblock.evaluation.record import hash_weights
 from twinblock.runs import checkpoint
@@ -105,7 +105,7 @@ def key_of(encoder: nn.Module, images: Images, seen: dict[str, Any]) -> str:
     return digest.hexdigest()
 
 
-def _place(pixels: np.ndarray | Jpegs) -> Any:
+def _place(pixels: np.ndarray | Rows) -> Any:
     """What changes whenever a pixel does: the packed file and when it was written, or a digest of what is in memory."""
     if (file := getattr(pixels, "filename", None)) is not None:
         with suppress(FileNotFoundError):  # the file of a data set in Python has no name any more

@@ -10,8 +10,10 @@ import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
-from twinblock.core.seeding import drawn, order
+from twinblock.core.seeding import LANES, drawn, order, order_by_pieces, window_of
 from twinblock.data import Images
+from twinblock.data.served import Served
+from twinblock.data.store import say_once
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,15 @@ class Loader:
         self.reads = reads
         self.images, self.seed, self.batch, self.share, self.offset = images, seed, batch, share, offset
         self.device, self.epoch_steps = device, len(images) // batch
-        self.order = lru_cache(maxsize=1)(self._order)
+        self.order = lru_cache(maxsize=2)(self._order)
+        self.pieces, self.ahead = None, 0
+        if isinstance(images.pixels, Served) and images.weights is not None:
+            say_once(
+                f"{images.name}: images drawn by weight are fetched one by one, which is slow; copy the set to a disk"
+            )
+        elif isinstance(images.pixels, Served):
+            self.pieces = images.pixels.pieces_of(np.arange(len(images)) if images.rows is None else images.rows)
+            self.ahead = 1 + LANES * window_of(self.pieces) // batch  # steps until the next pieces are wanted
 
     def batches(self, start: int, stop: int) -> Generator[Samples, None, None]:
         """The samples of these steps, on the device."""
@@ -56,9 +66,9 @@ class Loader:
                 yield samples.to(self.device)
 
     def gather(self, step: int) -> Samples:
-        epoch, i = divmod(step, self.epoch_steps)
-        start = i * self.batch + self.offset
-        index = self.order(epoch)[start : start + self.share]
+        index = self.own(step)
+        if self.reads and self.pieces is not None:
+            self.images.soon(np.concatenate([self.own(step + i) for i in range(self.ahead + 1)]))
         pixels, labels = self.images.batch(index) if self.reads else None, self.images.labels
         if pixels is not None and self.device.type == "cuda":
             pixels = pixels.pin_memory()  # else its copy would be waited for
@@ -69,7 +79,15 @@ class Loader:
             torch.from_numpy(index.astype(np.int64)),
         )
 
+    def own(self, step: int) -> np.ndarray:
+        """The images of our share of a step."""
+        epoch, i = divmod(step, self.epoch_steps)
+        start = i * self.batch + self.offset
+        return self.order(epoch)[start : start + self.share]
+
     def _order(self, epoch: int) -> np.ndarray:
-        """The rows of an epoch."""
+        """The images of an epoch."""
+        if self.pieces is not None:
+            return order_by_pieces(self.seed, epoch, self.pieces, self.batch)
         weights = self.images.weights
         return order(self.seed, epoch, len(self.images)) if weights is None else drawn(self.seed, epoch, weights)
