@@ -180,7 +180,7 @@ class Train(Part):
     deterministic: bool = False
     """Bit-exact on a GPU too, at some cost; a CPU is so anyway."""
     compile: bool = False
-    """Whether to compile the encoder with torch.compile."""
+    """Whether to compile encoder, heads and loss with torch.compile."""
     loggers: tuple[Logger, ...] = ()
     """Where else to log: `tensorboard`, `wandb`, `mlflow`."""
     on_collapse: Literal["warn", "stop"] = "warn"

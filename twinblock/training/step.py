@@ -31,7 +31,7 @@ from twinblock.optim import (
     warmup_cosine,
 )
 from twinblock.runs.starting import Start
-from twinblock.training.compiled import compile_blocks
+from twinblock.training.compiled import compile_learners
 from twinblock.training.epoch import begin_epoch
 from twinblock.training.loader import Samples
 from twinblock.training.spread import Spread
@@ -87,7 +87,7 @@ class TrainStep:
             module.to(self.fabric.device, dtype)
             module.to(memory_format=layout)  # pyright: ignore[reportCallIssue]
         if self.config.train.compile:
-            compile_blocks(self.learners)
+            compile_learners(self.learners)
 
     def __call__(self, step: int, samples: Samples) -> Tensor:
         """One step of every Learner whose turn it is; returns their losses."""
