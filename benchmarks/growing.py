@@ -64,9 +64,7 @@ def learned(name: str, fields: list[str], seed: int, seconds: float, out: Path) 
     rows = np.random.default_rng(0).permutation(len(images))
     held, images = take(images, np.sort(rows[:HELD_OUT])), take(images, np.sort(rows[HELD_OUT:]))
     some = take(images, np.sort(np.random.default_rng(1).permutation(len(images))[:FITTED]))
-    times = [
-        statistics.median(step_time("fast", [*fields, f"data.size={side}"], 40) for _ in "12") for _, side in phases
-    ]
+    times = [step_time("fast", [*fields, f"data.size={side}"], 60) for _, side in phases]
     steps = int(seconds / sum(part * time for (part, _), time in zip(phases, times, strict=True)))
     config = compose("fast", overrides=[*fields, f"train.seed={seed}", f"train.length={steps}steps"])
     config = resolve(config, images, torch.device("cpu"))

@@ -155,10 +155,11 @@ def test_what_is_no_picture_of_eight_bits_is_refused(tmp_path):
 def test_other_images_are_kept_as_they_are_and_that_is_said(caplog):
     store.say_once.cache_clear()
     images_from(np.zeros((4, 8, 8, 3), np.uint8), wanted=Wanted(jpeg=90, stored=64))
-    load("photodigits", wanted=Wanted(jpeg=90))
-    assert [record.message.split(":")[0] for record in caplog.records] == [
-        "data.stored is for image files", "data.jpeg is for image files", "data.jpeg is for image files",
-    ]  # fmt: skip
+    load("photodigits", wanted=Wanted(jpeg=90, fps=2.0, pages="first", max_pixels=10**6))
+    said = [("stored", "data=<array of 4 images>"), ("jpeg", "data=<array of 4 images>")]
+    said += [(field, "photodigits") for field in ("jpeg", "fps", "pages", "max_pixels")]
+    lines = [record.message for record in caplog.records]
+    assert lines == [f"data.{field} is for image files: {name} is kept as it is" for field, name in said]
 
 
 def test_a_set_that_is_much_for_the_memory_says_what_is_smaller(photos, caplog, monkeypatch):

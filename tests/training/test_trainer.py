@@ -4,6 +4,7 @@ from contextlib import contextmanager
 
 import pytest
 import tiny
+import torch
 
 from twinblock.core.errors import Collapsed, InputError, Interrupted
 from twinblock.runs import checkpoint
@@ -82,6 +83,28 @@ def test_without_train_keep_no_encoder_is_kept(tmp_path):
     training.fit()
     training.run.release()
     assert training.run.kept == []
+
+
+def test_what_is_kept_is_the_encoder_of_its_step_though_steps_go_on(tmp_path, monkeypatch):
+    monkeypatch.setattr(module.TrainStep, "rate", lambda *_: 0.1)
+    plain = trainer(tmp_path / "plain", steps=4)
+    plain.fit()
+    plain.run.release()
+    training, kept = trainer(tmp_path / "run", steps=7, keep="4steps"), module.Run.keep
+
+    def late(*given):
+        while training.step < 6:  # two more steps are taken meanwhile
+            pass
+        kept(*given)
+
+    monkeypatch.setattr(module.Run, "keep", late)
+    training.fit()
+    training.run.release()
+    assert training.run.kept == [4]
+    tensors = checkpoint.read(training.run.path / "encoders/00000004.safetensors")[0]
+    expected = plain.encoder.state_dict()
+    assert all(torch.equal(tensors[name], expected[name]) for name in expected)
+    assert not torch.equal(training.encoder.state_dict()["conv1.weight"], expected["conv1.weight"])
 
 
 def test_what_an_encoder_starts_from_is_given_to_it_and_its_learners(tmp_path):

@@ -70,8 +70,8 @@ def not_of_files(wanted: Wanted, name: str) -> None:
     """Of images that are no image files: raise InputError for what cannot be wished of them, say what is not done."""
     if wanted.tile is not None:
         raise InputError(f"data.tile is for image files, not for {name}; leave it out")
-    for field in ("stored", "jpeg"):
-        if getattr(wanted, field) is not None:
+    for field in ("stored", "jpeg", "fps", "pages", "max_pixels"):
+        if getattr(wanted, field) != getattr(Wanted(), field):
             say_once(f"data.{field} is for image files: {name} is kept as it is")
 
 

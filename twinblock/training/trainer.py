@@ -261,11 +261,11 @@ class Trainer:
         checkpoint.save(self.run.checkpoints, state, meta)
 
     def keep(self) -> None:
-        """Write the encoder as it is now to a file of its own."""
+        """Write the encoder as it is now to a file of its own, while steps are taken."""
         self.train_step.share_weights()
         if self.fabric.is_global_zero:
-            encoder = encoder_to_keep(self.encoder, self.learners)
-            self.run.keep(self.step, encoder.state_dict(), self.metadata())
+            copied = snapshot(encoder_to_keep(self.encoder, self.learners).state_dict())
+            self.saving.start(partial(self.run.keep, self.step, copied, self.metadata()))
 
     def resume(self) -> None:
         """Go on from the newest whole checkpoint, if there is one."""
