@@ -163,23 +163,38 @@ def test_a_server_that_fails_for_good(site):
     assert len(asked) == 1, "what is forbidden is not asked for again"
 
 
-def test_no_more_is_kept_than_the_limit(site, monkeypatch):
+def test_no_more_is_kept_than_the_limit(site, monkeypatch, caplog):
     size = 10 * 16 * 16 * 3
     monkeypatch.setenv("TWINBLOCK_CACHE_GB", str(5.5 * size / 1e9))
     here = load(f"{site.url}/pixels")
     expected = here.batch(range(COUNT))
-    assert len(pieces_here(here)) <= 5
-    (loader,) = loaders(here, 1)
-    for step in range(20):  # the pieces of a window are more
-        found = loader.gather(step)
-        assert torch.equal(found.pixels, expected[found.index])
-    for thread in here.pixels._fetchers:
-        assert thread.daemon
     all_came(here)
     assert len(pieces_here(here)) <= 5
+    before = len(site.requests)
+    here.pixels.piece_rows = 160  # so that no batch has a large part of a piece, as in sets of real size
+    (loader,) = loaders(here, 1)
+    for step in range(20):  # what an epoch needs at a time is more
+        found = loader.gather(step)
+        assert torch.equal(found.pixels, expected[found.index])
+    assert len(site.requests) - before == COUNT, "each image once, and no piece that is given up again"
+    assert "images are fetched one by one, which is slow. At a time 0.00049 GB are needed" in caplog.text
+    assert caplog.text.count("one by one") == 1
     monkeypatch.setenv("TWINBLOCK_CACHE_GB", "much")
     with pytest.raises(InputError, match="TWINBLOCK_CACHE_GB=much should be a number of gigabytes"):
-        here.batch(range(COUNT))
+        load(f"{site.url}/pixels").soon(np.arange(COUNT))
+
+
+def test_the_window_of_an_epoch_is_kept_and_the_next_one_fetched_meanwhile(site, monkeypatch):
+    """Room for as many pieces as are needed at a time is enough to fetch each once."""
+    here = load(f"{site.url}/pixels")
+    (loader,) = loaders(here, 1)
+    monkeypatch.setenv("TWINBLOCK_CACHE_GB", str(60 * 10 * 16 * 16 * 3 / 1e9))
+    before = len(site.requests)
+    for step in range(20):
+        loader.gather(step)
+    all_came(here)
+    asked = [request for _, request in site.requests[before:]]
+    assert 64 <= len(asked) <= 64 + 8 and len(pieces_here(here)) <= 60  # some again, for the epoch that follows
 
 
 def test_memory_is_that_of_a_few_pieces(tmp_path):
@@ -207,6 +222,14 @@ def test_a_damaged_piece_is_fetched_again(site):
     pieces_here(images)[0].write_bytes(b"")
     again = load(f"{site.url}/pixels")
     assert torch.equal(again.batch(range(COUNT)), expected)
+
+
+def test_a_disk_that_is_full(site, monkeypatch):
+    images = load(f"{site.url}/pixels")
+    monkeypatch.setattr(Path, "write_bytes", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    with pytest.raises(InputError, match=r"cannot write .*piece-\d+ \(No space left on device\): free some space"):
+        images.batch(range(COUNT))
+    assert not [*images.pixels.folder.glob("*.part")]
 
 
 def test_what_changes_on_the_server(packs, site, tmp_path):

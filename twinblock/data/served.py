@@ -1,6 +1,7 @@
 """Packed images on a server: small columns are copied here, pixels are fetched in pieces as an epoch comes to them."""
 
 import json
+import logging
 import os
 import queue
 import re
@@ -10,6 +11,7 @@ import time
 from collections.abc import Collection, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +21,8 @@ from twinblock.core.errors import InputError, one_line
 from twinblock.data.locks import locked
 from twinblock.data.rows import THREADS, Rows, from_jpeg
 from twinblock.data.store import Checked, cache, digest, say_once
+
+log = logging.getLogger(__name__)
 
 PROTOCOLS = {"http": "twinblock[remote]", "https": "twinblock[remote]"}  # and what to install for each
 PROTOCOLS |= {"s3": "s3fs", "gs": "gcsfs", "abfs": "adlfs", "hf": "huggingface_hub"}
@@ -154,6 +158,7 @@ class Served(Rows):
         self._coming: dict[int, Future] = {}
         self._lock, self._wanted = threading.Lock(), queue.SimpleQueue()
         self._fetchers: list[threading.Thread] = []
+        self._told = False
 
     def pieces_of(self, rows: Int[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:
         """The number of the piece in which each row lies."""
@@ -162,7 +167,15 @@ class Served(Rows):
     def soon(self, rows: Int[np.ndarray, " n"]) -> None:
         """Fetch the pieces of these rows in the background, in the order of the rows."""
         numbers, first = np.unique(self.pieces_of(rows), return_index=True)
-        self._fetch(numbers[np.argsort(first)].tolist())
+        needed, most = sum(map(self._bytes_of, numbers.tolist())), self._limit
+        if needed <= most:
+            self._fetch(numbers[np.argsort(first)].tolist())
+        elif not self._told:  # each would be given up before it is used
+            self._told = True
+            log.warning(
+                f"{self.server.url}: images are fetched one by one, which is slow. At a time {needed / 1e9:.2g} GB are "
+                f"needed, and {self.folder.parent} may hold {most / 1e9:.2g}: free some space there, or set {LIMIT}"
+            )
 
     def read(self, rows: Int[np.ndarray, " n"]) -> Shaped[np.ndarray, "n h w c"]:
         numbers, counts = np.unique(self.pieces_of(rows), return_counts=True)
@@ -220,6 +233,8 @@ class Served(Rows):
             for number in numbers:
                 try:
                     os.utime(self._file(number))
+                except PermissionError:  # another user's, who shares the cache
+                    continue
                 except FileNotFoundError:
                     if number not in self._coming:
                         self._coming[number] = Future()
@@ -244,46 +259,58 @@ class Served(Rows):
             else:
                 future.set_exception(why)
 
+    def _span(self, number: int) -> tuple[int, int]:
+        """Where a piece begins and ends in the file."""
+        rows = range(len(self))[number * self.piece_rows : (number + 1) * self.piece_rows]
+        return int(self._starts[rows[0]]), int(self._ends[rows[-1]])
+
+    def _bytes_of(self, number: int) -> int:
+        start, end = self._span(number)
+        return end - start
+
     def _get(self, number: int) -> None:
         """Fetch a piece, once among the processes of this machine."""
         file, lock = self._file(number), self.folder / f"piece-{number:07}.lock"
-        rows = range(len(self))[number * self.piece_rows : (number + 1) * self.piece_rows]
-        with locked(lock):
-            if not file.exists():
-                content = self._asked_for(int(self._starts[rows[0]]), int(self._ends[rows[-1]]))
-                part = file.with_suffix(f".{os.getpid()}.part")
-                try:
-                    part.write_bytes(content)
+        part = file.with_suffix(f".{os.getpid()}.part")
+        try:
+            with locked(lock):
+                if not file.exists():
+                    part.write_bytes(self._asked_for(*self._span(number)))
                     part.rename(file)
-                except OSError as error:
-                    part.unlink(missing_ok=True)
-                    raise _cannot_write(file, error) from error
-                self._keep_to_limit(file)
-            lock.unlink(missing_ok=True)
+                    self._keep_to_limit(file)
+                lock.unlink(missing_ok=True)
+        except OSError as error:
+            part.unlink(missing_ok=True)
+            raise _cannot_write(file, error) from error
 
-    def _keep_to_limit(self, newest: Path) -> None:
-        """Remove the pieces that have not been used for longest."""
+    def _pieces(self) -> list[tuple[int, int, Path]]:
+        """Of each piece that is here when it was used, its size, and its file."""
         found = []
         for file in self.folder.glob("piece-???????"):
             with suppress(FileNotFoundError):  # another process removed it
                 found.append((file.stat().st_mtime_ns, file.stat().st_size, file))
+        return found
+
+    @cached_property
+    def _limit(self) -> float:
+        """Bytes of pieces that are kept at the most: as the user says, or half of the room that there was for them."""
+        text = os.environ.get(LIMIT)
+        if text is None:
+            return (sum(size for _, size, _ in self._pieces()) + shutil.disk_usage(self.folder).free) / 2
+        try:
+            return 1e9 * float(text)
+        except ValueError:
+            raise InputError(f"{LIMIT}={text} should be a number of gigabytes, as 50") from None
+
+    def _keep_to_limit(self, newest: Path) -> None:
+        """Remove the pieces that have not been used for longest."""
+        found = self._pieces()
         held = sum(size for _, size, _ in found)
-        most = _limit(held + shutil.disk_usage(self.folder).free)
         for _, size, file in sorted(found):
-            if held > most and file != newest:
-                file.unlink(missing_ok=True)
+            if held > self._limit and file != newest:
+                with suppress(OSError):  # another user's
+                    file.unlink(missing_ok=True)
                 held -= size
-
-
-def _limit(room: int) -> float:
-    """Bytes of pieces that are kept at the most, of this much room for them: half of it, or what the user sets."""
-    text = os.environ.get(LIMIT)
-    if text is None:
-        return room / 2
-    try:
-        return 1e9 * float(text)
-    except ValueError:
-        raise InputError(f"{LIMIT}={text} should be a number of gigabytes, as 50") from None
 
 
 def _cannot_write(file: Path, error: OSError) -> InputError:
