@@ -25,7 +25,7 @@ part() { # NAME SECONDS COMMAND...
 part machine 20 sh -c 'nvidia-smi; "$0" -c "import torch; print(torch.__version__, torch.cuda.is_available())"' "$PYTHON"
 
 # right: views, losses, steps, kills and every recipe for some steps, on the GPU that the tests find
-part tests 150 "$PYTHON" -m pytest -q -p no:cacheprovider -m "not slow" \
+part tests 120 "$PYTHON" -m pytest -q -p no:cacheprovider -m "not slow" \
     tests/views tests/test_optim.py tests/training/test_step.py tests/training/test_resume.py tests/nn/test_layers.py \
     tests/core/test_distributed.py tests/evaluation/test_features.py
 part deterministic 60 sh -c '
@@ -43,8 +43,8 @@ sys.exit(bool(different))
 CODE' "$PYTHON" "$OUT"
 
 # what it takes
-part throughput 60 "$PYTHON" benchmarks/throughput.py --steps 20 --rounds 5 --batch 512
-part memory 90 "$PYTHON" benchmarks/memory.py --models resnet50 --batch 32 --repeats 5 --memory 80
+part throughput 180 "$PYTHON" benchmarks/throughput.py --steps 20 --rounds 5 --batch 512 --compiled
+part memory 60 "$PYTHON" benchmarks/memory.py --models resnet50 --batch 32 --repeats 5 --memory 80
 part monitor 40 "$PYTHON" benchmarks/monitor.py demo byol
 part pruned 40 "$PYTHON" benchmarks/pruned.py encoder.kind=resnet18
 part estimate 30 "$PYTHON" -m twinblock estimate simclr

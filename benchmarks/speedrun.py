@@ -7,9 +7,9 @@ measure both alike: at 32 px, fitted to 10 000 training images, on 5 000 test im
 what other programs take does not count. Start, packing and evaluation do not count either, on both sides.
 
 lightly: its transform without blur, ResNet-18 with the CIFAR stem, its projection head and loss, batch 128, SGD with
-momentum, bf16 and channels_last, as in its example; `--rates` tries several learning rates for a batch of 256. The
-rate falls by half a cosine over the time. Others can add themselves to the ledger in docs/results/speed.md: any
-settings of `twinblock pretrain`, or any program, that keep to the time.
+momentum, as in its example; in bf16 and channels_last where the processor is fast at bf16, else in float32. `--rates`
+tries several learning rates for a batch of 256. The rate falls by half a cosine over the time. Others can add themselves
+to the ledger in docs/results/speed.md: any settings of `twinblock pretrain`, or any program, that keep to the time.
 """
 
 import argparse
@@ -27,6 +27,7 @@ from methods import step_time
 from throughput import lightly_loop
 from torch import nn
 
+from twinblock.assembly.precision import fast_at_bf16
 from twinblock.config.recipes import compose
 from twinblock.core.console import print_table
 from twinblock.data import Images
@@ -43,7 +44,8 @@ FITTED, TESTED = 10_000, 5_000  # images
 
 def accuracy(encoder: nn.Module, sets: tuple[Images, Images], mean: Any, std: Any) -> dict[str, float]:
     """Linear probe and kNN on test images, in percent."""
-    found = [features(encoder, images, size=32, mean=mean, std=std, autocast=torch.bfloat16) for images in sets]
+    autocast = torch.bfloat16 if fast_at_bf16() else None
+    found = [features(encoder, images, size=32, mean=mean, std=std, autocast=autocast) for images in sets]
     train, test = (torch.as_tensor(images.labels) for images in sets)
     given = found[0], train, found[1], int(train.max()) + 1
     scores = {"linear": linear_probe(*given), "kNN": knn_scores(*given)}
@@ -73,7 +75,7 @@ def timed(step: Callable[[float], Any], look: Callable[[], dict[str, float]], se
 def with_lightly(fields: list[str], seed: int, rate: float, seconds: float) -> Iterator[dict]:
     config, sets = compose("simclr", overrides=fields), some_of(fields)
     torch.manual_seed(seed)
-    loop = lightly_loop(training(*chosen(config.data)), 128, fast=True)
+    loop = lightly_loop(training(*chosen(config.data)), 128, fast=fast_at_bf16())
     network, optimizer = next(loop)  # a step beside the time
     head = network.fc
 

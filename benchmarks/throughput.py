@@ -1,10 +1,11 @@
 """Images a second of SimCLR training: our loop against lightly's own, side by side in one run; and where a step goes.
 
-    python benchmarks/throughput.py [--steps 4] [--rounds 5] [--threads 2] [--batch 128]
+    python benchmarks/throughput.py [--steps 4] [--rounds 5] [--threads 2] [--batch 128] [--compiled]
 
 ResNet-18 with the CIFAR stem at 32 px on the embedded images, two views, SGD. lightly (if it is installed) runs as
 its documentation writes the loop, float32, and with bf16 and channels_last. Sides take turns; printed are medians over
 the rounds, the ratio to ours in the same round, and which part of our step is not the forward and backward of networks.
+`--compiled` adds ours with `train.compile`, which takes a minute or two to compile.
 """
 
 import argparse
@@ -34,8 +35,9 @@ from twinblock.views import Views
 FLOP = 2 * 0.5567e9 * 3 * 2  # of an image: ResNet-18 at 32 px, CIFAR stem; multiply and add, three passes, two views
 
 
-def ours(images: Images, batch: int, precision: str, folder: Path) -> Trainer:
+def ours(images: Images, batch: int, precision: str, folder: Path, compiled: bool = False) -> Trainer:
     fields = [f"data.batch={batch}", "encoder.kind=resnet18", "encoder.stem=cifar", f"train.precision={precision}"]
+    fields += ["train.compile=true"] if compiled else []
     config = compose("simclr", overrides=[*fields, "train.length=100000steps"])
     fabric = make_fabric()
     return Trainer(resolve(config, images, fabric.device), images, fabric, Run(folder), Reporter(quiet=True))
@@ -127,12 +129,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     for name, default in (("steps", 4), ("rounds", 5), ("threads", 2), ("batch", 128)):
         parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--compiled", action="store_true")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     images = load("photodigits")
     assert images is not None
     with tempfile.TemporaryDirectory() as folder:
         trainers = {f"twinblock {p}": ours(images, args.batch, p, Path(folder) / p) for p in ("bf16", "fp32")}
+        if args.compiled:
+            trainers["twinblock bf16, compiled"] = ours(images, args.batch, "bf16", Path(folder) / "compiled", True)
         sides: dict[str, Callable[[], Any]] = {name: steps_of(trainer) for name, trainer in trainers.items()}
         if importlib.util.find_spec("lightly"):
             for name, fast in (("lightly fp32", False), ("lightly bf16, channels_last", True)):

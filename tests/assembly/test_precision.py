@@ -19,19 +19,34 @@ CPU = torch.device("cpu")
     [("bf16", True, torch.bfloat16), ("bf16", False, None), ("fp32", True, None), ("fp64", True, None)],
 )
 def test_mixed_precision_where_trained_so_and_fast(trained, fast, expected, monkeypatch):
-    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: fast)
-    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    monkeypatch.setattr(precision, "fast_at_bf16", lambda: fast)
     config = compose("demo", {"train": {"precision": trained}})
     assert precision.autocast_here(config, CPU) == expected
     assert seen_by(config, CPU)["autocast"] == expected
 
 
+@pytest.mark.parametrize(
+    ("name", "avx512", "amx", "expected"),
+    [
+        ("Intel Xeon", True, True, "bf16"),
+        ("Intel Xeon", True, False, "fp32"),  # in a virtual machine that hides AMX
+        ("AMD EPYC 9B45", True, False, "bf16"),
+        ("AMD EPYC 7B13", False, False, "fp32"),
+        ("", True, False, "bf16"),
+    ],
+)
+def test_auto_knows_which_processors_are_slow_at_it(name, avx512, amx, expected, monkeypatch):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"cpu_name": name} if name else {})
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx512)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+    assert precision.precision("auto", CPU) == expected
+
+
 def test_a_wish_is_kept_and_auto_asks_the_processor(monkeypatch):
-    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
-    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True)
+    monkeypatch.setattr(precision, "fast_at_bf16", lambda: True)
     assert precision.precision("fp32", CPU) == "fp32"
     assert precision.precision("auto", CPU) == "bf16"
-    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    monkeypatch.setattr(precision, "fast_at_bf16", lambda: False)
     assert precision.precision("auto", CPU) == "fp32"
 
 
@@ -47,7 +62,7 @@ def test_a_wish_is_kept_and_auto_asks_the_processor(monkeypatch):
 )
 def test_no_bf16_where_a_convolution_strides_over_one_pixel(kind, stem, size, expected, monkeypatch):
     """Counted by hand: halved five times, once or four times, each time rounded up; the last must see two pixels."""
-    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
+    monkeypatch.setattr(precision, "fast_at_bf16", lambda: True)
     fields = [f"encoder={kind}", f"encoder.stem={stem}", f"data.size={size}", "encoder.width=8"]
     assert precision.precision_of(compose("demo", overrides=fields), CPU) == expected
     assert precision.precision_of(compose("demo", overrides=[*fields, "train.precision=bf16"]), CPU) == "bf16"
@@ -56,7 +71,7 @@ def test_no_bf16_where_a_convolution_strides_over_one_pixel(kind, stem, size, ex
 @pytest.mark.parametrize(("stride", "expected"), [(4, "fp32"), (2, "bf16")])
 def test_an_encoder_of_ones_own_is_asked_too(stride, expected, monkeypatch, tmp_path):
     """Images of 16 pixels, on a processor that is fast at bfloat16: the third convolution sees 1 pixel, or 4."""
-    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
+    monkeypatch.setattr(precision, "fast_at_bf16", lambda: True)
     width, layers = 3, []
     for _ in range(3):
         layers += [nn.Conv2d(width, 8, 3, stride, 1), nn.ReLU()]
