@@ -8,8 +8,9 @@ what other programs take does not count. Start, packing and evaluation do not co
 
 lightly: its transform without blur, ResNet-18 with the CIFAR stem, its projection head and loss, batch 128, SGD with
 momentum, as in its example; in bf16 and channels_last where the processor is fast at bf16, else in float32. `--rates`
-tries several learning rates for a batch of 256. The rate falls by half a cosine over the time. Others can add themselves
-to the ledger in docs/results/speed.md: any settings of `twinblock pretrain`, or any program, that keep to the time.
+tries several learning rates for a batch of 256. The rate falls by half a cosine over the time. Others can add
+themselves to the ledger in docs/results/speed.md: any settings of `twinblock pretrain`, or any program, that keep to
+the time.
 """
 
 import argparse
