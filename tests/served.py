@@ -1,11 +1,18 @@
-"""A web server for tests: files of a folder, parts of them, and failures on purpose."""
+"""A web server for tests: files of a folder, parts of them, and failures on purpose; and what reads from it."""
 
 import re
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+
+import torch
+
+from twinblock.training.loader import Loader
+
+COUNT = 640  # images of a set: 64 pieces of ten
 
 
 class Web:
@@ -72,3 +79,17 @@ def web(folder: Path) -> Iterator[Web]:
     finally:
         server.shutdown()
         server.server_close()
+
+
+def pieces_here(images) -> list[Path]:
+    return sorted(images.pixels.folder.glob("piece-???????"))
+
+
+def all_came(images) -> None:
+    while images.pixels._coming:
+        time.sleep(0.001)
+
+
+def loaders(images, world: int, batch: int = 32):
+    share = batch // world
+    return [Loader(images, 0, batch, share, rank * share, torch.device("cpu")) for rank in range(world)]
