@@ -9,7 +9,8 @@ from pictures import encode
 from served import COUNT, web
 
 import twinblock
-from twinblock.data import locks, served, store
+from twinblock.core import seeding
+from twinblock.data import locks, server, store
 
 
 @pytest.fixture(autouse=True)
@@ -45,6 +46,7 @@ def packs(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def site(packs, monkeypatch):
-    monkeypatch.setattr(served, "WAITS", (0.01,) * 7)
+    monkeypatch.setattr(server, "WAITS", (0.01,) * 7)
+    monkeypatch.setattr(seeding, "WINDOW", 4)
     with web(packs) as site:
         yield site

@@ -10,6 +10,7 @@ from pictures import encode
 from served import COUNT, all_came, loaders, pieces_here, web
 
 import twinblock
+from twinblock.core import seeding
 from twinblock.core.errors import InputError
 from twinblock.core.seeding import LANES, order_by_pieces, window_of
 from twinblock.data import load, take
@@ -44,8 +45,9 @@ def test_few_rows_are_fetched_alone_and_a_piece_once(packs, site):
 
 
 @pytest.mark.parametrize(("pieces", "batch"), [(np.arange(1000) // 10, 32), (np.sort(np.arange(977) % 61), 8)])
-def test_an_epoch_in_pieces(pieces, batch):
+def test_an_epoch_in_pieces(pieces, batch, monkeypatch):
     """Every image once, of few pieces at a time, in another order each epoch; the rest is left out, as always."""
+    monkeypatch.setattr(seeding, "WINDOW", 4)
     order = order_by_pieces(3, 0, pieces, batch)
     assert len(order) == len(pieces) // batch * batch == len(np.unique(order))
     assert (order != order_by_pieces(3, 1, pieces, batch)).mean() > 0.9
@@ -109,17 +111,26 @@ def test_no_more_is_kept_than_the_limit(site, monkeypatch, caplog):
         load(f"{site.url}/pixels").soon(np.arange(COUNT))
 
 
-def test_the_window_of_an_epoch_is_kept_and_the_next_one_fetched_meanwhile(site, monkeypatch):
-    """Room for as many pieces as are needed at a time is enough to fetch each once."""
-    here = load(f"{site.url}/pixels")
-    (loader,) = loaders(here, 1)
-    monkeypatch.setenv("TWINBLOCK_CACHE_GB", str(60 * 10 * 16 * 16 * 3 / 1e9))
+def test_with_room_for_them_pieces_come_once_for_all_epochs_and_processes(site, monkeypatch):
+    monkeypatch.setenv("TWINBLOCK_CACHE_GB", str(64.5 * 10 * 16 * 16 * 3 / 1e9))
+    two = [load(f"{site.url}/pixels") for _ in "12"]
     before = len(site.requests)
-    for step in range(20):
-        loader.gather(step)
-    all_came(here)
-    asked = [request for _, request in site.requests[before:]]
-    assert 64 <= len(asked) <= 64 + 8 and len(pieces_here(here)) <= 60  # some again, for the epoch that follows
+    for step in range(60):
+        for rank, images in enumerate(two):
+            loaders(images, 2)[rank].gather(step)
+    for images in two:
+        all_came(images)
+    assert len(site.requests) - before == 64
+
+
+def test_processes_of_one_machine_share_the_limit(site, monkeypatch, caplog):
+    """One of two needs half of what both do: where that does not fit, nothing is fetched in vain."""
+    monkeypatch.setenv("TWINBLOCK_CACHE_GB", str(40 * 10 * 16 * 16 * 3 / 1e9))
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    images = load(f"{site.url}/pixels")
+    loaders(images, 2)[0].gather(0)
+    all_came(images)
+    assert "one by one" in caplog.text and len(pieces_here(images)) <= 2
 
 
 def test_memory_is_that_of_a_few_pieces(tmp_path):

@@ -3,12 +3,15 @@
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from zlib import crc32
 
+import numpy as np
 import pytest
 import torch
 from data.test_portable import same
@@ -16,12 +19,12 @@ from served import COUNT, loaders, pieces_here
 
 import twinblock
 from twinblock.core.errors import InputError
-from twinblock.data import load, served
+from twinblock.data import load, server
 
 
 def test_a_server_that_fails_every_tenth_request(site):
     expected = load(f"{site.url}/jpeg").batch(range(COUNT))
-    shutil.rmtree(os.environ["TWINBLOCK_CACHE"])
+    shutil.rmtree(os.environ["TWINBLOCK_CACHE"], ignore_errors=True)
     site.fails = lambda number, path: 503 if number % 10 == 0 else None
     images = load(f"{site.url}/jpeg")
     (loader,) = loaders(images, 1)
@@ -43,6 +46,8 @@ def test_a_server_that_fails_for_good(site):
         load(f"{site.url}/jpeg")
     asked = [path for path, _ in site.requests if path.startswith("/jpeg")]
     assert len(asked) == 1, "what is forbidden is not asked for again"
+    site.fails = lambda number, path: 403 if "/test/" in path else None  # as a bucket that may not be listed
+    assert load(f"{site.url}/jpeg", split="test") is None and len(load(f"{site.url}/jpeg")) == COUNT
 
 
 def test_a_damaged_piece_is_fetched_again(site):
@@ -72,11 +77,14 @@ def test_what_changes_on_the_server(packs, site, tmp_path):
         pixels = packs / "bad/train/pixels.u8"
         pixels.unlink()
         pixels.write_bytes(bytes(COUNT * 16 * 16 * 3))
-        with pytest.raises(InputError, match=r"packed image \d+ in .* is damaged"):
+        with pytest.raises(
+            InputError,
+            match=r"image \d+ in http.*/bad/train/pixels.u8 is not what was packed: copy the folder there once more",
+        ):
             load(f"{site.url}/bad").batch(range(COUNT))
         (packs / "bad/train/labels.npy").unlink()
         (packs / "bad/train/labels.npy").write_bytes(b"other")
-        shutil.rmtree(os.environ["TWINBLOCK_CACHE"])
+        shutil.rmtree(os.environ["TWINBLOCK_CACHE"], ignore_errors=True)
         with pytest.raises(InputError, match=r"bad/train is damaged, or did not come whole"):
             load(f"{site.url}/bad")
         shutil.rmtree(packs / "new")
@@ -87,6 +95,109 @@ def test_what_changes_on_the_server(packs, site, tmp_path):
     finally:
         for name in ("bad", "new"):
             shutil.rmtree(packs / name, ignore_errors=True)
+
+
+def test_pixels_that_change_while_they_are_used(packs, site):
+    """What was read before is compared again: it comes again where pieces were given up."""
+    shutil.copytree(packs / "jpeg", packs / "changed")
+    try:
+        images = load(f"{site.url}/changed")
+        images.batch(range(COUNT))
+        for file in pieces_here(images):
+            file.unlink()
+        pixels = packs / "changed/train/pixels.u8"
+        content = pixels.read_bytes()
+        pixels.unlink()
+        pixels.write_bytes(content[::-1])
+        with pytest.raises(InputError, match="is not what was packed"):
+            images.batch(range(COUNT))
+    finally:
+        shutil.rmtree(packs / "changed")
+
+
+@pytest.mark.parametrize(
+    ("change", "column"),
+    [
+        ({"files": {"/dev/zero": 1}}, None),
+        ({"files": ["labels.npy"]}, None),
+        ({"shape": [10**13, 16, 16, 3]}, None),
+        ({"shape": [COUNT, 10**6, 10**6, 3]}, None),
+        ({"shape": [0, 16, 16, 3]}, None),
+        ({"shape": [COUNT, 16, 16]}, None),
+        ({"dtype": "object"}, None),
+        ({}, ("labels.npy", np.zeros(6, np.int64))),
+        ({}, ("labels.npy", np.full(COUNT, "a"))),
+        ({}, ("own-labels.npy", np.zeros(6, np.int64))),
+        ({}, ("own-labels.npy", np.zeros((COUNT, 3), np.int64))),
+        ({}, ("pixels.npy", np.full(COUNT, np.nan))),
+        ({}, ("pixels.npy", np.arange(COUNT)[::-1].copy())),
+    ],
+)
+def test_a_set_that_someone_made_up(packs, site, change, column):
+    """Its checksums are right. It ends with one line, and reads no other file."""
+    evil = packs / "made-up"
+    shutil.copytree(packs / "jpeg", evil)
+    try:
+        meta = evil / "train/meta.json"
+        fields = json.loads(meta.read_bytes().partition(b"\n")[0]) | change
+        if column is not None:
+            file = evil / "train" / column[0]
+            file.unlink()  # it is linked
+            np.save(file, column[1])
+            fields["files"][column[0]] = crc32(file.read_bytes())
+        text = json.dumps(fields).encode()
+        meta.unlink()
+        meta.write_bytes(b"%s\n%08x\n" % (text, crc32(text)))
+        with pytest.raises(InputError, match="made-up/train is damaged"):
+            load(f"{site.url}/made-up").batch([0])
+    finally:
+        shutil.rmtree(evil)
+
+
+def test_a_cache_that_may_only_be_read(site, monkeypatch):
+    images = load(f"{site.url}/pixels")
+    expected = images.batch(range(COUNT))
+
+    def refuse(*_, **__):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(os, "utime", refuse)
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    monkeypatch.setattr(Path, "unlink", refuse)
+    again = load(f"{site.url}/pixels")
+    assert torch.equal(again.batch(range(COUNT)), expected)
+
+
+ASK = """
+import sys, threading, numpy as np
+from twinblock.data import load
+images = load(sys.argv[1])
+threading.Timer(1.0, lambda: print("asked", flush=True)).start()
+images.batch(np.arange(len(images)))
+"""
+
+
+@pytest.mark.parametrize("status", [503, None])
+def test_an_interrupt_does_not_wait_for_the_server(site, tmp_path, status):
+    """It fails, or it is silent."""
+    hang = threading.Event()
+
+    def fails(number, path):
+        if path.endswith("pixels.u8"):
+            return status or hang.wait(60) or 503
+        return None
+
+    load(f"{site.url}/pixels")  # what stands beside the pixels is here
+    site.fails = fails
+    words = [sys.executable, "-c", ASK, f"{site.url}/pixels"]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as program:
+        try:
+            assert program.stdout.readline() == "asked\n"
+            program.send_signal(signal.SIGINT)
+            program.wait(20)  # requests are made again for longer
+        finally:
+            hang.set()
+            program.kill()
 
 
 def test_names_in_what_is_served_stay_in_its_folder(packs, site, tmp_path):
@@ -121,12 +232,16 @@ def test_a_server_without_parts_is_refused_before_it_sends_all(site):
         ("ftp://host/pack", "a URL begins with one of http, https, s3"),
         ("reference://host/pack", "a URL begins with one of http"),
         ("simplecache::http://host/pack", "there is no such folder"),
+        ("zip://x.zip::http://host/pack", "a URL begins with one of http"),
+        ("http://host/a::file:///etc", "and has no '::'"),
+        ("http://host/pack?token=1", "ends without '\\?' and '#'"),
+        ("HTTP://127.0.0.1:9/pack", "http://127.0.0.1:9/pack/train/meta.json cannot be read"),
         ("http://127.0.0.1:9/pack", "cannot be read"),
         ("s3://bucket/pack", "pip install 's3fs'"),
     ],
 )
 def test_urls_that_are_no_set(source, message, monkeypatch):
-    monkeypatch.setattr(served, "WAITS", (0.01,) * 7)
+    monkeypatch.setattr(server, "WAITS", (0.01,) * 7)
     with pytest.raises(InputError, match=message):
         load(source)
 

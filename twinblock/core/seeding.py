@@ -11,7 +11,7 @@ import torch
 
 from twinblock.core.settings import own_settings
 
-LANES, WINDOW = 8, 4  # an epoch in pieces has the images of so many at a time: LANES * WINDOW
+LANES, WINDOW = 8, 32  # an epoch in pieces has the images of so many at a time: LANES * WINDOW
 
 _drawing = threading.RLock()
 

@@ -17,10 +17,13 @@ import numpy as np
 from twinblock.config.data import Data, other_data
 from twinblock.core.errors import InputError
 from twinblock.data import Images
-from twinblock.data.served import META, Served, Server, beside
+from twinblock.data.served import META, Served, beside
+from twinblock.data.server import Server
 from twinblock.data.store import BESIDE, Elsewhere, read, seal, sealed
 
 SPLITS: tuple[Literal["train", "test"], ...] = ("train", "test")
+TYPES = ("uint8", "uint16", "int16", "float32")  # of pixels
+LARGEST = 4096  # side of a packed image, as data.stored and data.tile allow
 COLUMNS = ("labels", "groups", "weights", "indicators")  # of `Images`, as data.labels and a table have made them
 
 
@@ -85,15 +88,24 @@ def served(url: str, split: Literal["train", "test"]) -> Images | None:
 def _images(inside: Path, name: str, elsewhere: Elsewhere | None = None) -> Images | None:
     """The images of a folder that `pack` wrote, with pixels that may lie elsewhere; None where it is damaged."""
     try:
-        about = (sealed(inside) or {})["portable"]
+        fields = sealed(inside) or {}
+        about, shape = fields["portable"], fields["shape"]
+        if not {*fields["files"]} <= {*BESIDE, *map(_own, COLUMNS)} or not {*about["columns"]} <= {*COLUMNS}:
+            return None
+        if len(shape) != 4 or min(shape) < 1 or max(shape[1:]) > LARGEST or fields["dtype"] not in TYPES:
+            return None
         images = read(inside, name, None, ours=False, elsewhere=elsewhere)
-        if images is None or not {*about["columns"]} <= {*COLUMNS}:
+        if images is None:
             return None
         classes = None if about["classes"] is None else tuple(map(str, about["classes"]))
         columns = {name: np.load(inside / _own(name)) for name in about["columns"]}
+        for name, column in columns.items():
+            of = (1 + (name == "indicators"), len(images), "f" if name == "weights" else "i")
+            if (column.ndim, len(column), column.dtype.kind) != of:
+                return None
         columns = {"labels": None, "classes": classes, "classes_from": about["classes_from"], **columns}
         return replace(images, **columns)
-    except (KeyError, TypeError, ValueError, OSError):
+    except (KeyError, TypeError, ValueError, AttributeError, OSError):
         return None
 
 

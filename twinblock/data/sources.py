@@ -24,7 +24,7 @@ from twinblock.data.labels import AUTO, NONE, column_of, labelled_by, no_columns
 from twinblock.data.layout import classes_of, few, said
 from twinblock.data.packing import not_of_files, packed
 from twinblock.data.portable import is_portable, portable, served
-from twinblock.data.served import is_url
+from twinblock.data.server import is_url
 from twinblock.data.several import Part, together
 from twinblock.data.store import Encoded, cache, digest, say_once
 from twinblock.data.tables import LABELS, Table, beginning, facts_of, is_table, listed, read_table

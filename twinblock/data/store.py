@@ -266,6 +266,9 @@ def opened(folder: Path, ours: bool = True, elsewhere: Elsewhere | None = None) 
                 return None
         labels, aspect, sums = (np.load(folder / name) for name in BESIDE[:3])
         checked, shape = Checked(folder, sums, ours), meta["shape"]
+        kinds = [column.dtype.kind for column in (labels, aspect, sums)]
+        if kinds != ["i", "f", "u"] or any(column.shape != (shape[0],) for column in (labels, aspect, sums)):
+            return None
         ends = np.load(folder / "pixels.npy") if "pixels.npy" in meta["files"] else None
         pixels: np.ndarray | Rows
         if elsewhere is not None:
@@ -276,6 +279,8 @@ def opened(folder: Path, ours: bool = True, elsewhere: Elsewhere | None = None) 
             pixels = np.memmap(folder / "pixels.u8", meta["dtype"], "r").reshape(shape)
         names = names_in(folder) if "names.u8" in meta["files"] else None
         parts = np.load(folder / "parts.npy") if "parts.npy" in meta["files"] else None
+        if any(column is not None and len(column) != shape[0] for column in (names, parts)):
+            return None
     except PermissionError as error:
         raise _closed(folder, error) from error
     except (OSError, ValueError, TypeError, KeyError):

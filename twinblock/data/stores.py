@@ -98,7 +98,7 @@ def _begun(folder: Path) -> dict[str, Any]:
 
 def _is_meant(row: dict[str, Any], name: str) -> bool:
     begins = len(name) >= SHORT and row["name"].startswith(name)
-    return begins or row["source"] in (name, str(Path(name).expanduser().absolute()))
+    return begins or row["source"] in (name, name.rstrip("/"), str(Path(name).expanduser().absolute()))
 
 
 def _verified(folder: Path) -> str:

@@ -53,7 +53,8 @@ class Loader:
             )
         elif isinstance(images.pixels, Served):
             self.pieces = images.pixels.pieces_of(np.arange(len(images)) if images.rows is None else images.rows)
-            self.ahead = 1 + LANES * window_of(self.pieces) // batch  # steps until the next pieces are wanted
+            ahead = 1 + LANES * window_of(self.pieces) // batch  # steps until the next pieces are wanted
+            self.ahead = min(ahead, self.epoch_steps)
 
     def batches(self, start: int, stop: int) -> Generator[Samples, None, None]:
         """The samples of these steps, on the device."""
