@@ -45,7 +45,6 @@ class Loader:
         self.reads = reads
         self.images, self.seed, self.batch, self.share, self.offset = images, seed, batch, share, offset
         self.device, self.epoch_steps = device, len(images) // batch
-        self.order = lru_cache(maxsize=2)(self._order)
         self.pieces, self.ahead = None, 0
         if isinstance(images.pixels, Served) and images.weights is not None:
             say_once(
@@ -55,6 +54,7 @@ class Loader:
             self.pieces = images.pixels.pieces_of(np.arange(len(images)) if images.rows is None else images.rows)
             ahead = 1 + LANES * window_of(self.pieces) // batch  # steps until the next pieces are wanted
             self.ahead = min(ahead, self.epoch_steps)
+        self.order = lru_cache(maxsize=2 if self.ahead else 1)(self._order)  # an epoch's, which may be 1 GB
 
     def batches(self, start: int, stop: int) -> Generator[Samples, None, None]:
         """The samples of these steps, on the device."""
