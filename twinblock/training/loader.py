@@ -54,7 +54,7 @@ class Loader:
             self.pieces = images.pixels.pieces_of(np.arange(len(images)) if images.rows is None else images.rows)
             ahead = 1 + LANES * window_of(self.pieces) // batch  # steps until the next pieces are wanted
             self.ahead = min(ahead, self.epoch_steps)
-        self.order = lru_cache(maxsize=2 if self.ahead else 1)(self._order)  # an epoch's, which may be 1 GB
+        self.order = lru_cache(maxsize=2 if self.ahead else 1)(self._order)  # of 100 million images it is 800 MB
 
     def batches(self, start: int, stop: int) -> Generator[Samples, None, None]:
         """The samples of these steps, on the device."""
