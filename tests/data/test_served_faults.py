@@ -74,6 +74,11 @@ def test_what_changes_on_the_server(packs, site, tmp_path):
         shutil.copytree(packs / "pixels", packs / name)
     try:
         first = load(f"{site.url}/new")
+        shutil.rmtree(packs / "new")
+        shutil.copytree(packs / "jpeg", packs / "new")
+        second = load(f"{site.url}/new")
+        assert first.pixels.jpeg is False and second.pixels.jpeg is True
+        same(second, load(str(packs / "jpeg")))
         pixels = packs / "bad/train/pixels.u8"
         pixels.unlink()
         pixels.write_bytes(bytes(COUNT * 16 * 16 * 3))
@@ -87,11 +92,6 @@ def test_what_changes_on_the_server(packs, site, tmp_path):
         shutil.rmtree(os.environ["TWINBLOCK_CACHE"], ignore_errors=True)
         with pytest.raises(InputError, match=r"bad/train is damaged, or did not come whole"):
             load(f"{site.url}/bad")
-        shutil.rmtree(packs / "new")
-        shutil.copytree(packs / "jpeg", packs / "new")
-        second = load(f"{site.url}/new")
-        assert first.pixels.jpeg is False and second.pixels.jpeg is True
-        same(second, load(str(packs / "jpeg")))
     finally:
         for name in ("bad", "new"):
             shutil.rmtree(packs / name, ignore_errors=True)
