@@ -169,8 +169,9 @@ def test_a_cache_that_may_only_be_read(site, monkeypatch):
 
 
 ASK = """
-import sys, threading, numpy as np
+import signal, sys, threading, numpy as np
 from twinblock.data import load
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell has what it runs in the background ignore it
 images = load(sys.argv[1])
 threading.Timer(1.0, lambda: print("asked", flush=True)).start()
 images.batch(np.arange(len(images)))
