@@ -1,6 +1,7 @@
 """Rows of packed images, read side by side: page faults of a memory map come one after the other."""
 
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
@@ -18,7 +19,7 @@ THREADS = 16  # that wait for the disk
 SHORTER = "{} is shorter than when the run began: give the command again, which packs anew"
 
 
-class Rows:
+class Rows(ABC):
     """Images that are decoded, or fetched, when they are read: `[rows]` of them, as of an array."""
 
     shape: tuple[int, int, int, int]
@@ -31,15 +32,15 @@ class Rows:
         places = np.arange(len(self))[rows]
         return self.read(places.ravel()).reshape(*places.shape, *self.shape[1:])
 
+    @abstractmethod
     def read(self, rows: Int[np.ndarray, " n"]) -> Shaped[np.ndarray, "n h w c"]:
-        """These images, each compared with its checksum when it is first used."""
-        raise NotImplementedError
+        """These images, each compared with its checksum, at least when it is first used."""
 
+    @abstractmethod
     def contents(self, rows: Int[np.ndarray, " n"]) -> list[bytes]:
         """These rows as they were packed; of one that has become shorter less."""
-        raise NotImplementedError
 
-    def soon(self, rows: Int[np.ndarray, " n"]) -> None:
+    def soon(self, rows: Int[np.ndarray, " n"]) -> None:  # noqa: B027 - what is here already need not be fetched
         """These rows are read before long."""
 
 
